@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use crate::connection::Late;
 use crate::uri::UriError;
 
 /// What went wrong while talking to a libvirt daemon.
@@ -65,6 +66,8 @@ pub enum Error {
         procedure: &'static str,
         /// How long was waited.
         after: Duration,
+        /// Tells when the daemon is done with it after all.
+        late: Late,
     },
 
     /// The call was never sent: as many as may be outstanding already are (see [`crate::Budget`]).

@@ -1,0 +1,184 @@
+//! The command line.
+//!
+//! Flags are few on purpose: what is set once stands in the file, what is tried out stands here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::Flags;
+
+/// All went well, or the program was asked to end and did.
+pub(crate) const EXIT_OK: u8 = 0;
+/// Something failed while running, or `check` found something that does not work.
+pub(crate) const EXIT_FAILED: u8 = 1;
+/// The command line or the configuration is wrong; nothing was started. (clap's own exit code, too.)
+pub(crate) const EXIT_USAGE: u8 = 2;
+
+const EXAMPLES: &str = "\
+Examples:
+  kvmetry once --format table                     what every VM of this host does now
+  kvmetry check                                   what works, what does not, what to do about it
+  kvmetry run --output - --interval 2s            line protocol on stdout, every 2 seconds
+  kvmetry run --influxdb http://127.0.0.1:8181    into InfluxDB 3
+  kvmetry run --uri qemu+ssh://root@kvm1/system --uri qemu+ssh://root@kvm2/system
+  kvmetry config > kvmetry.toml                   every setting, with unit, default and reason
+
+Environment:
+  KVMETRY_SECTION_KEY       any setting of the configuration, such as KVMETRY_COLLECT_INTERVAL=10s
+  KVMETRY_INFLUXDB_TOKEN    the token of InfluxDB (never in a URL or an argument)
+  KVMETRY_LOG               error, warn, info (the default), debug or trace
+
+Exit codes:
+  0  all went well
+  1  something failed
+  2  the command line or the configuration is wrong";
+
+/// Telemetry for KVM/libvirt virtual machines: every VM and its devices, every few seconds.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "kvmetry", version, after_help = EXAMPLES, arg_required_else_help = true)]
+#[command(disable_help_subcommand = true, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Args, Clone, Debug)]
+struct Common {
+    /// Configuration file [default: /etc/kvmetry/kvmetry.toml if it exists]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Hypervisor to read, in place of the configured ones; may be repeated [default: qemu:///system]
+    #[arg(long = "uri", global = true, value_name = "URI")]
+    uris: Vec<String>,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Read all VMs every few seconds, until it is told to end
+    Run(Run),
+    /// Read all VMs once and print what was read
+    Once(Once),
+    /// Say what works, what does not, and what to do about it
+    Check(Check),
+    /// Print the configuration with every key, its default and its reason
+    Config,
+}
+
+/// The flags of `run`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Run {
+    /// Time between two readings, such as 5s, in place of the configured ones [default: 5s]
+    #[arg(long, value_name = "DURATION")]
+    interval: Option<String>,
+    /// Where to print line protocol: - (stdout) or file:PATH; may be repeated
+    #[arg(long = "output", value_name = "-|file:PATH", allow_hyphen_values = true)]
+    outputs: Vec<String>,
+    /// InfluxDB server to write to, in place of the configured ones, such as http://127.0.0.1:8181
+    #[arg(long, value_name = "URL")]
+    influxdb: Option<String>,
+}
+
+/// The flags of `once`.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Once {
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Format::Line)]
+    pub(crate) format: Format,
+}
+
+/// The flags of `check`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Check {
+    /// InfluxDB server to try, in place of the configured ones
+    #[arg(long, value_name = "URL")]
+    influxdb: Option<String>,
+}
+
+/// How `once` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Line protocol, as `run` writes it
+    Line,
+    /// A JSON object a point, one a line
+    Json,
+    /// A table for people
+    Table,
+}
+
+impl Cli {
+    /// What the command line says about the configuration.
+    pub(crate) fn flags(&self) -> Flags {
+        let mut flags =
+            Flags { config: self.common.config.clone(), uris: self.common.uris.clone(), ..Flags::default() };
+        match &self.command {
+            Command::Run(run) => {
+                flags.interval.clone_from(&run.interval);
+                flags.outputs.clone_from(&run.outputs);
+                flags.influxdb.clone_from(&run.influxdb);
+            }
+            Command::Check(check) => flags.influxdb.clone_from(&check.influxdb),
+            Command::Once(_) | Command::Config => {}
+        }
+        flags
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_declaration_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    /// A command line gives these flags, or an error with this part.
+    #[track_caller]
+    fn check(line: &str, expect: Result<&str, &str>) {
+        let parsed = Cli::try_parse_from(line.split_whitespace());
+        match (parsed, expect) {
+            (Ok(cli), Ok(expect)) => {
+                let flags = cli.flags();
+                let found = format!(
+                    "{:?} {:?} {:?} {:?} {:?}",
+                    flags.config, flags.uris, flags.interval, flags.outputs, flags.influxdb
+                );
+                assert_eq!(found, expect);
+            }
+            (Err(error), Err(part)) => {
+                assert_eq!(error.exit_code(), i32::from(EXIT_USAGE));
+                assert!(error.to_string().contains(part), "{error}");
+            }
+            (found, expect) => panic!("{line}: {found:?} instead of {expect:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_become_configuration() {
+        check("kvmetry run", Ok("None [] None [] None"));
+        check(
+            "kvmetry --config a.toml run --uri test:///default --uri xen:/// --interval 2s --output - --output file:x",
+            Ok(r#"Some("a.toml") ["test:///default", "xen:///"] Some("2s") ["-", "file:x"] None"#),
+        );
+        check("kvmetry once --config a.toml --format json", Ok(r#"Some("a.toml") [] None [] None"#));
+        check("kvmetry check --influxdb http://a:1", Ok(r#"None [] None [] Some("http://a:1")"#));
+        check("kvmetry", Err("Usage"));
+        check("kvmetry once --output -", Err("--output"));
+        check("kvmetry once --format xml", Err("possible values: line, json, table"));
+        check("kvmetry runn", Err("run"));
+    }
+
+    #[test]
+    fn the_help_names_what_a_person_looks_for() {
+        use clap::CommandFactory;
+        let help = Cli::command().render_help().to_string();
+        for part in ["run", "once", "check", "config", "--uri", "Exit codes", "KVMETRY_INFLUXDB_TOKEN"] {
+            assert!(help.contains(part), "{part} is missing in:\n{help}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The older calls, one domain and one device at a time: where a daemon lacks bulk statistics, or a group of them.
+//!
+//! There is no NOWAIT here: a call over a stuck VM hangs. One hanging call a VM is enough: the rest of that VM's
+//! readings are left out, and it is not asked again before the call has returned.
+
+use libvirt_rpc::{Connection, Domain, Error, ErrorCode};
+use telemetry::{DeviceReading, Groups};
+use tokio::time::Instant;
+
+use super::bulk::note_late;
+use super::devices::DomainFacts;
+use super::vm::Vm;
+
+/// Failed readings of one VM, for the log: which reading, and why.
+pub(crate) type Failures = Vec<(String, Error)>;
+
+/// All active domains.
+pub(crate) async fn live_vms(connection: &Connection) -> Result<Vec<Domain>, Error> {
+    connection.list_active().await
+}
+
+/// The names of a domain's devices, from its XML; `None` where the XML makes no sense (that is logged).
+pub(crate) async fn devices_for_vm(connection: &Connection, domain: &Domain) -> Result<Option<DomainFacts>, Error> {
+    let xml = connection.domain_xml(domain).await?;
+    match DomainFacts::parse(&xml) {
+        Ok(facts) => Ok(Some(facts)),
+        Err(error) => {
+            tracing::warn!(domain = &*domain.name, %error, "the domain's XML cannot be read");
+            Ok(None)
+        }
+    }
+}
+
+/// Reads `groups` of one VM into its sample, over what is there already. Returns the connection's error if it was
+/// lost; any other failure concerns one reading, is added to `failures`, and leaves that reading absent.
+pub(crate) async fn read(
+    connection: &Connection,
+    vm: &mut Vm,
+    groups: Groups,
+    failures: &mut Failures,
+) -> Result<(), Error> {
+    let domain = vm.domain.clone();
+    if groups.contains(Groups::INFO) {
+        match connection.domain_info(&domain).await {
+            Ok(info) => take_info(vm, &info),
+            Err(error) => failed(vm, failures, "domain info", error)?,
+        }
+    }
+    if groups.contains(Groups::NICS) {
+        interface_stats(connection, vm, &domain, failures).await?;
+    }
+    // From here on a monitor or a job may be in the way.
+    if groups.contains(Groups::CPU) {
+        cpu_stats(connection, vm, &domain, failures).await?;
+    }
+    if groups.contains(Groups::MEMORY) && !vm.is_held() {
+        memory_stats(connection, vm, &domain, failures).await?;
+    }
+    if groups.contains(Groups::DISKS) && !vm.is_held() {
+        block_stats(connection, vm, &domain, failures).await?;
+    }
+    vm.taken.get_or_insert_with(Instant::now);
+    Ok(())
+}
+
+/// Domain info into the sample, its vCPU count to be kept.
+pub(crate) fn take_info(vm: &mut Vm, info: &libvirt_rpc::DomainInfo) {
+    vm.vcpus = Some((info.vcpus, Instant::now() + super::vm::VCPUS_TTL));
+    vm.sample.domain_info(&telemetry::DomainInfo {
+        state: info.state,
+        max_memory_kib: info.max_mem_kib,
+        memory_kib: info.memory_kib,
+        vcpus: info.vcpus,
+        cpu_time_ns: info.cpu_time_ns,
+    });
+}
+
+async fn cpu_stats(
+    connection: &Connection,
+    vm: &mut Vm,
+    domain: &Domain,
+    failures: &mut Failures,
+) -> Result<(), Error> {
+    match connection.cpu_stats(domain).await {
+        Ok(totals) => vm.sample.cpu_stats(totals.user_time_ns, totals.system_time_ns),
+        // Without cgroups there are none, ever: written as 0 (TELEMETRY.md, rule 5).
+        Err(Error::Remote { code, .. }) if is_never(code) => vm.sample.cpu_stats(None, None),
+        Err(error) => failed(vm, failures, "CPU statistics", error)?,
+    }
+    Ok(())
+}
+
+async fn memory_stats(
+    connection: &Connection,
+    vm: &mut Vm,
+    domain: &Domain,
+    failures: &mut Failures,
+) -> Result<(), Error> {
+    match connection.memory_stats(domain).await {
+        Ok(stats) => vm.sample.memory_stats(stats),
+        Err(Error::Remote { code: ErrorCode::NO_SUPPORT, .. }) => vm.sample.memory_stats([]),
+        Err(error) => failed(vm, failures, "memory statistics", error)?,
+    }
+    Ok(())
+}
+
+async fn interface_stats(
+    connection: &Connection,
+    vm: &mut Vm,
+    domain: &Domain,
+    failures: &mut Failures,
+) -> Result<(), Error> {
+    let Some(nics) = vm.facts.as_ref().map(|(facts, _)| facts.nics.clone()) else { return Ok(()) };
+    vm.sample.list_nics();
+    for nic in nics {
+        match connection.interface_stats(domain, &nic).await {
+            Ok(s) => vm.sample.nic(
+                &nic,
+                &[
+                    s.rx_bytes,
+                    s.rx_packets,
+                    s.rx_errs,
+                    s.rx_drop,
+                    s.tx_bytes,
+                    s.tx_packets,
+                    s.tx_errs,
+                    s.tx_drop,
+                ],
+            ),
+            Err(error) => {
+                vm.sample.nic_lacks(&nic, lacks(&error));
+                failed(vm, failures, &nic, error)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn block_stats(
+    connection: &Connection,
+    vm: &mut Vm,
+    domain: &Domain,
+    failures: &mut Failures,
+) -> Result<(), Error> {
+    let Some(disks) = vm.facts.as_ref().map(|(facts, _)| facts.disks.clone()) else { return Ok(()) };
+    vm.sample.list_disks();
+    for disk in disks {
+        if vm.is_held() {
+            vm.sample.disk_lacks(&disk, DeviceReading::NotRead);
+            continue;
+        }
+        match connection.block_stats(domain, &disk).await {
+            Ok(s) => vm.sample.disk(&disk, &[s.rd_req, s.rd_bytes, s.wr_req, s.wr_bytes, s.errs]),
+            Err(error) => {
+                vm.sample.disk_lacks(&disk, lacks(&error));
+                failed(vm, failures, &disk, error)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a failed device call says of the device.
+fn lacks(error: &Error) -> DeviceReading {
+    match error {
+        Error::Remote { code, .. } if is_never(*code) => DeviceReading::Unsupported,
+        Error::Remote { .. } => DeviceReading::NoCounters,
+        _ => DeviceReading::NotRead,
+    }
+}
+
+/// The hypervisor says that it has no such statistics at all.
+fn is_never(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::NO_SUPPORT | ErrorCode::CONFIG_UNSUPPORTED | ErrorCode::ARGUMENT_UNSUPPORTED)
+}
+
+/// Notes a failed reading; hands on what ends the connection.
+fn failed(vm: &mut Vm, failures: &mut Failures, what: &str, error: Error) -> Result<(), Error> {
+    if error.is_connection_lost() {
+        return Err(error);
+    }
+    note_late(vm, &error);
+    // A domain that has just ended is no failure.
+    if error.remote_code() != Some(ErrorCode::NO_DOMAIN) {
+        failures.push((what.to_owned(), error));
+    }
+    Ok(())
+}

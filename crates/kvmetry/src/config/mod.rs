@@ -1,0 +1,641 @@
+//! The configuration: one TOML file, the environment and the flags, read once into a checked type.
+//!
+//! ```text
+//! file ──▶ environment KVMETRY_SECTION_KEY ──▶ flags ──▶ values by section (layers) ──▶ Config
+//!                 the later goes before the earlier          known keys, limits       what they mean together
+//! ```
+//!
+//! [`keys`] declares every key; [`layers`] reads values and knows no key; this file knows what they mean. Without
+//! any file the defaults do the main job: `qemu:///system` every 5 seconds.
+//!
+//! All problems are reported at once, each in one line with its place. No message repeats a key's value
+//! where that could be a secret.
+
+pub(crate) mod keys;
+mod layers;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use self::keys::{DEADLINE_PERCENT, DEFAULT_URI, SECTIONS, Section, duration};
+use self::layers::{Deadline, Given, Place};
+
+pub(crate) use self::keys::sample;
+
+/// The file that is read when no other is named. It need not exist.
+pub(crate) const DEFAULT_PATH: &str = "/etc/kvmetry/kvmetry.toml";
+/// The token of the InfluxDB servers that have no `token_file`.
+pub(crate) const TOKEN_VARIABLE: &str = "KVMETRY_INFLUXDB_TOKEN";
+
+/// The largest file that is read as configuration, bytes: thousands of hypervisors fit, a log file does not.
+pub(crate) const MAX_FILE_BYTES: u64 = 4 << 20;
+/// Hypervisors in one process: what one collector was designed for.
+pub(crate) const MAX_HYPERVISORS: usize = 4096;
+/// InfluxDB servers in one process: each has its own queue in memory.
+pub(crate) const MAX_INFLUXDB: usize = 8;
+/// Files read from `hypervisors_dir`.
+pub(crate) const MAX_SNIPPETS: usize = MAX_HYPERVISORS;
+/// The longest name of a hypervisor, bytes (a DNS name is not longer).
+pub(crate) const MAX_NAME_BYTES: usize = 255;
+/// The shortest deadline: below, a healthy but busy libvirtd would be given up.
+pub(crate) const MIN_DEADLINE: Duration = Duration::from_millis(50);
+
+/// The checked configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Config {
+    /// The file that was read, if one was.
+    pub(crate) file: Option<PathBuf>,
+    /// At least one; no URI and no name twice.
+    pub(crate) hypervisors: Vec<Hypervisor>,
+    /// How long device names read from the XML are believed.
+    pub(crate) device_cache_ttl: Duration,
+    pub(crate) tag_style: TagStyle,
+    /// Whether points carry the tag `host`; `false` only with exactly one hypervisor.
+    pub(crate) host_tag: bool,
+    pub(crate) memory_source: MemorySource,
+    /// KiB per second that the memory angle shows as 45 degrees; positive.
+    pub(crate) angle_scale_kb_per_sec: f64,
+    /// Servers that get every point.
+    pub(crate) influxdb: Vec<InfluxDb>,
+    /// Where lines are printed (`--output`).
+    pub(crate) outputs: Vec<LineOutput>,
+    /// What is odd but harmless, one line each, for the log.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// One hypervisor to read, with the values of `[collect]` that it does not override.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hypervisor {
+    /// Its libvirt URI; it parses as [`libvirt_rpc::Uri`].
+    pub(crate) uri: String,
+    /// The configured value of the tag `host`; `None`: the host name that it tells.
+    pub(crate) name: Option<String>,
+    /// Time between two readings.
+    pub(crate) interval: Duration,
+    /// How long one call for a shard may take before the shard is asked again with NOWAIT; at most 60 % of the
+    /// interval.
+    pub(crate) deadline: Duration,
+    /// Calls given up and not yet answered, at most.
+    pub(crate) max_abandoned: usize,
+    /// The period to set on every VM's balloon, whole seconds; zero leaves the VMs alone. Setting one needs a
+    /// writable connection.
+    pub(crate) balloon_period: Duration,
+}
+
+/// The names of the tags for the VM's UUID and name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TagStyle {
+    /// `uuid`, `name`.
+    Dashboard,
+    /// `UUID`, `Dom`.
+    Reference,
+}
+
+/// What counts as used memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MemorySource {
+    /// The best of the others that both readings have.
+    Auto,
+    Guest,
+    Rss,
+    Balloon,
+}
+
+/// An InfluxDB server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct InfluxDb {
+    /// Scheme, host, port and perhaps a base path; no user, query or fragment, no slash at the end.
+    pub(crate) url: String,
+    pub(crate) api: Api,
+    /// The database (v3, v1) or bucket (v2).
+    pub(crate) database: String,
+    /// The organisation (v2).
+    pub(crate) org: Option<String>,
+    /// `None`: [`TOKEN_VARIABLE`], if that is set.
+    pub(crate) token_file: Option<PathBuf>,
+    /// PEM file of the only authority to believe; `None`: the system's.
+    pub(crate) ca: Option<PathBuf>,
+}
+
+/// Which write endpoint an InfluxDB server has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Api {
+    /// `/api/v3/write_lp`.
+    V3,
+    /// `/api/v2/write`.
+    V2,
+    /// `/write`.
+    V1,
+}
+
+/// Where lines are printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LineOutput {
+    /// Standard output.
+    Stdout,
+    /// A file to append to.
+    File(PathBuf),
+}
+
+/// What the command line says about the configuration.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Flags {
+    /// `--config`; it must exist, unlike the default file.
+    pub(crate) config: Option<PathBuf>,
+    /// `--uri`: in place of all configured hypervisors.
+    pub(crate) uris: Vec<String>,
+    /// `--interval`.
+    pub(crate) interval: Option<String>,
+    /// `--output`.
+    pub(crate) outputs: Vec<String>,
+    /// `--influxdb`: in place of all configured servers, except that one with the same URL keeps its settings.
+    pub(crate) influxdb: Option<String>,
+}
+
+/// All that is wrong with a configuration, a line each. It is the user's to mend; the exit code is 2.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ConfigError(pub(crate) Vec<String>);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads the file (the one named, else [`DEFAULT_PATH`] if it exists), this process's environment and the
+    /// flags.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them.
+    pub(crate) fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        // Names and values that are not Unicode cannot be ours.
+        let variables: Vec<_> = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        let path = match &flags.config {
+            Some(path) => Some(path.clone()),
+            None => Some(PathBuf::from(DEFAULT_PATH)).filter(|path| path.exists()),
+        };
+        Self::from_parts(path.as_deref(), &variables, flags)
+    }
+
+    /// As [`Config::load`], with the file and the environment given.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them.
+    pub(crate) fn from_parts(
+        path: Option<&Path>,
+        variables: &[(String, String)],
+        flags: &Flags,
+    ) -> Result<Self, ConfigError> {
+        let mut problems = Vec::new();
+        let all: Vec<_> = SECTIONS.iter().collect();
+        let mut given = match path {
+            Some(path) => match read_file(path) {
+                Ok(text) => layers::parse_file(path, &text, &all, &mut problems),
+                Err(problem) => return Err(ConfigError(vec![problem])),
+            },
+            None => Vec::new(),
+        };
+        let warnings = layers::apply_environment(&mut given, variables, &mut problems);
+        apply_flags(&mut given, flags, &mut problems);
+        let mut config = build(given, flags, &mut problems);
+        if !problems.is_empty() {
+            return Err(ConfigError(problems));
+        }
+        config.file = path.map(Path::to_owned);
+        config.warnings.extend(warnings);
+        Ok(config)
+    }
+}
+
+/// Flags go before everything else. `--output` has no key and is read in [`outputs`].
+fn apply_flags(given: &mut Vec<Given>, flags: &Flags, problems: &mut Vec<String>) {
+    if let Some(interval) = &flags.interval {
+        let place = Place::Flag("--interval");
+        single(given, "collect").set_text("interval", interval, place.clone(), problems);
+        // Whoever types an interval means all hypervisors.
+        for one in given.iter_mut().filter(|one| one.section.name == "hypervisor") {
+            one.set_text("interval", interval, place.clone(), &mut Vec::new());
+        }
+    }
+    if !flags.uris.is_empty() {
+        let place = Place::Flag("--uri");
+        given.retain(|one| one.section.name != "hypervisor");
+        for uri in &flags.uris {
+            let mut one = Given::new(section("hypervisor"), Some(place.clone()));
+            one.set_text("uri", uri, place.clone(), problems);
+            given.push(one);
+        }
+    }
+    if let Some(url) = &flags.influxdb {
+        let place = Place::Flag("--influxdb");
+        let same = |one: &Given| {
+            // What the environment says about the server is meant for the one on the command line too.
+            matches!(one.place, Some(Place::Variable(_))) || base(&one.text("url")) == base(url)
+        };
+        given.retain(|one| one.section.name != "influxdb" || same(one));
+        if !given.iter().any(|one| one.section.name == "influxdb") {
+            given.push(Given::new(section("influxdb"), Some(place.clone())));
+        }
+        for one in given.iter_mut().filter(|one| one.section.name == "influxdb") {
+            one.set_text("url", url, place.clone(), problems);
+        }
+    }
+}
+
+/// What the values mean, and whether they fit together.
+fn build(mut given: Vec<Given>, flags: &Flags, problems: &mut Vec<String>) -> Config {
+    let mut warnings = Vec::new();
+    single(&mut given, "features");
+    let mut listed = Vec::new();
+    if flags.uris.is_empty() {
+        let collect = single(&mut given, "collect");
+        if let Some(path) = collect.path("hypervisors_file") {
+            listed.extend(hypervisors_file(&path, problems));
+        }
+        if let Some(path) = collect.path("hypervisors_dir") {
+            listed.extend(hypervisors_dir(&path, problems));
+        }
+    }
+    let collect = take(&mut given, "collect");
+    let features = take(&mut given, "features");
+    let hypervisors = hypervisors(&collect, &given, &listed, problems);
+
+    let host_tag = collect.bool("host_tag");
+    if let (false, Some(place), 2..) = (host_tag, collect.place("host_tag"), hypervisors.len()) {
+        problems.push(format!(
+            "{place}: [collect] host_tag = false is allowed with exactly one hypervisor, here are {}: VMs of two \
+             hosts would merge into one series",
+            hypervisors.len()
+        ));
+    }
+    Config {
+        file: None,
+        hypervisors,
+        device_cache_ttl: collect.duration("device_cache_ttl"),
+        tag_style: match collect.text("tag_style").as_str() {
+            "reference" => TagStyle::Reference,
+            _ => TagStyle::Dashboard,
+        },
+        host_tag,
+        memory_source: match features.text("memory_source").as_str() {
+            "guest" => MemorySource::Guest,
+            "rss" => MemorySource::Rss,
+            "balloon" => MemorySource::Balloon,
+            _ => MemorySource::Auto,
+        },
+        angle_scale_kb_per_sec: features.float("angle_scale_kb_per_sec"),
+        influxdb: influxdb(&given, &mut warnings, problems),
+        outputs: outputs(&flags.outputs, problems),
+        warnings,
+    }
+}
+
+fn hypervisors(
+    collect: &Given,
+    given: &[Given],
+    listed: &[Given],
+    problems: &mut Vec<String>,
+) -> Vec<Hypervisor> {
+    let mut found: Vec<Hypervisor> = Vec::new();
+    let mut seen: HashMap<(&str, String), String> = HashMap::new();
+    check_times(collect, collect, problems);
+    let default = [Given::new(section("hypervisor"), None)];
+    let mut all: Vec<_> = given.iter().filter(|one| one.section.name == "hypervisor").chain(listed).collect();
+    if all.is_empty() {
+        all.extend(&default);
+    }
+    if all.len() > MAX_HYPERVISORS {
+        problems.push(format!(
+            "{} hypervisors are configured, the limit is {MAX_HYPERVISORS}: start a second collector for some of them",
+            all.len()
+        ));
+    }
+    for one in all {
+        let place = one.place.as_ref().map_or_else(String::new, |place| format!("{place}: "));
+        if one.place("uri").is_none() && one.place.is_some() {
+            problems.push(format!("{place}[[hypervisor]] has no uri, for example uri = \"{DEFAULT_URI}\""));
+            continue;
+        }
+        let uri = one.text("uri");
+        let at = one.place("uri").map_or_else(String::new, |place| format!("{place}: "));
+        if let Err(error) = uri.parse::<libvirt_rpc::Uri>() {
+            problems.push(format!("{at}uri {error}"));
+        }
+        let name = Some(one.text("name")).filter(|name| !name.is_empty());
+        if name.as_ref().is_some_and(|name| name.len() > MAX_NAME_BYTES) {
+            problems.push(format!("{place}name of {uri:?} is longer than {MAX_NAME_BYTES} bytes"));
+        }
+        for (what, value) in [("uri", Some(uri.clone())), ("name", name.clone())] {
+            let Some(value) = value else { continue };
+            let there = one.place.as_ref().map_or_else(String::new, Place::to_string);
+            if let Some(first) = seen.insert((what, value.clone()), there) {
+                problems.push(format!("{place}hypervisor {what} {value:?} stands twice, first at {first}"));
+            }
+        }
+        if one.place.is_some() {
+            check_times(one, collect, problems);
+        }
+        let interval = inherit(one, collect, "interval").duration("interval");
+        let max_abandoned = inherit(one, collect, "max_abandoned").integer("max_abandoned");
+        found.push(Hypervisor {
+            uri,
+            name,
+            interval,
+            deadline: resolve(inherit(one, collect, "deadline").deadline("deadline"), interval),
+            max_abandoned: usize::try_from(max_abandoned).unwrap_or(usize::MAX),
+            balloon_period: inherit(one, collect, "balloon_period").duration("balloon_period"),
+        });
+    }
+    found
+}
+
+/// The section that says what this key is for this hypervisor.
+fn inherit<'a>(one: &'a Given, collect: &'a Given, key: &str) -> &'a Given {
+    if one.place(key).is_some() { one } else { collect }
+}
+
+fn resolve(deadline: Deadline, interval: Duration) -> Duration {
+    match deadline {
+        Deadline::Percent(percent) => interval * u32::from(percent) / 100,
+        Deadline::Fixed(deadline) => deadline,
+    }
+}
+
+/// Checks what no key's own limits can: a deadline against the interval, whole seconds.
+fn check_times(one: &Given, collect: &Given, problems: &mut Vec<String>) {
+    let title = one.section.title();
+    let interval = inherit(one, collect, "interval").duration("interval");
+    let from = inherit(one, collect, "deadline");
+    if let Deadline::Fixed(deadline) = from.deadline("deadline") {
+        let most = interval * u32::from(*DEADLINE_PERCENT.end()) / 100;
+        let place = one.place("deadline").or(one.place("interval")).or(from.place("deadline"));
+        if let (false, Some(place)) = ((MIN_DEADLINE..=most).contains(&deadline), place) {
+            problems.push(format!(
+                "{place}: {title} deadline {} does not fit the interval {}: {} to {} ({} % of it)",
+                duration(deadline),
+                duration(interval),
+                duration(MIN_DEADLINE),
+                duration(most),
+                DEADLINE_PERCENT.end()
+            ));
+        }
+    }
+    if let Some(place) = one.place("balloon_period") {
+        let period = one.duration("balloon_period");
+        if period.subsec_nanos() != 0 {
+            problems.push(format!(
+                "{place}: {title} balloon_period {} must be whole seconds, as libvirt takes them",
+                duration(period)
+            ));
+        }
+    }
+}
+
+/// One hypervisor a line: a URI, then perhaps a name; `#` begins a comment line.
+fn hypervisors_file(path: &Path, problems: &mut Vec<String>) -> Vec<Given> {
+    let text = match read_file(path) {
+        Ok(text) => text,
+        Err(problem) => {
+            problems.push(format!("hypervisors_file: {problem}"));
+            return Vec::new();
+        }
+    };
+    let mut found = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let place = Place::File(path.to_owned(), number + 1);
+        let (uri, name) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        let name = name.trim();
+        if name.contains(char::is_whitespace) {
+            problems.push(format!("{place}: expected a URI and a name, found more words: {name:?}"));
+            continue;
+        }
+        let mut one = Given::new(section("hypervisor"), Some(place.clone()));
+        one.set_text("uri", uri, place.clone(), problems);
+        if !name.is_empty() {
+            one.set_text("name", name, place, problems);
+        }
+        found.push(one);
+    }
+    found
+}
+
+/// Every `*.toml` of the folder, by name, with `[[hypervisor]]` sections only.
+fn hypervisors_dir(path: &Path, problems: &mut Vec<String>) -> Vec<Given> {
+    let listed = std::fs::read_dir(path).and_then(|entries| {
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()
+    });
+    let mut files = match listed {
+        Ok(files) => files,
+        Err(error) => {
+            problems.push(format!("hypervisors_dir: {} cannot be read: {error}", path.display()));
+            return Vec::new();
+        }
+    };
+    // Hidden files are what editors and package managers leave behind.
+    let hidden =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "toml") && !hidden(path));
+    files.sort();
+    if files.len() > MAX_SNIPPETS {
+        problems.push(format!(
+            "hypervisors_dir: {} has {} files, the limit is {MAX_SNIPPETS}",
+            path.display(),
+            files.len()
+        ));
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    for file in files {
+        match read_file(&file) {
+            Ok(text) => found.extend(layers::parse_file(&file, &text, &[section("hypervisor")], problems)),
+            Err(problem) => problems.push(format!("hypervisors_dir: {problem}")),
+        }
+    }
+    found
+}
+
+fn influxdb(given: &[Given], warnings: &mut Vec<String>, problems: &mut Vec<String>) -> Vec<InfluxDb> {
+    let mut found: Vec<InfluxDb> = Vec::new();
+    for one in given.iter().filter(|one| one.section.name == "influxdb") {
+        let place = one.place.as_ref().map_or_else(String::new, |place| format!("{place}: "));
+        let Some(url_place) = one.place("url") else {
+            problems
+                .push(format!("{place}[[influxdb]] has no url, for example url = \"http://127.0.0.1:8181\""));
+            continue;
+        };
+        let url = match check_url(&one.text("url")) {
+            Ok(url) => url,
+            Err(problem) => {
+                problems.push(format!("{url_place}: url: {problem}"));
+                continue;
+            }
+        };
+        let api = match one.text("api").as_str() {
+            "v2" => Api::V2,
+            "v1" => Api::V1,
+            _ => Api::V3,
+        };
+        let org = Some(one.text("org")).filter(|org| !org.is_empty());
+        if let (Some(place), Some(_), false) = (one.place("org"), &org, api == Api::V2) {
+            problems.push(format!("{place}: [[influxdb]] org is for api = \"v2\" only; remove one of them"));
+        }
+        let database = one.text("database");
+        if let (Some(place), true) = (one.place("database"), database.is_empty()) {
+            problems.push(format!("{place}: [[influxdb]] database must not be empty"));
+        }
+        let server = InfluxDb {
+            url: url.text,
+            api,
+            database,
+            org,
+            token_file: one.path("token_file"),
+            ca: one.path("ca"),
+        };
+        if let (Some(place), false) = (one.place("ca"), url.secure || server.ca.is_none()) {
+            problems.push(format!("{place}: [[influxdb]] ca has no use with an http url; write https"));
+        }
+        if server.token_file.is_some() && !url.secure && !url.loopback {
+            warnings.push(format!("{} gets its token unencrypted: its url is http, not https", server.url));
+        }
+        if found.iter().any(|other| other.url == server.url && other.database == server.database) {
+            problems.push(format!(
+                "{place}[[influxdb]] {} with database {:?} stands twice",
+                server.url, server.database
+            ));
+        }
+        found.push(server);
+    }
+    if found.len() > MAX_INFLUXDB {
+        problems.push(format!("{} [[influxdb]] are configured, the limit is {MAX_INFLUXDB}", found.len()));
+    }
+    found
+}
+
+struct CheckedUrl {
+    text: String,
+    secure: bool,
+    loopback: bool,
+}
+
+/// The message never repeats the URL: what is wrong with it may be that a secret stands in it.
+fn check_url(text: &str) -> Result<CheckedUrl, String> {
+    let url = reqwest::Url::parse(text.trim()).map_err(|error| {
+        let hint = if text.contains("://") { "" } else { "; it begins with http:// or https://" };
+        format!("not a URL: {}{hint}", error.to_string().to_lowercase())
+    })?;
+    if !matches!(url.scheme(), "http" | "https") {
+        let scheme = url.scheme();
+        return Err(format!("{scheme}: is no scheme of InfluxDB; it begins with http:// or https://"));
+    }
+    let instead = format!(
+        "it could be read by others; put the token into token_file or {TOKEN_VARIABLE} and remove it here"
+    );
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(format!("a user or password does not belong into a URL: {instead}"));
+    }
+    let secret = |key: &str| matches!(key, "token" | "p" | "u" | "password" | "q" | "auth" | "authorization");
+    if url.query_pairs().any(|(key, _)| secret(&key.to_lowercase())) {
+        return Err(format!("a token or password does not belong into a URL: {instead}"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(
+            "give the server's address only, without ? and #; the database has its own key".to_owned()
+        );
+    }
+    let path = url.path().trim_end_matches('/');
+    if ["/write", "/write_lp", "/query", "/query_sql"].iter().any(|end| path.ends_with(end)) {
+        return Err("give the server's address only, without the path of its API".to_owned());
+    }
+    Ok(CheckedUrl {
+        text: base(url.as_str()).to_owned(),
+        secure: url.scheme() == "https",
+        loopback: is_loopback(&url),
+    })
+}
+
+/// Whether a URL's host is this machine.
+pub(crate) fn is_loopback(url: &reqwest::Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn base(url: &str) -> &str {
+    url.trim().trim_end_matches('/')
+}
+
+fn outputs(texts: &[String], problems: &mut Vec<String>) -> Vec<LineOutput> {
+    let mut found = Vec::new();
+    for text in texts {
+        let output = match text.split_once(':') {
+            _ if text == "-" => LineOutput::Stdout,
+            Some(("file", path)) if !path.is_empty() => LineOutput::File(PathBuf::from(path)),
+            _ => {
+                problems.push(format!("--output {text:?}: expected - or file:PATH"));
+                continue;
+            }
+        };
+        if found.contains(&output) {
+            problems.push(format!("--output {text:?} is given twice"));
+        }
+        found.push(output);
+    }
+    found
+}
+
+/// Reads a file of at most [`MAX_FILE_BYTES`]. The error names the file.
+fn read_file(path: &Path) -> Result<String, String> {
+    use std::io::Read;
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        std::fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(format!(
+            "{} is larger than {} MiB: is it the right file?",
+            path.display(),
+            MAX_FILE_BYTES >> 20
+        ));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        format!("{} is not UTF-8 text (byte {})", path.display(), error.utf8_error().valid_up_to())
+    })
+}
+
+/// The declaration of a section.
+fn section(name: &'static str) -> &'static Section {
+    let found = SECTIONS.iter().find(|section| section.name == name);
+    found.unwrap_or_else(|| panic!("section {name} is not declared"))
+}
+
+/// The values of a section that stands at most once; all defaults where it does not stand.
+fn single<'a>(given: &'a mut Vec<Given>, name: &'static str) -> &'a mut Given {
+    let index = given.iter().position(|one| one.section.name == name).unwrap_or_else(|| {
+        given.push(Given::new(section(name), None));
+        given.len() - 1
+    });
+    &mut given[index]
+}
+
+fn take(given: &mut Vec<Given>, name: &'static str) -> Given {
+    match given.iter().position(|one| one.section.name == name) {
+        Some(index) => given.remove(index),
+        None => Given::new(section(name), None),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,344 @@
+//! The configurations in `tests/configs`: those in `valid` mean what is said here, those in `invalid` begin with
+//! the messages that they must give (`# expect: LINE: message`; one that ends in `: ` is only the beginning).
+
+use super::*;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configs")
+}
+
+fn load(file: &str) -> Result<Config, ConfigError> {
+    Config::from_parts(Some(&folder().join(file)), &[], &Flags::default())
+}
+
+fn with(variables: &[(&str, &str)], flags: &Flags, file: Option<&str>) -> Result<Config, ConfigError> {
+    let variables: Vec<_> =
+        variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Config::from_parts(file.map(|file| folder().join(file)).as_deref(), &variables, flags)
+}
+
+fn defaults() -> Config {
+    Config {
+        file: None,
+        hypervisors: vec![default_hypervisor(DEFAULT_URI)],
+        device_cache_ttl: Duration::from_secs(300),
+        tag_style: TagStyle::Dashboard,
+        host_tag: true,
+        memory_source: MemorySource::Auto,
+        angle_scale_kb_per_sec: 1024.0,
+        influxdb: Vec::new(),
+        outputs: Vec::new(),
+        warnings: Vec::new(),
+    }
+}
+
+fn default_hypervisor(uri: &str) -> Hypervisor {
+    Hypervisor {
+        uri: uri.to_owned(),
+        name: None,
+        interval: Duration::from_secs(5),
+        deadline: Duration::from_secs(2),
+        max_abandoned: 4,
+        balloon_period: Duration::ZERO,
+    }
+}
+
+fn server(url: &str) -> InfluxDb {
+    InfluxDb {
+        url: url.to_owned(),
+        api: Api::V3,
+        database: "kvmetry".to_owned(),
+        org: None,
+        token_file: None,
+        ca: None,
+    }
+}
+
+#[test]
+fn nothing_configured_is_the_local_libvirt() {
+    assert_eq!(with(&[], &Flags::default(), None).unwrap(), defaults());
+    let file = Some(folder().join("valid/empty.toml"));
+    assert_eq!(load("valid/empty.toml").unwrap(), Config { file, ..defaults() });
+}
+
+#[test]
+fn the_sample_means_the_defaults() {
+    let folder = tempfile::tempdir().unwrap();
+    let read = |text: &str| {
+        let path = folder.path().join("kvmetry.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::from_parts(Some(&path), &[], &Flags::default())
+            .map(|config| Config { file: None, ..config })
+            .unwrap_or_else(|error| panic!("{error}\n{text}"))
+    };
+    assert_eq!(read(&sample()), defaults());
+
+    // Every key there is, with its default.
+    let uncommented: String = sample()
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(rest) if !rest.starts_with(' ') => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let keys = uncommented.lines().filter(|line| !line.starts_with('#') && line.contains(" = ")).count();
+    assert_eq!(keys, SECTIONS.iter().map(|section| section.keys.len()).sum::<usize>());
+    let example = server("http://127.0.0.1:8181");
+    assert_eq!(read(&uncommented), Config { influxdb: vec![example], ..defaults() });
+}
+
+#[test]
+fn the_sample_explains_every_key() {
+    for section in SECTIONS {
+        for key in section.keys {
+            assert!(!key.doc.is_empty(), "{} {}", section.title(), key.name);
+        }
+    }
+    for line in sample().lines() {
+        assert!(line.chars().count() <= 112, "too long: {line}");
+    }
+}
+
+#[test]
+fn a_fleet() {
+    let config = load("valid/fleet.toml").unwrap();
+    let s = Duration::from_secs;
+    let kvm1 = Hypervisor {
+        uri: "qemu+ssh://root@kvm1.example/system".to_owned(),
+        name: Some("kvm1".to_owned()),
+        interval: s(10),
+        deadline: Duration::from_millis(2500),
+        max_abandoned: 2,
+        balloon_period: s(5),
+    };
+    let kvm2 = Hypervisor {
+        uri: "qemu+tls://kvm2.example/system".to_owned(),
+        name: None,
+        interval: s(2),
+        deadline: s(1),
+        max_abandoned: 1,
+        balloon_period: s(0),
+    };
+    assert_eq!(config.hypervisors, [kvm1, kvm2]);
+    assert_eq!(config.device_cache_ttl, s(60));
+    assert_eq!(config.tag_style, TagStyle::Reference);
+    assert_eq!(config.memory_source, MemorySource::Rss);
+    assert_eq!(config.angle_scale_kb_per_sec.to_string(), "2048");
+    let secure = InfluxDb {
+        token_file: Some(folder().join("valid/token")),
+        ca: Some(PathBuf::from("/etc/ssl/own-ca.pem")),
+        ..server("https://influx.example:8181")
+    };
+    let older = InfluxDb {
+        api: Api::V2,
+        database: "vms".to_owned(),
+        org: Some("ops".to_owned()),
+        token_file: Some(PathBuf::from("/run/secrets/influx2")),
+        ..server("http://10.0.0.9:8086")
+    };
+    assert_eq!(config.influxdb, [secure, older]);
+    assert_eq!(
+        config.warnings,
+        ["http://10.0.0.9:8086 gets its token unencrypted: its url is http, not https"]
+    );
+}
+
+#[test]
+fn one_host_needs_no_tag() {
+    let config = load("valid/one-host.toml").unwrap();
+    assert!(!config.host_tag);
+    assert_eq!(config.influxdb, [InfluxDb { api: Api::V1, ..server("http://[::1]:8086") }]);
+}
+
+#[test]
+fn hypervisors_from_other_files() {
+    let config = load("valid/more.toml").unwrap();
+    let found: Vec<_> = config
+        .hypervisors
+        .iter()
+        .map(|one| (one.uri.as_str(), one.name.as_deref(), one.interval.as_secs()))
+        .collect();
+    let expect = [
+        ("qemu:///system", None, 5),
+        ("qemu+ssh://root@kvm1.example/system", None, 5),
+        ("qemu+ssh://root@kvm2.example/system", Some("kvm2"), 5),
+        ("qemu+tls://a.example/system", None, 5),
+        ("qemu+tls://b.example/system", None, 30),
+    ];
+    assert_eq!(found, expect);
+}
+
+#[test]
+fn invalid_files_say_what_is_wrong() {
+    let mut files = 0;
+    for entry in std::fs::read_dir(folder().join("invalid")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            files += 1;
+            check_invalid(&path);
+        }
+    }
+    assert!(files >= 10, "{files} files");
+}
+
+/// The messages of a file are those that it begins with, and no others.
+#[track_caller]
+fn check_invalid(path: &Path) {
+    let text = std::fs::read_to_string(path).unwrap();
+    let expected: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# expect: ")).collect();
+    let Err(ConfigError(messages)) = Config::from_parts(Some(path), &[], &Flags::default()) else {
+        panic!("{} is taken for valid", path.display());
+    };
+    let folder = format!("{}/", path.parent().unwrap().display());
+    let this = format!("{}:", path.file_name().unwrap().to_string_lossy());
+    let found: Vec<_> =
+        messages.iter().map(|message| message.replace(&folder, "").replace(&this, "")).collect();
+    let same = found.len() == expected.len()
+        && found.iter().zip(&expected).all(|(found, expected)| {
+            found == expected || (expected.ends_with(": ") && found.starts_with(*expected))
+        });
+    assert!(same, "{}: expected\n{}\nfound\n{}", path.display(), expected.join("\n"), found.join("\n"));
+    assert!(!found.join("\n").contains("secret"), "a message repeats a secret: {found:?}");
+    assert!(
+        found.iter().all(|message| !message.contains('\n')),
+        "a message of more than one line: {found:?}"
+    );
+}
+
+#[test]
+fn the_environment_goes_before_the_file() {
+    #[track_caller]
+    fn check(variables: &[(&str, &str)], file: Option<&str>, expect: Result<&str, &str>) {
+        match (with(variables, &Flags::default(), file), expect) {
+            (Ok(config), Ok(expect)) => {
+                let one = &config.hypervisors[0];
+                let found = format!(
+                    "{} {:?} {} {:?}",
+                    one.uri,
+                    one.interval,
+                    config.influxdb.first().map_or("-", |server| &server.url),
+                    config.warnings
+                );
+                assert_eq!(found, expect);
+            }
+            (Err(error), Err(part)) => assert_eq!(error.to_string(), part),
+            (found, expect) => panic!("{found:?} instead of {expect:?}"),
+        }
+    }
+    check(&[("KVMETRY_COLLECT_INTERVAL", "7s")], None, Ok("qemu:///system 7s - []"));
+    check(&[("KVMETRY_COLLECT_INTERVAL", "")], None, Ok("qemu:///system 5s - []"));
+    check(
+        &[("KVMETRY_HYPERVISOR_URI", "test:///default"), ("KVMETRY_INFLUXDB_URL", "http://127.0.0.1:1")],
+        None,
+        Ok("test:///default 5s http://127.0.0.1:1 []"),
+    );
+    check(&[("KVMETRY_INFLUXDB_TOKEN", "secret"), ("PATH", "/bin")], None, Ok("qemu:///system 5s - []"));
+    check(&[("KVMETRY_SERVICE_HOST", "10.0.0.1")], None, Ok("qemu:///system 5s - []"));
+    check(
+        &[("KVMETRY_COLLECT_INTERVALL", "7s")],
+        None,
+        Ok(
+            r#"qemu:///system 5s - ["KVMETRY_COLLECT_INTERVALL is ignored: unknown key \"intervall\" in [collect]; did you mean \"interval\"?"]"#,
+        ),
+    );
+    check(
+        &[("KVMETRY_COLLECT_INTERVAL", "5"), ("KVMETRY_COLLECT_HOST_TAG", "yes")],
+        None,
+        Err(
+            "KVMETRY_COLLECT_INTERVAL: \"5\": not a duration: expected a duration, 1s to 1h, written such as \
+             \"500ms\", \"5s\" or \"5m\"\nKVMETRY_COLLECT_HOST_TAG: \"yes\": expected true or false",
+        ),
+    );
+    check(
+        &[("KVMETRY_INFLUXDB_DATABASE", "x")],
+        Some("valid/fleet.toml"),
+        Err("KVMETRY_INFLUXDB_DATABASE: the file has 2 [[influxdb]], so this could mean any of them; \
+             set database in the file"),
+    );
+    check(
+        &[("KVMETRY_INFLUXDB_URL", "http://me:secret@a")],
+        None,
+        Err("KVMETRY_INFLUXDB_URL: url: a user or password does not belong into a URL: it could be read by \
+             others; put the token into token_file or KVMETRY_INFLUXDB_TOKEN and remove it here"),
+    );
+}
+
+#[test]
+fn flags_go_before_everything() {
+    let flags = Flags {
+        uris: vec!["test:///a".to_owned(), "test:///b".to_owned()],
+        interval: Some("3s".to_owned()),
+        outputs: vec!["-".to_owned(), "file:lines.lp".to_owned()],
+        influxdb: Some("http://127.0.0.1:8181/".to_owned()),
+        ..Flags::default()
+    };
+    let environment = [("KVMETRY_COLLECT_INTERVAL", "7s"), ("KVMETRY_COLLECT_MAX_ABANDONED", "3")];
+    let config = with(&environment, &flags, None).unwrap();
+    let found: Vec<_> =
+        config.hypervisors.iter().map(|one| (one.uri.as_str(), one.interval, one.max_abandoned)).collect();
+    let interval = Duration::from_secs(3);
+    assert_eq!(found, [("test:///a", interval, 3), ("test:///b", interval, 3)]);
+    assert_eq!(config.outputs, [LineOutput::Stdout, LineOutput::File(PathBuf::from("lines.lp"))]);
+    assert_eq!(config.influxdb, [server("http://127.0.0.1:8181")]);
+
+    // The file's hypervisors and lists are not read at all; a server of the same address keeps its settings.
+    let flags = Flags { influxdb: Some("http://10.0.0.9:8086".to_owned()), interval: None, ..flags };
+    let config = with(&[], &flags, Some("valid/fleet.toml")).unwrap();
+    assert_eq!(config.hypervisors.len(), 2);
+    assert_eq!(config.influxdb.len(), 1);
+    assert_eq!(config.influxdb[0].database, "vms");
+    let flags = Flags { influxdb: Some("http://10.0.0.10:8086".to_owned()), ..flags };
+    let config = with(&[], &flags, Some("valid/fleet.toml")).unwrap();
+    assert_eq!(config.influxdb, [server("http://10.0.0.10:8086")]);
+
+    // What the environment says about the server is about this one.
+    let environment = [("KVMETRY_INFLUXDB_API", "v1"), ("KVMETRY_INFLUXDB_DATABASE", "telegraf")];
+    let config = with(&environment, &flags, None).unwrap();
+    let expect =
+        InfluxDb { api: Api::V1, database: "telegraf".to_owned(), ..server("http://10.0.0.10:8086") };
+    assert_eq!(config.influxdb, [expect]);
+}
+
+#[test]
+fn an_interval_flag_is_for_all_hypervisors() {
+    let flags = Flags { interval: Some("4s".to_owned()), ..Flags::default() };
+    let config = with(&[], &flags, Some("valid/fleet.toml")).unwrap();
+    assert!(config.hypervisors.iter().all(|one| one.interval == Duration::from_secs(4)));
+}
+
+#[test]
+fn wrong_flags_are_named() {
+    #[track_caller]
+    fn check(flags: Flags, expect: &str) {
+        let error = with(&[], &flags, None).unwrap_err();
+        assert!(error.to_string().starts_with(expect), "{error}");
+    }
+    let flags = Flags::default;
+    check(
+        Flags { interval: Some("5x".to_owned()), ..flags() },
+        "--interval: \"5x\": not a duration: expected a duration, 1s to 1h",
+    );
+    check(Flags { interval: Some("1ms".to_owned()), ..flags() }, "--interval: \"1ms\": out of range");
+    check(
+        Flags { uris: vec!["qemu+pigeon:///system".to_owned()], ..flags() },
+        "--uri: uri qemu+pigeon:///system: ",
+    );
+    check(
+        Flags { uris: vec!["xen:///".to_owned(), "xen:///".to_owned()], ..flags() },
+        "--uri: hypervisor uri \"xen:///\" stands twice, first at --uri",
+    );
+    check(
+        Flags { outputs: vec!["csv:x".to_owned()], ..flags() },
+        "--output \"csv:x\": expected - or file:PATH",
+    );
+    check(
+        Flags { outputs: vec!["-".to_owned(), "-".to_owned()], ..flags() },
+        "--output \"-\" is given twice",
+    );
+    check(
+        Flags { influxdb: Some("http://a/?token=secret".to_owned()), ..flags() },
+        "--influxdb: url: a token or password does not belong into a URL",
+    );
+    let error = Config::from_parts(Some(Path::new("nowhere.toml")), &[], &flags()).unwrap_err();
+    assert_eq!(error.to_string(), "nowhere.toml cannot be read: No such file or directory (os error 2)");
+}

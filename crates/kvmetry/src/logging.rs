@@ -1,0 +1,155 @@
+//! Log lines on stderr, and the rule that a trouble which lasts is not told every cycle.
+//!
+//! The level is `KVMETRY_LOG`, else `RUST_LOG`, else `info`: a level (`debug`) or a list of levels by module
+//! (`info,kvmetry::output=debug`). Colours only on a terminal, and not where `NO_COLOR` is set. Under systemd's
+//! journal, which stamps every line itself, the lines carry no time of their own.
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// The environment variables that set the level, the first one set wins.
+const LEVEL_VARIABLES: [&str; 2] = ["KVMETRY_LOG", "RUST_LOG"];
+/// A cause is told again after this long, with the number of times it was held back: often enough that
+/// yesterday's trouble stands in today's log, seldom enough not to hide others.
+pub(crate) const REPEAT_AFTER: Duration = Duration::from_secs(600);
+/// Causes remembered at once. Beyond, the one told longest ago is forgotten, so that it may be told too soon.
+pub(crate) const MAX_CAUSES: usize = 1024;
+
+/// Starts logging. Call it once, first thing in the program.
+///
+/// # Errors
+/// A level that cannot be read, or a log that was started before; the message is ready to be shown.
+pub(crate) fn init() -> Result<(), String> {
+    let levels = levels(|name| std::env::var(name).ok())?;
+    let colours =
+        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let lines = tracing_subscriber::fmt::layer()
+        .compact()
+        .with_writer(std::io::stderr)
+        .with_ansi(colours)
+        .with_target(false);
+    let started = if std::env::var_os("JOURNAL_STREAM").is_some() {
+        tracing_subscriber::registry().with(levels).with(lines.without_time()).try_init()
+    } else {
+        tracing_subscriber::registry().with(levels).with(lines).try_init()
+    };
+    started.map_err(|error| format!("the log cannot be started: {error}"))
+}
+
+fn levels(variable: impl Fn(&str) -> Option<String>) -> Result<Targets, String> {
+    for name in LEVEL_VARIABLES {
+        if let Some(text) = variable(name).filter(|text| !text.is_empty()) {
+            return Targets::from_str(&text).map_err(|_| {
+                format!(
+                    "{name}={text:?} is no log level: give error, warn, info, debug or trace, \
+                     or a list as info,kvmetry::output=debug"
+                )
+            });
+        }
+    }
+    Ok(Targets::new().with_default(LevelFilter::INFO))
+}
+
+/// Tells each cause once, then again after [`REPEAT_AFTER`]; bounded by [`MAX_CAUSES`].
+///
+/// A cause is named by a key: all that makes it the same trouble (a domain and a device, a server), and
+/// nothing that changes every cycle.
+#[derive(Debug, Default)]
+pub(crate) struct OncePerCause {
+    causes: Mutex<HashMap<String, Told>>,
+}
+
+#[derive(Debug)]
+struct Told {
+    at: Duration,
+    held_back: u64,
+}
+
+impl OncePerCause {
+    /// Whether to tell this cause now. `Some(n)`: tell it; it was held back n times since it was told last.
+    /// `now` is the monotonic clock's time.
+    pub(crate) fn tell(&self, key: &str, now: Duration) -> Option<u64> {
+        let mut causes = self.causes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(told) = causes.get_mut(key) {
+            if now.saturating_sub(told.at) < REPEAT_AFTER {
+                told.held_back += 1;
+                return None;
+            }
+            told.at = now;
+            return Some(std::mem::take(&mut told.held_back));
+        }
+        if causes.len() >= MAX_CAUSES {
+            let oldest = causes.iter().min_by_key(|(_, told)| told.at).map(|(key, _)| key.clone());
+            if let Some(oldest) = oldest {
+                causes.remove(&oldest);
+            }
+        }
+        causes.insert(key.to_owned(), Told { at: now, held_back: 0 });
+        Some(0)
+    }
+
+    /// The trouble is over: the next time it is told at once. Returns whether it had been told.
+    pub(crate) fn over(&self, key: &str) -> bool {
+        self.causes.lock().unwrap_or_else(PoisonError::into_inner).remove(key).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_level_comes_from_the_first_variable_that_is_set() {
+        #[track_caller]
+        fn check(set: &[(&str, &str)], expect: Result<&str, &str>) {
+            let found = levels(|name| {
+                set.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned())
+            });
+            let found = found.map(|levels| levels.to_string());
+            match (found, expect) {
+                (Ok(found), Ok(expect)) => assert_eq!(found, expect),
+                (Err(found), Err(part)) => assert!(found.contains(part), "{found}"),
+                (found, expect) => panic!("{found:?} instead of {expect:?}"),
+            }
+        }
+        check(&[], Ok("info"));
+        check(&[("KVMETRY_LOG", "")], Ok("info"));
+        check(&[("KVMETRY_LOG", "debug"), ("RUST_LOG", "error")], Ok("debug"));
+        check(&[("RUST_LOG", "warn,kvmetry=trace")], Ok("kvmetry=trace,warn"));
+        check(&[("KVMETRY_LOG", "kvmetry=loud")], Err("KVMETRY_LOG=\"kvmetry=loud\" is no log level"));
+    }
+
+    #[test]
+    fn a_cause_is_told_once_and_again_later() {
+        let told = OncePerCause::default();
+        let s = Duration::from_secs;
+        let calls =
+            [("a", 0, Some(0)), ("a", 5, None), ("b", 5, Some(0)), ("a", 599, None), ("a", 600, Some(2))];
+        for (key, at, expect) in calls {
+            assert_eq!(told.tell(key, s(at)), expect, "{key} at {at} s");
+        }
+        assert!(told.over("a"));
+        assert!(!told.over("a"));
+        assert_eq!(told.tell("a", s(601)), Some(0));
+    }
+
+    #[test]
+    fn a_flood_of_causes_stays_within_its_bound() {
+        let told = OncePerCause::default();
+        for n in 0..MAX_CAUSES + 10 {
+            let at = Duration::from_millis(u64::try_from(n).unwrap());
+            assert_eq!(told.tell(&format!("domain {n}"), at), Some(0));
+        }
+        assert_eq!(told.causes.lock().unwrap().len(), MAX_CAUSES);
+        let now = Duration::from_secs(2);
+        assert_eq!(told.tell("domain 9", now), Some(0), "the oldest ones were forgotten");
+        assert_eq!(told.tell("domain 1033", now), None, "the newest were not");
+    }
+}

@@ -1,0 +1,163 @@
+//! libvirt's file of client passwords (`docs/auth.rst`, `src/util/virauth.c`, `virauthconfig.c`).
+//!
+//! ```text
+//! [credentials-monitor]        a name and password under a name of its own
+//! username=kvmetry
+//! password=secret
+//!
+//! [auth-libvirt-hv1.example]   which of them is for which host, as written in the URI (localhost for local sockets)
+//! credentials=monitor
+//!
+//! [auth-libvirt-default]       for every other host
+//! credentials=monitor
+//! ```
+//!
+//! One file is read, the first of: `$LIBVIRT_AUTH_FILE`, the URI's `authfile=`, `$XDG_CONFIG_HOME/libvirt/auth.conf`,
+//! `/etc/libvirt/auth.conf`; the last two only if they can be read.
+//!
+//! Limits: [`MAX_LEN`] bytes, UTF-8. The syntax is GLib's key file: `#` begins a comment line, values know the
+//! escapes `\s \t \n \r \\`. Where a key stands twice the last one counts.
+
+use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::sasl::Credentials;
+use crate::transport::{Env, read_limited};
+use crate::uri::Uri;
+
+/// Longest file in bytes: some thousand hosts.
+const MAX_LEN: u64 = 1 << 20;
+
+/// The credentials for a host. The error is a line for a person.
+pub(crate) fn find(uri: &Uri, host: &str) -> Result<Credentials, String> {
+    find_in(&Env::of_process(), uri, host)
+}
+
+fn find_in(env: &Env, uri: &Uri, host: &str) -> Result<Credentials, String> {
+    let (path, looked_at) = choose(env, uri);
+    let Some(path) = path else {
+        return Err(missing(&looked_at, host));
+    };
+    let shown = path.display();
+    let bytes = read_limited(&path, MAX_LEN)
+        .map_err(|e| format!("the daemon wants a password, and {shown} cannot be read: {e}"))?;
+    warn_if_open_to_all(&path);
+    let text = String::from_utf8(bytes)
+        .map_err(|e| format!("{shown}: byte {} is no UTF-8", e.utf8_error().valid_up_to()))?;
+    match look_up(&text, host) {
+        Ok(Some(credentials)) => Ok(credentials),
+        Ok(None) => Err(missing(&[path], host)),
+        Err(what) => Err(format!("{shown}: {what}")),
+    }
+}
+
+/// The file that counts, if any, and all that were looked at.
+fn choose(env: &Env, uri: &Uri) -> (Option<PathBuf>, Vec<PathBuf>) {
+    // These two were named by a person: they are not passed over when they cannot be read.
+    if let Some(path) = env.auth_file.clone().or_else(|| uri.params.authfile.as_ref().map(PathBuf::from)) {
+        return (Some(path), vec![]);
+    }
+    let users = env.user_config.as_ref().map(|dir| dir.join("auth.conf"));
+    let paths: Vec<PathBuf> = users.into_iter().chain([env.etc.join("libvirt/auth.conf")]).collect();
+    (paths.iter().find(|path| File::open(path).is_ok()).cloned(), paths)
+}
+
+fn missing(paths: &[PathBuf], host: &str) -> String {
+    let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+    format!(
+        "the daemon wants a password, and {} has none for {host}: write there [credentials-c] username=NAME \
+         password=WORD and [auth-libvirt-{host}] credentials=c, each on a line of its own",
+        paths.join(" or ")
+    )
+}
+
+fn warn_if_open_to_all(path: &Path) {
+    let open = std::fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0);
+    if open {
+        tracing::warn!(path = %path.display(), "every user of this machine can read this file of passwords: chmod 600");
+    }
+}
+
+/// What the file says of a host: None if nothing.
+fn look_up(text: &str, host: &str) -> Result<Option<Credentials>, String> {
+    let lines = parse(text)?;
+    let has_group = |group: &str| lines.iter().any(|line| line.group == group);
+    let get = |group: &str, key: &str| {
+        let found = lines
+            .iter()
+            .rev()
+            .find(|line| line.group == group && line.pair.is_some_and(|pair| pair.0 == key));
+        found.and_then(|line| line.pair).map(|pair| unescape(pair.1)).filter(|value| !value.is_empty())
+    };
+    let groups = [format!("auth-libvirt-{host}"), "auth-libvirt-default".to_owned()];
+    let Some(group) = groups.iter().find(|group| has_group(group)) else {
+        return Ok(None);
+    };
+    let name = get(group, "credentials").ok_or_else(|| format!("[{group}] has no line credentials=NAME"))?;
+    let group_of_name = format!("credentials-{name}");
+    if !has_group(&group_of_name) {
+        return Err(format!("[{group}] points to [{group_of_name}], which is not there"));
+    }
+    let part =
+        |key: &str| get(&group_of_name, key).ok_or_else(|| format!("[{group_of_name}] has no line {key}="));
+    Ok(Some(Credentials { username: part("username")?, password: part("password")? }))
+}
+
+/// A line of the file: a group's head has no pair.
+struct Line<'a> {
+    group: &'a str,
+    pair: Option<(&'a str, &'a str)>,
+}
+
+fn parse(text: &str) -> Result<Vec<Line<'_>>, String> {
+    let mut lines = Vec::new();
+    let mut group = None;
+    for (number, line) in text.lines().enumerate() {
+        // Never the line itself in a message: it may hold a password.
+        let fault = |what: &str| Err(format!("line {}: {what}", number + 1));
+        let line = line.trim_start();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        if let Some(head) = line.strip_prefix('[') {
+            let Some(name) = head.trim_end().strip_suffix(']') else {
+                return fault("the closing ] of the group is missing");
+            };
+            group = Some(name);
+            lines.push(Line { group: name, pair: None });
+            continue;
+        }
+        match (group, line.split_once('=')) {
+            (Some(group), Some((key, value))) => {
+                // A password may end in a space, but not begin with one (unless written \s).
+                lines.push(Line { group, pair: Some((key.trim_end(), value.trim_start())) });
+            }
+            (None, _) => return fault("expected [GROUP] first"),
+            (_, None) => return fault("expected KEY=VALUE, [GROUP] or a # comment"),
+        }
+    }
+    Ok(lines)
+}
+
+fn unescape(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    let mut chars = value.chars();
+    while let Some(c) = chars.next() {
+        if c != '\\' {
+            out.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some('s') => out.push(' '),
+            Some('t') => out.push('\t'),
+            Some('n') => out.push('\n'),
+            Some('r') => out.push('\r'),
+            Some('\\') => out.push('\\'),
+            // GLib refuses the file here; the password that a person has in mind is more likely this.
+            Some(other) => out.extend(['\\', other]),
+            None => out.push('\\'),
+        }
+    }
+    out
+}

@@ -1,0 +1,633 @@
+//! One connection to a daemon: many calls at once, told apart by serial.
+//!
+//! ```text
+//!  call ── turn, place ──▶ table[serial] ──▶ writer task ──▶ socket ──▶ daemon
+//!    ▲                          │                                          │
+//!    └──── Ticket ◀── reply ◀───┴──────────── reader task ◀── socket ◀─────┘
+//!                                                  └──▶ event queue, PONG
+//! ```
+//!
+//! The daemon reads at most five requests at a time from one client. Four turns are for calls that can reach
+//! a monitor, one for job-free calls; a turn is held until the reply comes, also past the deadline. So there
+//! is always room for a job-free call, however many monitors hang. See [`Budget`] for the places that a host
+//! grants beyond one connection.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::auth;
+use crate::budget::{Budget, Place};
+use crate::error::{Error, ErrorCode};
+use crate::events::{self, Event, EventQueue};
+use crate::frame::{self, HEADER, Header, KEEPALIVE, REMOTE, Type};
+use crate::procedure::{Class, Procedure};
+use crate::transport::{self, Access, Channel, Peer, Stream};
+use crate::uri::Uri;
+use crate::xdr::{Decoder, Encoder, Malformed};
+
+/// Calls in flight that can reach a monitor, given-up ones included: one less than the daemon's own limit of
+/// requests a client (`max_client_requests`, 5), so that a job-free call always finds a place.
+pub const MONITOR_CALLS: usize = 4;
+
+/// Frames waiting to be written. More than can be in flight; a full queue means that the socket is stuck.
+const WRITE_QUEUE: usize = 16;
+
+/// Memory reserved for a frame before any of its bytes came.
+const FIRST_RESERVE: usize = 256 * 1024;
+
+/// A PING goes out after this long without a word from the daemon.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// PINGs without an answer after which the connection counts as lost (30 s of silence in all).
+const KEEPALIVE_COUNT: u32 = 5;
+/// How long a polite goodbye may take.
+const CLOSE_DEADLINE: Duration = Duration::from_millis(500);
+
+/// VIR_DRV_FEATURE_PROGRAM_KEEPALIVE: asking for it starts the daemon's own keepalive as well.
+const FEATURE_KEEPALIVE: i32 = 10;
+/// VIR_CONNECT_RO
+const OPEN_READ_ONLY: u32 = 1;
+
+/// How to connect.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Read-only unless something must be changed.
+    pub access: Access,
+    /// For reaching the daemon and for the handshake together.
+    pub connect_deadline: Duration,
+    /// For each call whose method takes no deadline of its own.
+    pub call_deadline: Duration,
+    /// The host's, shared by its connections one after another.
+    pub budget: Budget,
+}
+
+/// An open connection. Dropping it closes the socket at once; [`Connection::close`] says goodbye first.
+#[derive(Debug)]
+pub struct Connection {
+    link: Arc<Link>,
+    pub(crate) call_deadline: Duration,
+    access: Access,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// What the connection's tasks and callers share.
+#[derive(Debug)]
+struct Link {
+    /// Keeps an ssh child alive as long as the connection.
+    peer: Peer,
+    out: mpsc::Sender<Vec<u8>>,
+    table: Mutex<Table>,
+    monitor_turns: Arc<Semaphore>,
+    job_free_turns: Arc<Semaphore>,
+    budget: Budget,
+    events: EventQueue,
+    epoch: Instant,
+    /// Milliseconds after `epoch` at which the last frame came.
+    heard_ms: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    last_serial: u32,
+    pending: HashMap<u32, Pending>,
+    lost: Option<Lost>,
+}
+
+/// A call that was sent and has no reply yet.
+#[derive(Debug)]
+struct Pending {
+    procedure: Procedure,
+    reply: oneshot::Sender<Result<Reply, Lost>>,
+    late: Late,
+    place: Option<Place>,
+    _turn: OwnedSemaphorePermit,
+}
+
+/// Why a connection is of no use any more, for every waiter.
+#[derive(Clone, Debug)]
+enum Lost {
+    /// The socket ended or failed: why, and whether trying again may help.
+    Socket { what: String, retryable: bool },
+    /// The daemon's bytes make no sense.
+    Malformed { procedure: &'static str, malformed: Malformed },
+}
+
+impl Lost {
+    fn socket(what: impl Into<String>) -> Self {
+        Self::Socket { what: what.into(), retryable: true }
+    }
+}
+
+/// A whole reply frame; the payload begins at [`HEADER`].
+#[derive(Debug)]
+pub(crate) struct Reply {
+    frame: Vec<u8>,
+    failed: bool,
+}
+
+/// A call in flight. Dropping it before the reply has come (a deadline, a cancelled caller) gives it up.
+#[derive(Debug)]
+struct Ticket<'a> {
+    link: &'a Link,
+    procedure: Procedure,
+    serial: u32,
+    reply: oneshot::Receiver<Result<Reply, Lost>>,
+    late: Late,
+    sent: Instant,
+}
+
+/// Tells of a given-up call whether the daemon is still at it.
+#[derive(Clone, Debug, Default)]
+pub struct Late(Arc<AtomicBool>);
+
+impl Late {
+    /// True once the reply has come (and was dropped) or the connection was lost.
+    pub fn is_over(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn set_over(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// For a call that was never sent.
+    fn over() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+}
+
+impl Connection {
+    /// Reaches the daemon, proves who we are, opens the hypervisor driver and agrees on keepalive.
+    ///
+    /// # Errors
+    /// [`Error::Connection`] where the daemon cannot be reached or refuses us, [`Error::Remote`] where it
+    /// has no such driver, [`Error::Deadline`] where it does not answer in time.
+    pub async fn open(uri: &Uri, options: Options) -> Result<Self, Error> {
+        let deadline = Instant::now() + options.connect_deadline;
+        let stream = transport::dial(uri, options.access, options.connect_deadline).await?;
+        let mut connection = Self::over(stream, options);
+        let name = uri.remote_name();
+        match timeout_at(deadline, connection.handshake(&name, uri)).await {
+            Ok(Ok(())) => Ok(connection),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::connection(
+                connection.peer(),
+                "the daemon took the connection but does not answer: it may have no free worker \
+                 (a hung VM monitor?) or be starting up",
+                true,
+                None,
+            )),
+        }
+    }
+
+    /// Starts the tasks on a dialled stream, before any handshake.
+    pub(crate) fn over(stream: Stream, options: Options) -> Self {
+        let Stream { reader, writer, peer } = stream;
+        let (out, frames) = mpsc::channel(WRITE_QUEUE);
+        options.budget.daemon_is(peer.pid);
+        let link = Arc::new(Link {
+            peer,
+            out,
+            table: Mutex::default(),
+            monitor_turns: Arc::new(Semaphore::new(MONITOR_CALLS)),
+            job_free_turns: Arc::new(Semaphore::new(1)),
+            budget: options.budget,
+            events: EventQueue::default(),
+            epoch: Instant::now(),
+            heard_ms: AtomicU32::new(0),
+        });
+        let tasks = vec![
+            tokio::spawn(read_frames(Arc::clone(&link), reader)),
+            tokio::spawn(write_frames(Arc::clone(&link), writer, frames)),
+        ];
+        Self { link, call_deadline: options.call_deadline, access: options.access, tasks }
+    }
+
+    async fn handshake(&mut self, name: &str, uri: &Uri) -> Result<(), Error> {
+        auth::authenticate(self, uri).await?;
+        let flags = match self.access {
+            Access::ReadOnly => OPEN_READ_ONLY,
+            Access::ReadWrite => 0,
+        };
+        let open = |e: &mut Encoder<'_>| {
+            e.u32(1).string(name).u32(flags);
+        };
+        self.call(Procedure::CONNECT_OPEN, open, |d| d.end()).await?;
+        let keepalive = self
+            .call(
+                Procedure::CONNECT_SUPPORTS_FEATURE,
+                |e| {
+                    e.i32(FEATURE_KEEPALIVE);
+                },
+                |d| d.i32(),
+            )
+            .await;
+        match keepalive {
+            Ok(1) => self.tasks.push(tokio::spawn(keep_alive(Arc::clone(&self.link)))),
+            // A daemon or driver without it: silence then shows by the deadlines of calls.
+            Ok(_) | Err(Error::Remote { .. }) => tracing::debug!(peer = self.peer(), "no keepalive"),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Says goodbye (libvirtd logs an error for each client that does not) and closes the socket.
+    pub async fn close(self) {
+        let bye = self.call(Procedure::CONNECT_CLOSE, |_| {}, |d| d.end());
+        if let Ok(Err(error)) = timeout(CLOSE_DEADLINE, bye).await {
+            tracing::debug!(%error, "no goodbye");
+        }
+    }
+
+    /// Who is at the other end, for messages.
+    pub fn peer(&self) -> &str {
+        &self.link.peer.label
+    }
+
+    /// The daemon's process, where the transport tells (unix sockets).
+    pub fn daemon_pid(&self) -> Option<i32> {
+        self.link.peer.pid
+    }
+
+    /// How the daemon is reached.
+    pub fn channel(&self) -> Channel {
+        self.link.peer.channel
+    }
+
+    pub(crate) fn host_for_auth(&self) -> &str {
+        &self.link.peer.host_for_auth
+    }
+
+    /// The host's places for calls that can reach a monitor.
+    pub fn budget(&self) -> &Budget {
+        &self.link.budget
+    }
+
+    /// True once the socket is gone: every further call fails at once.
+    pub fn is_lost(&self) -> bool {
+        self.link.table().lost.is_some()
+    }
+
+    /// The next event and when it came; `None` when the connection is gone. Cancel-safe.
+    pub async fn next_event(&self) -> Option<(Instant, Event)> {
+        self.link.events.next().await
+    }
+
+    /// An event that has already come, if there is one.
+    pub fn try_event(&self) -> Option<(Instant, Event)> {
+        self.link.events.try_next()
+    }
+
+    /// Calls and decodes, within the connection's default deadline.
+    pub(crate) async fn call<T>(
+        &self,
+        procedure: Procedure,
+        args: impl FnOnce(&mut Encoder<'_>),
+        decode: impl FnOnce(&mut Decoder<'_>) -> Result<T, Malformed>,
+    ) -> Result<T, Error> {
+        let deadline = Instant::now() + self.call_deadline;
+        self.call_as(procedure, procedure.class(), deadline, args, decode).await
+    }
+
+    /// Sends a call as soon as it has a turn and, if it can reach a monitor, a place; waits for its reply
+    /// until `deadline`.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`], after which the daemon may still be at it; [`Error::Budget`] if every place is
+    /// held by a given-up call; [`Error::Remote`], [`Error::Connection`], [`Error::Protocol`].
+    pub(crate) async fn call_as<T>(
+        &self,
+        procedure: Procedure,
+        class: Class,
+        deadline: Instant,
+        args: impl FnOnce(&mut Encoder<'_>),
+        decode: impl FnOnce(&mut Decoder<'_>) -> Result<T, Malformed>,
+    ) -> Result<T, Error> {
+        let link = &*self.link;
+        let begun = Instant::now();
+        let (turn, place) = match timeout_at(deadline, link.turn(class)).await {
+            Ok(Some(granted)) => granted,
+            Ok(None) => return Err(link.no_place(procedure)),
+            Err(_) => return Err(link.deadline(procedure, begun, Late::over())),
+        };
+        let mut ticket = link.enter(procedure, turn, place)?;
+        let header = Header {
+            program: REMOTE,
+            procedure: procedure as i32,
+            kind: Type::Call,
+            serial: ticket.serial,
+            failed: false,
+        };
+        match timeout_at(deadline, link.out.send(frame::encode(header, args))).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(link.lost_now(procedure)),
+            Err(_) => return Err(link.deadline(procedure, begun, ticket.late.clone())),
+        }
+        match timeout_at(deadline, &mut ticket.reply).await {
+            Ok(Ok(reply)) => link.decode(procedure, reply, decode),
+            Ok(Err(_)) => Err(link.lost_now(procedure)),
+            Err(_) => Err(link.deadline(procedure, ticket.sent, ticket.late.clone())),
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.link.lose(Lost::socket("closed by us"));
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.link.table().pending.get_mut(&self.serial).and_then(|p| p.place.as_mut()) {
+            tracing::debug!(peer = self.link.peer.label, call = self.procedure.name(), "given up");
+            place.give_up();
+        }
+    }
+}
+
+/// `virNetMessageError`; only the parts that say something are kept.
+pub(crate) fn remote_error(d: &mut Decoder<'_>) -> Result<(ErrorCode, i32, String), Malformed> {
+    fn text(d: &mut Decoder<'_>) -> Result<(), Malformed> {
+        d.option(|d| d.string()).map(drop)
+    }
+    let code = ErrorCode(d.i32()?);
+    let domain = d.i32()?;
+    let message = d.option(|d| d.string())?.unwrap_or("error without a message").to_owned();
+    let _level = d.i32()?;
+    d.option(|d| d.string().and_then(|_| d.fixed::<16>()).and_then(|_| d.i32()))?;
+    text(d)?;
+    text(d)?;
+    text(d)?;
+    d.i32()?;
+    d.i32()?;
+    d.option(|d| d.string().and_then(|_| d.fixed::<16>()))?;
+    d.end()?;
+    Ok((code, domain, message))
+}
+
+impl Link {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A turn on this connection and, for a call that can reach a monitor, a place on the host. `None` while
+    /// given-up calls hold every place.
+    async fn turn(&self, class: Class) -> Option<(OwnedSemaphorePermit, Option<Place>)> {
+        let (turns, place) = match class {
+            Class::Monitor => (&self.monitor_turns, Some(self.budget.place().await?)),
+            Class::JobFree => (&self.job_free_turns, None),
+        };
+        Some((Arc::clone(turns).acquire_owned().await.ok()?, place))
+    }
+
+    /// Puts a call into the table. From here on it is counted until its reply comes.
+    fn enter(
+        &self,
+        procedure: Procedure,
+        turn: OwnedSemaphorePermit,
+        place: Option<Place>,
+    ) -> Result<Ticket<'_>, Error> {
+        let (reply_to, reply) = oneshot::channel();
+        let late = Late::default();
+        let mut table = self.table();
+        if let Some(lost) = &table.lost {
+            return Err(self.lost(lost, procedure));
+        }
+        table.last_serial = table.last_serial.wrapping_add(1);
+        let serial = table.last_serial;
+        let pending = Pending { procedure, reply: reply_to, late: late.clone(), place, _turn: turn };
+        table.pending.insert(serial, pending);
+        Ok(Ticket { link: self, procedure, serial, reply, late, sent: Instant::now() })
+    }
+
+    fn decode<T>(
+        &self,
+        procedure: Procedure,
+        reply: Result<Reply, Lost>,
+        decode: impl FnOnce(&mut Decoder<'_>) -> Result<T, Malformed>,
+    ) -> Result<T, Error> {
+        let reply = reply.map_err(|lost| self.lost(&lost, procedure))?;
+        let mut d = Decoder::new(&reply.frame[HEADER..], HEADER);
+        let decoded = if reply.failed { remote_error(&mut d).map(Err) } else { decode(&mut d).map(Ok) };
+        match decoded {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err((code, domain, message))) => {
+                Err(Error::Remote { peer: self.peer.label.clone(), procedure: procedure.name(), code, domain, message })
+            }
+            Err(malformed) => {
+                let lost = Lost::Malformed { procedure: procedure.name(), malformed };
+                let error = self.lost(&lost, procedure);
+                self.lose(lost);
+                Err(error)
+            }
+        }
+    }
+
+    fn no_place(&self, procedure: Procedure) -> Error {
+        Error::Budget {
+            peer: self.peer.label.clone(),
+            procedure: procedure.name(),
+            outstanding: self.budget.abandoned(),
+        }
+    }
+
+    fn deadline(&self, procedure: Procedure, since: Instant, late: Late) -> Error {
+        Error::Deadline { peer: self.peer.label.clone(), procedure: procedure.name(), after: since.elapsed(), late }
+    }
+
+    fn lost(&self, lost: &Lost, during: Procedure) -> Error {
+        match lost {
+            Lost::Socket { what, retryable } => {
+                let what = format!("connection lost during {}: {what}", during.name());
+                Error::connection(&self.peer.label, what, *retryable, None)
+            }
+            Lost::Malformed { procedure, malformed } => Error::Protocol {
+                peer: self.peer.label.clone(),
+                procedure,
+                offset: malformed.offset,
+                expected: malformed.expected.clone(),
+            },
+        }
+    }
+
+    fn lost_now(&self, during: Procedure) -> Error {
+        let lost = self.table().lost.clone().unwrap_or_else(|| Lost::socket("closed"));
+        self.lost(&lost, during)
+    }
+
+    /// Why the socket ended, as far as the transport can tell (an ssh process has words of its own).
+    async fn last_words(&self, source: Option<io::Error>) -> Lost {
+        match self.peer.lost(source).await {
+            Error::Connection { what, retryable, .. } => Lost::Socket { what, retryable },
+            other => Lost::socket(other.to_string()),
+        }
+    }
+
+    /// Ends the connection for everyone: waiters get `why`, given-up places become orphans.
+    fn lose(&self, why: Lost) {
+        let pending = {
+            let mut table = self.table();
+            if table.lost.is_none() {
+                table.lost = Some(why.clone());
+            }
+            std::mem::take(&mut table.pending)
+        };
+        for (_, call) in pending {
+            if let Some(place) = call.place {
+                place.socket_died();
+            }
+            call.late.set_over();
+            // A waiter that is gone does not want to know.
+            let _ = call.reply.send(Err(why.clone()));
+        }
+        self.events.close();
+    }
+
+    /// Handles one whole frame. An error ends the connection.
+    fn receive(&self, bytes: Vec<u8>) -> Result<(), Lost> {
+        let malformed = |procedure: &'static str, malformed| Lost::Malformed { procedure, malformed };
+        let header = frame::header(&bytes).map_err(|m| malformed("frame", m))?;
+        let procedure = Procedure::from_number(header.procedure);
+        match (header.program, header.kind) {
+            (KEEPALIVE, Type::Message) => {
+                if header.procedure == 1 {
+                    // If the queue is full the socket is stuck, and a PONG would come too late anyway.
+                    let _ = self.out.try_send(keepalive_frame(2));
+                }
+                Ok(())
+            }
+            (REMOTE, Type::Reply) => {
+                let call = self.table().pending.remove(&header.serial);
+                let Some(call) = call else {
+                    let expected = format!("serial of a call in flight, not {}", header.serial);
+                    return Err(malformed("reply", Malformed { offset: 20, expected }));
+                };
+                if procedure != Some(call.procedure) {
+                    let expected =
+                        format!("procedure {}, not {}", call.procedure as i32, header.procedure);
+                    let lost = malformed(call.procedure.name(), Malformed { offset: 12, expected });
+                    let _ = call.reply.send(Err(lost.clone()));
+                    return Err(lost);
+                }
+                call.late.set_over();
+                // Nobody may be waiting any more: a late reply ends here.
+                let _ = call.reply.send(Ok(Reply { frame: bytes, failed: header.failed }));
+                Ok(())
+            }
+            (REMOTE, Type::Message) => {
+                let Some(procedure) = procedure else { return Ok(()) };
+                let mut d = Decoder::new(&bytes[HEADER..], HEADER);
+                match events::decode(procedure, &mut d) {
+                    Ok(Some(event)) => self.events.push(event),
+                    Ok(None) => {}
+                    Err(m) => return Err(malformed(procedure.name(), m)),
+                }
+                Ok(())
+            }
+            (_, kind) => {
+                let expected = format!("reply or message, not {kind:?} of program {:#x}", header.program);
+                Err(malformed("frame", Malformed { offset: 16, expected }))
+            }
+        }
+    }
+}
+
+async fn read_frames(link: Arc<Link>, reader: impl AsyncRead + Unpin) {
+    let mut reader = BufReader::with_capacity(8 * 1024, reader);
+    let why = loop {
+        let bytes = match read_frame(&mut reader).await {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(malformed)) => break Lost::Malformed { procedure: "frame", malformed },
+            Err(error) => break link.last_words(Some(error).filter(|e| e.kind() != io::ErrorKind::UnexpectedEof)).await,
+        };
+        link.heard_ms.store(millis(link.epoch.elapsed()), Ordering::Relaxed);
+        if let Err(lost) = link.receive(bytes) {
+            break lost;
+        }
+    };
+    link.lose(why);
+}
+
+/// Reads one whole frame. Memory grows with the bytes that really come, not with the length that is claimed.
+async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Result<Vec<u8>, Malformed>> {
+    let mut word = [0; 4];
+    reader.read_exact(&mut word).await?;
+    let length = match frame::length(word) {
+        Ok(length) => length,
+        Err(malformed) => return Ok(Err(malformed)),
+    };
+    let mut bytes = Vec::with_capacity(length.min(FIRST_RESERVE));
+    bytes.extend_from_slice(&word);
+    let mut rest = reader.take((length - word.len()) as u64);
+    while bytes.len() < length {
+        if rest.read_buf(&mut bytes).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(Ok(bytes))
+}
+
+async fn write_frames(
+    link: Arc<Link>,
+    mut writer: impl AsyncWrite + Unpin,
+    mut frames: mpsc::Receiver<Vec<u8>>,
+) {
+    while let Some(bytes) = frames.recv().await {
+        let written = async {
+            writer.write_all(&bytes).await?;
+            writer.flush().await
+        };
+        if let Err(error) = written.await {
+            let why = link.last_words(Some(error)).await;
+            link.lose(why);
+            return;
+        }
+    }
+}
+
+/// Sends a PING into every silence and declares the connection lost when nobody answers.
+async fn keep_alive(link: Arc<Link>) {
+    let mut unanswered = 0;
+    let mut heard = link.heard_ms.load(Ordering::Relaxed);
+    loop {
+        tokio::time::sleep(KEEPALIVE_INTERVAL).await;
+        let now = link.heard_ms.load(Ordering::Relaxed);
+        if now != heard {
+            (heard, unanswered) = (now, 0);
+            continue;
+        }
+        // With all its five requests taken the daemon does not read, so it cannot answer a PING either.
+        if link.table().pending.len() > MONITOR_CALLS {
+            continue;
+        }
+        if unanswered == KEEPALIVE_COUNT {
+            let silence = KEEPALIVE_INTERVAL * (KEEPALIVE_COUNT + 1);
+            link.lose(Lost::socket(format!("no keepalive answer for {silence:?}")));
+            return;
+        }
+        unanswered += 1;
+        let _ = link.out.try_send(keepalive_frame(1));
+    }
+}
+
+/// Procedure 1 is PING, 2 PONG; neither has a payload or a serial of its own.
+fn keepalive_frame(procedure: i32) -> Vec<u8> {
+    let header = Header { program: KEEPALIVE, procedure, kind: Type::Message, serial: 0, failed: false };
+    frame::encode(header, |_| {})
+}
+
+fn millis(d: Duration) -> u32 {
+    // Wraps after 49 days; only compared for being equal.
+    d.as_millis() as u32
+}

@@ -1,0 +1,8 @@
+//! The crate from outside: what is read comes out as line protocol that InfluxDB's own parser understands.
+
+mod absence;
+mod contract;
+mod docs;
+mod features;
+mod roundtrip;
+mod support;
