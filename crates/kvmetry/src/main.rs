@@ -1,15 +1,18 @@
-//! kvmetry: telemetry for KVM/libvirt virtual machines. See ARCHITECTURE.md for the map; start in `pipeline.rs`.
+//! kvmetry: telemetry for KVM/libvirt virtual machines. ARCHITECTURE.md has the map; start in `pipeline.rs`.
 
-#![forbid(unsafe_code)]
-
+mod check;
 mod cli;
 mod clock;
 mod collect;
 mod config;
 mod logging;
 mod once;
+mod output;
+mod pipeline;
 mod schedule;
+mod table;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -20,21 +23,37 @@ use crate::config::Config;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Err(error) = logging::init() {
-        eprintln!("kvmetry: {error}");
-        return ExitCode::from(cli::EXIT_USAGE);
+        return fail(cli::EXIT_USAGE, error);
+    }
+    if matches!(cli.command, Command::Config) {
+        return ended(io::stdout().write_all(config::sample().as_bytes()).map(|()| true).map_err(Into::into));
     }
     let config = match Config::load(&cli.flags()) {
         Ok(config) => config,
-        Err(error) => {
-            eprintln!("{error}");
-            return ExitCode::from(cli::EXIT_USAGE);
-        }
+        Err(error) => return fail(cli::EXIT_USAGE, error),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
-        match cli.command {
-            Command::Once(once) => once::once(&config, once.format).await,
-            _ => ExitCode::from(0),
-        }
-    })
+    match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => ended(runtime.block_on(async {
+            match cli.command {
+                Command::Run(_) => pipeline::run(config).await.map(|()| true),
+                Command::Once(once) => once::once(&config, once.format).await.map(|()| true),
+                Command::Check(_) => check::check(&config).await,
+                Command::Config => Ok(true),
+            }
+        })),
+        Err(error) => fail(cli::EXIT_FAILED, error),
+    }
+}
+
+fn ended(result: anyhow::Result<bool>) -> ExitCode {
+    match result {
+        Ok(true) => ExitCode::from(cli::EXIT_OK),
+        Ok(false) => ExitCode::from(cli::EXIT_FAILED),
+        Err(error) => fail(cli::EXIT_FAILED, format_args!("{error:#}")),
+    }
+}
+
+fn fail(code: u8, error: impl std::fmt::Display) -> ExitCode {
+    eprintln!("kvmetry: {error}");
+    ExitCode::from(code)
 }

@@ -1,23 +1,101 @@
-//! `kvmetry once`: one cycle of every hypervisor to stdout.
+//! `kvmetry once`: one cycle of every hypervisor, to stdout: as lines, as JSON, or as a table for people.
+//!
+//! The table takes a second cycle a second later: what people want to see there is how fast counters grow.
 
-use std::io::Write;
-use std::process::ExitCode;
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::bail;
+use futures_util::future::join_all;
+use influxdb_line_protocol::{FieldValue, ParsedLine, parse_lines};
+use serde_json::{Map, Value, json};
 
 use crate::cli::Format;
 use crate::clock::{Clock, SystemClock};
 use crate::collect::{Host, Settings};
 use crate::config::Config;
+use crate::table;
 
-pub(crate) async fn once(config: &Config, _format: Format) -> ExitCode {
+/// Between the two cycles of a table.
+const TABLE_SPAN: Duration = Duration::from_secs(1);
+
+/// Reads and prints.
+///
+/// # Errors
+/// A hypervisor that could not be read; the others are printed all the same. Standard output that failed.
+pub(crate) async fn once(config: &Config, format: Format) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    for h in &config.hypervisors {
-        let mut host = Host::new(Settings::of(config, h).unwrap(), Arc::clone(&clock));
-        let mut out = Vec::new();
-        let report = host.cycle(clock.wall_ns(), &mut out).await;
-        tracing::info!(?report);
-        std::io::stdout().write_all(&out).unwrap();
+    let mut hosts = Vec::new();
+    for hypervisor in &config.hypervisors {
+        hosts.push(Host::new(Settings::of(config, hypervisor)?, Arc::clone(&clock)));
+    }
+    let (first, mut unread) = cycle(&mut hosts, &clock).await;
+    let printed = match format {
+        Format::Line => print(&first),
+        Format::Json => parse_lines(std::str::from_utf8(&first)?)
+            .try_for_each(|line| Ok(print(format!("{}\n", to_json(&line?)).as_bytes())?)),
+        Format::Table => {
+            tokio::time::sleep(TABLE_SPAN).await;
+            let (second, unread_now) = cycle(&mut hosts, &clock).await;
+            unread = unread_now;
+            let rows = table::rows(std::str::from_utf8(&first)?, std::str::from_utf8(&second)?)?;
+            print(table::render(&rows, io::stdout().is_terminal()).as_bytes())
+        }
+    };
+    for host in &mut hosts {
         host.close().await;
     }
-    ExitCode::SUCCESS
+    match printed {
+        // Whoever read it has seen enough.
+        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {}
+        other => other?,
+    }
+    if unread > 0 {
+        bail!("{unread} of {} hypervisors could not be read: see above, and try `kvmetry check`", hosts.len());
+    }
+    Ok(())
+}
+
+/// One cycle of all hosts side by side; also the number of those that could not be read.
+async fn cycle(hosts: &mut [Host], clock: &Arc<dyn Clock>) -> (Vec<u8>, usize) {
+    let mut lines = Vec::new();
+    let mut unread = 0;
+    let cycles = hosts.iter_mut().map(|host| async {
+        let mut lines = Vec::new();
+        let report = host.cycle(clock.wall_ns(), &mut lines).await;
+        (lines, report.down.is_some())
+    });
+    for done in join_all(cycles).await {
+        lines.extend(done.0);
+        unread += usize::from(done.1);
+    }
+    (lines, unread)
+}
+
+fn print(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(bytes)?;
+    Ok(stdout.flush()?)
+}
+
+fn to_json(line: &ParsedLine<'_>) -> Value {
+    let tags = line.series.tag_set.iter().flatten();
+    let tags: Map<_, _> = tags.map(|(key, value)| (key.to_string(), json!(value.as_str()))).collect();
+    let fields = line.field_set.iter().map(|(key, value)| {
+        let value = match value {
+            FieldValue::I64(v) => json!(v),
+            FieldValue::U64(v) => json!(v),
+            FieldValue::F64(v) => json!(v),
+            FieldValue::String(v) => json!(v.as_str()),
+            FieldValue::Boolean(v) => json!(v),
+        };
+        (key.to_string(), value)
+    });
+    json!({
+        "measurement": line.series.measurement.as_str(),
+        "tags": tags,
+        "fields": fields.collect::<Map<_, _>>(),
+        "time_ns": line.timestamp,
+    })
 }

@@ -161,3 +161,93 @@ fn unescape(value: &str) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn lookup_follows_libvirt() {
+        let check = |text: &str, host: &str, expect: Result<Option<(&str, &str)>, &str>| {
+            let got = look_up(text, host).map(|found| found.map(|c| (c.username, c.password)));
+            let expect = expect.map(|found| found.map(|(u, p)| (u.to_owned(), p.to_owned())));
+            assert_eq!(got, expect.map_err(str::to_owned), "{text:?} for {host}");
+        };
+        let file = "# comment\n[credentials-a]\nusername = ann\r\npassword=a=b c \n\n[credentials-b]\nusername=bob\n\
+                    password=\\sx\\\\y\n[auth-libvirt-hv1]\ncredentials=a\n[auth-libvirt-default]\ncredentials=b\n";
+        check(file, "hv1", Ok(Some(("ann", "a=b c "))));
+        check(file, "hv2", Ok(Some(("bob", " x\\y"))));
+        check("", "hv1", Ok(None));
+        check("[auth-libvirt-hv1]\ncredentials=a\n", "hv2", Ok(None));
+        check("[auth-esx-hv1]\ncredentials=a\n", "hv1", Ok(None));
+        check("[auth-libvirt-h]\n", "h", Err("[auth-libvirt-h] has no line credentials=NAME"));
+        check(
+            "[auth-libvirt-h]\ncredentials=a\n",
+            "h",
+            Err("[auth-libvirt-h] points to [credentials-a], which is not there"),
+        );
+        let half = "[auth-libvirt-h]\ncredentials=a\n[credentials-a]\nusername=u\n";
+        check(half, "h", Err("[credentials-a] has no line password="));
+        check("username=u\n", "h", Err("line 1: expected [GROUP] first"));
+        check("[a]\nsecret\n", "h", Err("line 2: expected KEY=VALUE, [GROUP] or a # comment"));
+        check("\n[a\n", "h", Err("line 2: the closing ] of the group is missing"));
+    }
+
+    #[test]
+    fn the_first_file_counts() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let at = |name: &str| dir.path().join(name);
+        let write = |name: &str, user: &str| {
+            fs::create_dir_all(at(name).parent().expect("a directory")).expect("a directory");
+            let text = format!(
+                "[auth-libvirt-default]\ncredentials=c\n[credentials-c]\nusername={user}\npassword=p\n"
+            );
+            fs::write(at(name), text).expect("a file");
+        };
+        let mut env =
+            Env { etc: at("etc"), user_config: Some(at("user")), auth_file: None, ..Env::of_process() };
+        let named = format!("qemu:///system?authfile={}", at("named").display());
+        let check = |env: &Env, uri: &str, expect: Result<&str, String>| {
+            let uri = uri.parse().expect("a good URI");
+            assert_eq!(find_in(env, &uri, "h").map(|c| c.username), expect.map(str::to_owned), "{uri}");
+        };
+        let plain = "qemu:///system";
+        let (user, etc) =
+            (at("user/auth.conf").display().to_string(), at("etc/libvirt/auth.conf").display().to_string());
+        let advice = "write there [credentials-c] username=NAME password=WORD and [auth-libvirt-h] credentials=c, each \
+                      on a line of its own";
+        let none = format!("the daemon wants a password, and {user} or {etc} has none for h: {advice}");
+        check(&env, plain, Err(none));
+        write("etc/libvirt/auth.conf", "etc");
+        check(&env, plain, Ok("etc"));
+        write("user/auth.conf", "user");
+        check(&env, plain, Ok("user"));
+        // One that was named is not passed over.
+        let absent =
+            format!("{} cannot be read: No such file or directory (os error 2)", at("named").display());
+        check(&env, &named, Err(format!("the daemon wants a password, and {absent}")));
+        write("named", "named");
+        check(&env, &named, Ok("named"));
+        write("environment", "environment");
+        env.auth_file = Some(at("environment"));
+        check(&env, &named, Ok("environment"));
+    }
+
+    #[test]
+    fn odd_files_are_refused_without_showing_them() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("auth.conf");
+        let env = Env { auth_file: Some(path.clone()), ..Env::of_process() };
+        let check = |expect: String| {
+            let uri = "qemu:///system".parse().expect("a good URI");
+            assert_eq!(find_in(&env, &uri, "h").expect_err("an odd file"), expect);
+        };
+        let shown = path.display();
+        fs::write(&path, b"[a]\npassword=\xff").expect("a file");
+        check(format!("{shown}: byte 13 is no UTF-8"));
+        fs::File::create(&path).and_then(|file| file.set_len(MAX_LEN + 1)).expect("a sparse file");
+        check(format!("the daemon wants a password, and {shown} cannot be read: longer than 1048576 bytes"));
+    }
+}

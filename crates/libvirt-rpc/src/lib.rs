@@ -43,6 +43,7 @@ mod backoff;
 mod budget;
 mod calls;
 mod connection;
+pub mod decode;
 mod error;
 mod events;
 mod frame;

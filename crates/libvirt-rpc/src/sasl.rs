@@ -150,3 +150,100 @@ fn printable(text: &str) -> String {
     const MAX_SHOWN: usize = 100;
     text.chars().filter(|c| !c.is_control()).take(MAX_SHOWN).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn credentials() -> Credentials {
+        Credentials { username: "user".into(), password: "pencil".into() }
+    }
+
+    #[test]
+    fn the_best_common_mechanism_is_taken() {
+        let check = |offered: &str, channel, expect: Result<&str, &str>| {
+            let got = Sasl::start(offered, &credentials(), channel).map(|(_, name, _)| name);
+            match (got, expect) {
+                (Ok(name), Ok(expect)) => assert_eq!(name, expect, "{offered:?}"),
+                (Err(what), Err(expect)) => assert_eq!(what, expect, "{offered:?}"),
+                (got, _) => panic!("{offered:?}: {got:?}"),
+            }
+        };
+        check("PLAIN,SCRAM-SHA-256", Channel::Unix, Ok("SCRAM-SHA-256"));
+        check("GSSAPI SCRAM-SHA-256 PLAIN", Channel::Tls, Ok("SCRAM-SHA-256"));
+        check("scram-sha-256", Channel::Ssh, Ok("SCRAM-SHA-256"));
+        check("DIGEST-MD5,PLAIN", Channel::Tls, Ok("PLAIN"));
+        let advice = "put scram-sha-256 (or plain) into mech_list of its /etc/sasl2/libvirt.conf";
+        // Parts of names are no names, and a weaker relative is not taken in place of the one known.
+        for offered in ["GSSAPI", "XPLAIN", "SCRAM-SHA-256-PLUS", "SCRAM-SHA-1", ""] {
+            check(offered, Channel::Tls, Err(&format!("the daemon offers only {offered}: {advice}")));
+        }
+        let refused = "the daemon wants SASL over plain TCP, where only encrypting mechanisms (GSSAPI) are taken, which \
+                       this client does not have: use TLS (+tls) or SSH (+ssh)";
+        for offered in ["GSSAPI", "SCRAM-SHA-256,PLAIN", "PLAIN"] {
+            check(offered, Channel::Tcp, Err(refused));
+        }
+    }
+
+    #[test]
+    fn plain_is_one_message() {
+        let (mut sasl, _, initial) = Sasl::start("PLAIN", &credentials(), Channel::Unix).expect("it begins");
+        assert_eq!(initial.as_deref(), Some(b"\0user\0pencil".as_slice()));
+        assert!(sasl.is_finished());
+        assert_eq!(sasl.step(None), Ok(None));
+    }
+
+    /// Begins SCRAM and answers with a first message of the server, made from the client's nonce.
+    fn scram(first: impl Fn(&str) -> String) -> (Sasl, Result<Option<Vec<u8>>, String>) {
+        let (mut sasl, _, initial) =
+            Sasl::start("SCRAM-SHA-256", &credentials(), Channel::Unix).expect("it begins");
+        let initial = String::from_utf8(initial.expect("the client speaks first")).expect("text");
+        let nonce = initial.strip_prefix("n,,n=user,r=").expect("RFC 5802's first message");
+        let answer = sasl.step(Some(first(nonce).as_bytes()));
+        (sasl, answer)
+    }
+
+    #[test]
+    fn scram_never_sends_the_password_and_wants_proof() {
+        let (mut sasl, answer) = scram(|nonce| format!("r={nonce}abc,s=c2FsdA==,i=4096"));
+        let answer = String::from_utf8(answer.expect("a good message").expect("an answer")).expect("text");
+        assert!(answer.starts_with("c=biws,r=") && answer.contains("abc,p="), "{answer}");
+        assert!(!answer.contains("pencil"));
+        assert!(!sasl.is_finished());
+        // A server that knows the password would send another signature.
+        let zeros = format!("v={}=", "A".repeat(43));
+        let refused = sasl.step(Some(zeros.as_bytes())).expect_err("a wrong signature");
+        assert_eq!(refused, "the daemon did not prove that it knows the password: somebody may pose as it");
+        assert!(!sasl.is_finished());
+    }
+
+    #[test]
+    fn a_lying_server_is_refused() {
+        let check = |first: &dyn Fn(&str) -> String, expect: &str| {
+            let (sasl, answer) = scram(first);
+            let what = answer.expect_err("a lie");
+            assert!(what.contains(expect), "{what}");
+            assert!(!sasl.is_finished());
+        };
+        check(&|nonce| format!("r={nonce}x,s=c2FsdA==,i=4000000000"), "4000000000 rounds of SCRAM hashing");
+        check(&|nonce| format!("r={nonce}x,s=c2FsdA==,i=99999999999999"), "rounds of SCRAM hashing");
+        check(&|nonce| format!("r={nonce}x,s=c2FsdA==,i=0"), "the SASL exchange failed");
+        check(&|_| "r=another,s=c2FsdA==,i=4096".into(), "the SASL exchange failed");
+        check(&|nonce| format!("r={nonce}x,s=***,i=4096"), "the SASL exchange failed");
+        check(&|_| String::new(), "the SASL exchange failed");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_message_makes_it_panic_or_finish(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..80)) {
+            let (mut sasl, _, _) = Sasl::start("SCRAM-SHA-256", &credentials(), Channel::Unix).expect("it begins");
+            proptest::prop_assert!(sasl.step(Some(&bytes)).is_err());
+            proptest::prop_assert!(!sasl.is_finished());
+        }
+    }
+
+    #[test]
+    fn a_password_is_not_printed() {
+        assert_eq!(format!("{:?}", credentials()), "Credentials { username: \"user\", .. }");
+    }
+}

@@ -10,7 +10,7 @@
 //!   libvirt's own is refused.
 //! - `test:///default` goes through the local daemon here; the C library runs that driver inside the client.
 //!
-//! Limits: [`MAX_URI_LEN`] bytes, printable ASCII; everything else must be percent-encoded.
+//! Limits: 4,096 bytes (`MAX_URI_LEN`), printable ASCII; everything else must be percent-encoded.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -584,4 +584,205 @@ fn presentable(text: &str) -> String {
     }
     let shown: String = text.chars().take(MAX_SHOWN).flat_map(char::escape_debug).collect();
     if text.chars().count() > MAX_SHOWN { shown + "…" } else { shown }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn good_uris() {
+        use Channel::{Ssh, Tcp, Tls, Unix};
+        // URI, channel, host, port, user, name for the daemon
+        type Expect<'a> = (Channel, Option<&'a str>, Option<u16>, Option<&'a str>, &'a str);
+        let check = |text: &str, expect: Expect<'_>| {
+            let uri: Uri = text.parse().unwrap_or_else(|e| panic!("{e}"));
+            let name = uri.remote_name();
+            assert_eq!((uri.channel(), uri.host(), uri.port(), uri.user(), name.as_str()), expect, "{text}");
+            assert_eq!(uri.to_string(), text);
+        };
+        check("qemu:///system", (Unix, None, None, None, "qemu:///system"));
+        check("qemu:///session", (Unix, None, None, None, "qemu:///session"));
+        check("QEMU+Unix:///system", (Unix, None, None, None, "qemu:///system"));
+        check("qemu:/system", (Unix, None, None, None, "qemu:///system"));
+        check("xen:///", (Unix, None, None, None, "xen:///"));
+        check("xen://", (Unix, None, None, None, "xen:///"));
+        check("ch:///system", (Unix, None, None, None, "ch:///system"));
+        check("test:///default", (Unix, None, None, None, "test:///default"));
+        check("test+unix:///a%20b/c.xml", (Unix, None, None, None, "test:///a%20b/c.xml"));
+        check("remote+unix:///", (Unix, None, None, None, ""));
+        check("qemu+unix:///system?socket=/run/s", (Unix, None, None, None, "qemu:///system"));
+        check("qemu+tcp:///system", (Tcp, Some("localhost"), None, None, "qemu:///system"));
+        check(
+            "qemu+tcp://hv-1.example:16509/system",
+            (Tcp, Some("hv-1.example"), Some(16509), None, "qemu:///system"),
+        );
+        check("qemu://hv1/system", (Tls, Some("hv1"), None, None, "qemu:///system"));
+        check("qemu+tls://[::1]:65535/system", (Tls, Some("::1"), Some(65535), None, "qemu:///system"));
+        check("qemu+tls://[::1]/system", (Tls, Some("::1"), None, None, "qemu:///system"));
+        check(
+            "qemu+tls://[fe80::1%25eth0]/system",
+            (Tls, Some("fe80::1%eth0"), None, None, "qemu:///system"),
+        );
+        check("qemu+tls://h:/system", (Tls, Some("h"), None, None, "qemu:///system"));
+        check("qemu+ssh://root@hv1:22/system", (Ssh, Some("hv1"), Some(22), Some("root"), "qemu:///system"));
+        check("qemu+ssh://a%40b@hv1/system", (Ssh, Some("hv1"), None, Some("a@b"), "qemu:///system"));
+        // libvirt's own parameters stay here, the driver's go to the daemon, name= replaces all.
+        check("xen:///system?no_verify=1&a=b%20c&d", (Unix, None, None, None, "xen:///system?a=b%20c&d="));
+        check("test:///default?x=1;y=2", (Unix, None, None, None, "test:///default?x=1&y=2"));
+        check("qemu+ssh://h/odd?name=qemu:///session", (Ssh, Some("h"), None, None, "qemu:///session"));
+    }
+
+    #[test]
+    fn bad_uris_are_told_by_part() {
+        let check = |text: &str, expect: &str| match text.parse::<Uri>() {
+            Ok(uri) => panic!("{text} was taken as {uri:?}"),
+            Err(e) => assert_eq!(e.to_string(), expect, "{text}"),
+        };
+        check("", ": empty URI: the local QEMU is qemu:///system");
+        check("/run/sock", "/run/sock: no driver: a libvirt URI begins with one, as in qemu:///system");
+        check("qemu", "qemu: no driver: a libvirt URI begins with one, as in qemu:///system");
+        check("://h/system", "://h/system: no driver: a libvirt URI begins with one, as in qemu:///system");
+        check("qmeu:///system", "qmeu:///system: unknown driver \"qmeu\": did you mean \"qemu\"?");
+        check(
+            "kvm:///system",
+            "kvm:///system: unknown driver \"kvm\": expected one of qemu, xen, ch, lxc, vbox, vz, parallels, bhyve, \
+             openvz, test, remote",
+        );
+        check(
+            "esx://vc/dc",
+            "esx://vc/dc: driver \"esx\" has no libvirt daemon (it is the vendor's own interface): not supported",
+        );
+        check("qemu+tpc://h/system", "qemu+tpc://h/system: unknown transport \"tpc\": did you mean \"tcp\"?");
+        check(
+            "qemu+:///system",
+            "qemu+:///system: unknown transport \"\": expected one of unix, tcp, tls, ssh",
+        );
+        check(
+            "qemu+libssh2://h/system",
+            "qemu+libssh2://h/system: transport \"libssh2\" is not supported: use ssh (qemu+ssh://)",
+        );
+        check(
+            "qemu+unix://h/system",
+            "qemu+unix://h/system: host \"h\" cannot be reached over a unix socket: use +tls or +ssh",
+        );
+        check("qemu://h:0/system", "qemu://h:0/system: port \"0\" is no number from 1 to 65535");
+        check("qemu://h:65536/system", "qemu://h:65536/system: port \"65536\" is no number from 1 to 65535");
+        check("qemu://h:+1/system", "qemu://h:+1/system: port \"+1\" is no number from 1 to 65535");
+        check("qemu+tcp://:1/system", "qemu+tcp://:1/system: port \"1\" without a host before it");
+        check(
+            "qemu://::1/system",
+            "qemu://::1/system: host \"::1\": an IPv6 address stands in brackets, as in [::1]",
+        );
+        check(
+            "qemu://[::1/system",
+            "qemu://[::1/system: host \"[::1\": the closing ] of the IPv6 address is missing",
+        );
+        check("qemu://[h]/system", "qemu://[h]/system: host [h] is no IPv6 address");
+        check(
+            "qemu://[::1]x/system",
+            "qemu://[::1]x/system: \"x\" after the IPv6 address: expected :PORT or nothing",
+        );
+        check(
+            "qemu+ssh://-oProxyCommand=x/system",
+            "qemu+ssh://-oProxyCommand=x/system: host \"-oProxyCommand=x\" is no host name (letters, digits, dots, \
+             hyphens)",
+        );
+        check("qemu+ssh://-l@h/system", "qemu+ssh://-l@h/system: user \"-l\" is no user name");
+        check("qemu+ssh://@h/system", "qemu+ssh://@h/system: user \"\" is no user name");
+        check("qemu:///", "qemu:///: no path: did you mean qemu:///system?");
+        check("qemu://hv1", "qemu://hv1: no path: did you mean qemu:///system?");
+        check("qemu:///sytem", "qemu:///sytem: unknown path \"/sytem\": did you mean \"/system\"?");
+        check("qemu:system", "qemu:system: path \"system\" must begin with /, as in qemu:///system");
+        check(
+            "qemu:///embed?root=/x",
+            "qemu:///embed?root=/x: path /embed runs QEMU inside the calling program, without a daemon: use \
+             qemu:///system",
+        );
+        check("test:///", "test:///: no path: did you mean test:///default?");
+        check(
+            "qemu:///system?sokcet=/s",
+            "qemu:///system?sokcet=/s: unknown parameter \"sokcet\": did you mean \"socket\"?",
+        );
+        check("qemu:///system?socket=s", "qemu:///system?socket=s: socket=s: expected an absolute path");
+        check("qemu://h/system?pkipath=", "qemu://h/system?pkipath=: parameter \"pkipath\" has no value");
+        check(
+            "qemu://h/system?no_verify=yes",
+            "qemu://h/system?no_verify=yes: no_verify=yes: expected 0 or 1",
+        );
+        check(
+            "qemu:///system?mode=direkt",
+            "qemu:///system?mode=direkt: mode=direkt: did you mean \"direct\"?",
+        );
+        check(
+            "qemu+ssh://h/system?mode=direct",
+            "qemu+ssh://h/system?mode=direct: mode=direct does not go with ssh: use proxy=native, or socket= for a \
+             certain socket",
+        );
+        check(
+            "qemu+ssh://h/system?proxy=native&netcat=nc",
+            "qemu+ssh://h/system?proxy=native&netcat=nc: netcat= has no meaning with proxy=native: virt-ssh-helper \
+             finds its own way",
+        );
+        check(
+            "qemu+ssh://h/system?keyfile=a%22b",
+            "qemu+ssh://h/system?keyfile=a%22b: keyfile=a\"b: expected a path without \" \\ or $",
+        );
+        check(
+            "qemu:///system?tls_priority=NORMAL",
+            "qemu:///system?tls_priority=NORMAL: tls_priority is a GnuTLS string, and TLS is not done by GnuTLS here: \
+             leave it out",
+        );
+        check(
+            "qemu:///sys%tem",
+            "qemu:///sys%tem: path \"/sys%tem\": % must be followed by two hexadecimal digits",
+        );
+        check("qemu:///%ff", "qemu:///%ff: path \"/%ff\": the percent-encoded bytes are no UTF-8");
+        check("qemu:///%00", "qemu:///%00: path \"/%00\": control characters make no sense there");
+        check("qemu:///system#x", "qemu:///system#x: a libvirt URI has no fragment: write # as %23");
+        check(
+            "qemu:///sys tem",
+            "qemu:///sys tem: character ' ' at byte 11 must be percent-encoded, as a space is %20",
+        );
+        check(
+            "qemu:///sys\ntem",
+            "qemu:///sys\\ntem: character '\\n' at byte 11 must be percent-encoded, as a space is %20",
+        );
+    }
+
+    #[test]
+    fn passwords_are_refused_and_not_shown() {
+        for text in [
+            "qemu+ssh://u:secret@h/system",
+            "qemu+ssh://u:secret@h",
+            "qemu+ssh://u:sec/secret@h/system",
+            "qemu+ssh://u:sec?secret@h/system",
+            "qemu+ssh://u:sec#secret@h/system",
+            "qemu+ssh://u:s@secret@h/system",
+            "bogus://u:secret@h/system",
+        ] {
+            let error = text.parse::<Uri>().expect_err(text).to_string();
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn long_uris_are_refused_in_short_words() {
+        let error =
+            format!("qemu:///{}", "x".repeat(MAX_URI_LEN)).parse::<Uri>().expect_err("too long").to_string();
+        assert!(error.ends_with("4104 bytes long: at most 4096 are allowed"), "{error}");
+        assert!(error.len() < 300);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_an_uri_or_an_error(text in "(qemu|test|xen)?(\\+[a-z]{3,4})?:?/{0,3}.{0,40}") {
+            if let Ok(uri) = text.parse::<Uri>() {
+                proptest::prop_assert_eq!(uri.to_string(), text);
+                // What goes to the daemon is a URI again (or empty: the daemon's choice).
+                let name = uri.remote_name();
+                proptest::prop_assert!(name.is_empty() || uri.params.name.is_some() || name.parse::<Uri>().is_ok(), "{}", name);
+            }
+        }
+    }
 }

@@ -19,7 +19,7 @@ use std::time::Duration;
 use crate::sample::Sample;
 use crate::units::{DomainId, WallSeconds};
 
-/// Reports missed before the guest's word is taken for absent (TELEMETRY.md, vm_features).
+/// Reports missed before the guest's word is taken for absent.
 pub const STALE_AFTER_PERIODS: u32 = 3;
 
 /// The balloon period where it is neither known nor learnt yet: twice the usual setting of 5 s.

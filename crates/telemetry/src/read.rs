@@ -285,10 +285,12 @@ fn settle<T: Device>(devices: &mut Devices<T>, meaning: DeviceReading) {
 #[derive(Debug)]
 struct KeyTable(Vec<KeyEntry>);
 
+type Setter = fn(&mut Sample, u64);
+
 #[derive(Debug)]
 struct KeyEntry {
     key: &'static str,
-    set: [Option<fn(&mut Sample, u64)>; 2],
+    set: [Option<Setter>; 2],
 }
 
 impl KeyTable {

@@ -4,6 +4,10 @@
 //! given by this domain (and is then written as 0) is kept beside it, per group, in [`Held`] and, per device, in
 //! [`DeviceReading`]. Nothing here turns an absent value into a 0; only the encoder does.
 //!
+//! The order of filling it: [`Sample::begin`]; then, if there is a bulk record, its parameters and
+//! [`SampleReader::finish`](crate::SampleReader::finish); then what was read by older calls
+//! ([`Sample::domain_info`] and the others); then [`HostTracker::encode`](crate::HostTracker::encode).
+//!
 //! A sample is a buffer: [`Sample::begin`] empties it and keeps its memory, so that a collector that uses one sample
 //! for domain after domain does not allocate once it has seen its largest domain.
 
@@ -53,7 +57,7 @@ pub struct Sample {
     /// Per group: whether what is absent was never given, or is only missing now.
     pub held: Held,
     /// Whether the record looked like that of a domain whose monitor did not answer: no `balloon.rss` and no disk with
-    /// counters (DESIGN.md, decision 3). Set by [`SampleReader::finish`](crate::SampleReader::finish).
+    /// counters. Set by [`SampleReader::finish`](crate::SampleReader::finish).
     pub busy: bool,
     /// How often the balloon driver reports, where the caller knows it (`<memballoon><stats period='5'/>`). Without
     /// it, the period is learnt from the reports.
@@ -167,7 +171,8 @@ pub enum DeviceReading {
 
 /// Per group: an absent value was never given (true), or is missing now (false, also when the group was not read).
 ///
-/// Set where it is known that the reading held the domain's job, or needed none; see TELEMETRY.md, rule 1.
+/// Set where it is known that the reading held the domain's job, or needed none. A busy domain's
+/// record lacks keys that the same domain gives a moment later; writing 0 for them would be a false reading.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
     /// Balloon and guest memory values.
@@ -183,7 +188,8 @@ pub struct Groups(u8);
 impl Groups {
     /// Nothing.
     pub const NONE: Self = Self(0);
-    /// State, vCPU count, memory limits and CPU time: what domain info tells.
+    /// State, vCPU count, memory limits and CPU time: what domain info tells. The vCPU count is in no bulk group that is
+    /// asked for in every cycle: the caller sets it.
     pub const INFO: Self = Self(1);
     /// User and system time.
     pub const CPU: Self = Self(2);

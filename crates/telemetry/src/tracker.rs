@@ -27,6 +27,10 @@ pub const FORGET_AFTER_CYCLES: u32 = 3;
 /// be a failure; and if it were taken for a fact, the first counters would make the sum jump by all that they counted.
 pub const SILENT_ANSWERS: u32 = 2;
 
+/// By how much an event's time may be moved to keep it apart from the one before: a burst of a million events. Beyond
+/// it the clock was set back, and following the old time would put events into the future.
+pub const MAX_EVENT_SHIFT_NS: u64 = 1_000_000;
+
 /// How a tracker writes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrackerOptions {
@@ -101,6 +105,8 @@ struct KnownDevice {
     tags: Vec<u8>,
     has_given: bool,
     silent_answers: u32,
+    /// Whether its last reading left the sum of its kind unknown.
+    blocks_sum: bool,
     last_listed: u64,
 }
 
@@ -174,7 +180,9 @@ impl HostTracker {
     /// Appends the line of one event. `received_ns` is the time of its receipt; it is moved by 1 ns as often as it
     /// takes to be later than the event before.
     pub fn event(&mut self, event: &Event<'_>, received_ns: i64, out: &mut Vec<u8>) {
-        self.last_event_ns = received_ns.max(self.last_event_ns.saturating_add(1));
+        let next = self.last_event_ns.saturating_add(1);
+        let is_ahead = next > received_ns && next.abs_diff(received_ns) <= MAX_EVENT_SHIFT_NS;
+        self.last_event_ns = if is_ahead { next } else { received_ns };
         let last_live = self.domains.get(&event.uuid).map(|domain| domain.id);
         let id = Some(event.id).filter(|id| id.is_live()).or(last_live);
         let tags = Tags {
@@ -210,6 +218,13 @@ impl HostTracker {
     /// [`CpuSource::Info`] needs its domain info in every cycle.
     pub fn cpu_source(&self, uuid: &Uuid) -> Option<CpuSource> {
         self.options.cpu_source.or_else(|| self.domains.get(uuid)?.cpu_source)
+    }
+
+    /// The devices of a domain that can give counters and did not in its last reading: those that a sum waits for.
+    pub fn unread_devices(&self, uuid: &Uuid) -> impl Iterator<Item = &str> {
+        let domain = self.domains.get(uuid);
+        let known = domain.into_iter().flat_map(|domain| domain.nics.iter().chain(&domain.disks));
+        known.filter(|device| device.blocks_sum).map(|device| device.name.as_str())
     }
 
     /// Ends a cycle that tried to read every live domain: forgets those not seen for long.
@@ -328,7 +343,8 @@ impl DeviceTags<'_> {
                 continue;
             }
             known.last_listed = self.reading;
-            if !known.judge(device.reading()) {
+            known.judge(device.reading());
+            if known.blocks_sum {
                 sums = None;
             }
             if device.reading() != DeviceReading::Given {
@@ -379,22 +395,26 @@ impl DeviceTags<'_> {
 
 impl KnownDevice {
     fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), tags: Vec::new(), has_given: false, silent_answers: 0, last_listed: 0 }
+        Self {
+            name: name.to_owned(),
+            tags: Vec::new(),
+            has_given: false,
+            silent_answers: 0,
+            blocks_sum: false,
+            last_listed: 0,
+        }
     }
 
-    /// Notes what was read of it. Tells whether the sum of its kind is whole as far as this device goes: it gave its
-    /// counters, or never has any.
-    fn judge(&mut self, reading: DeviceReading) -> bool {
+    /// Notes what was read of it. Its kind's sum stays whole if it gave its counters, or never has any.
+    fn judge(&mut self, reading: DeviceReading) {
         match reading {
-            DeviceReading::Given => {
-                self.has_given = true;
-                return true;
-            }
+            DeviceReading::Given => self.has_given = true,
             DeviceReading::NotRead => {}
             DeviceReading::NoCounters => self.silent_answers = self.silent_answers.saturating_add(1),
             DeviceReading::Unsupported => self.silent_answers = SILENT_ANSWERS,
         }
-        !self.has_given && self.silent_answers >= SILENT_ANSWERS
+        let never_counts = !self.has_given && self.silent_answers >= SILENT_ANSWERS;
+        self.blocks_sum = reading != DeviceReading::Given && !never_counts;
     }
 }
 

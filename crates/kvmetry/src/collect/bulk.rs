@@ -14,6 +14,7 @@
 //!
 //! Always NOWAIT: a VM whose job is held is skipped, not waited for.
 
+use futures_util::future::join_all;
 use libvirt_rpc::{Connection, Domain, DomainRef, Error, Groups, Late, MONITOR_CALLS, StatsFlags, StatsVisitor, Value};
 use telemetry::{Driver, SampleReader};
 use tokio::time::Instant;
@@ -68,18 +69,9 @@ impl Outcome {
 /// Reads all of `vms`, up to [`MONITOR_CALLS`] shards at a time. Those with an answer have `taken` set.
 pub(crate) async fn read(connection: &Connection, vms: &mut [&mut Vm], plan: &Plan<'_>) -> Outcome {
     let shards = vms.len().div_ceil(SMALLEST_SHARD).clamp(1, MONITOR_CALLS);
-    let mut shards = vms.chunks_mut(vms.len().div_ceil(shards).max(1));
-    let mut shard = || {
-        let vms = shards.next();
-        async {
-            match vms {
-                Some(vms) => read_shard(connection, vms, plan).await,
-                None => Outcome::default(),
-            }
-        }
-    };
-    let (a, b, c, d) = tokio::join!(shard(), shard(), shard(), shard());
-    a.merge(b).merge(c).merge(d)
+    let shards = vms.chunks_mut(vms.len().div_ceil(shards).max(1));
+    let outcomes = join_all(shards.map(|vms| read_shard(connection, vms, plan))).await;
+    outcomes.into_iter().fold(Outcome::default(), Outcome::merge)
 }
 
 async fn read_shard(connection: &Connection, vms: &mut [&mut Vm], plan: &Plan<'_>) -> Outcome {

@@ -85,6 +85,11 @@ impl Session {
         }
     }
 
+    /// A busy VM is skipped, not waited for.
+    pub(crate) fn waits_never(&self) -> bool {
+        self.flags.contains(StatsFlags::NOWAIT)
+    }
+
     /// The groups to ask for in bulk. `state` alone is not worth a call: domain info is needed anyway then.
     pub(crate) fn bulk_groups(&self) -> Groups {
         match self.bulk {

@@ -38,8 +38,6 @@ pub(crate) struct Vm {
     pub(crate) busy_cycles: u32,
     /// Given-up calls over it that the daemon has not answered: sentinels, whose return says that it is back.
     pub(crate) held_by: Vec<Late>,
-    /// The list of the present cycle has it.
-    pub(crate) listed: bool,
 }
 
 impl Vm {
@@ -52,7 +50,6 @@ impl Vm {
             facts: None,
             busy_cycles: 0,
             held_by: Vec::new(),
-            listed: true,
         }
     }
 

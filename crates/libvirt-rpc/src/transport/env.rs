@@ -3,7 +3,6 @@
 use std::env::var_os;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Directories and identity that libvirt's defaults depend on.
@@ -35,8 +34,11 @@ impl Env {
             dir("XDG_RUNTIME_DIR").or_else(|| dir("XDG_CACHE_HOME")).or_else(|| below_home(".cache"));
         let config = dir("XDG_CONFIG_HOME").or_else(|| below_home(".config"));
         Self {
-            // The owner of a process' directory in /proc is its effective user. Without /proc: nobody special.
-            euid: std::fs::metadata("/proc/self").map_or(u32::MAX, |meta| meta.uid()),
+            // Without /proc: nobody special.
+            euid: std::fs::read_to_string("/proc/self/status")
+                .ok()
+                .and_then(|s| euid(&s))
+                .unwrap_or(u32::MAX),
             system_runtime: vec!["/run/libvirt".into(), "/var/run/libvirt".into()],
             user_runtime: runtime.map(|dir| dir.join("libvirt")),
             user_config: config.map(|dir| dir.join("libvirt")),
@@ -51,6 +53,12 @@ impl Env {
     }
 }
 
+/// `Uid: REAL EFFECTIVE SAVED FILESYSTEM` of `/proc/PID/status` (proc(5)).
+fn euid(status: &str) -> Option<u32> {
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    ids.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// A whole file, refused where it is longer than `limit` bytes.
 pub(crate) fn read_limited(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -59,4 +67,25 @@ pub(crate) fn read_limited(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {limit} bytes")));
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_effective_user_is_the_second_number() {
+        let status = "Name:\tkvmetry\nUmask:\t0022\nUid:\t1000\t0\t33\t44\nGid:\t5\t6\t7\t8\n";
+        assert_eq!(euid(status), Some(0));
+        assert_eq!(euid("Name:\tkvmetry\n"), None);
+    }
+
+    #[test]
+    fn a_file_is_read_up_to_its_limit() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("file");
+        std::fs::write(&path, "12345").expect("a file");
+        assert_eq!(read_limited(&path, 5).expect("not too long"), b"12345");
+        assert_eq!(read_limited(&path, 4).expect_err("too long").to_string(), "longer than 4 bytes");
+    }
 }

@@ -82,21 +82,23 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// The error for a connection that ended: `source` is what reading or writing said, None at an end of file. An ssh
-    /// process is asked for its last words, for which it is waited up to [`ssh::LAST_WORDS`].
+    /// The error for a connection that ended: `source` is what reading or writing said, None at an end of file. An
+    /// ssh process is asked for its last words, which takes up to 2 s.
     pub async fn lost(&self, source: Option<io::Error>) -> Error {
         if let Some(child) = &self.ssh
             && let Some(words) = child.last_words().await
         {
             return Error::connection(&self.label, words.what, words.retryable, source);
         }
-        let what = match &source {
-            None if self.channel == Channel::Tcp => {
-                "the daemon closed the connection (restarted, at its limit max_clients, or this is its TLS port)".into()
-            }
-            None => "the daemon closed the connection (restarted, or at its limit max_clients)".into(),
+        let happened = match &source {
+            None => "the daemon closed the connection".to_owned(),
             Some(e) => format!("the connection broke: {e}"),
         };
+        let why = match self.channel {
+            Channel::Tcp => "restarted, at its limit max_clients, or this is its TLS port",
+            _ => "restarted, or at its limit max_clients",
+        };
+        let what = format!("{happened} ({why})");
         // `what` already holds the source's words.
         Error::connection(&self.label, what, true, None)
     }

@@ -45,7 +45,9 @@ pub(super) fn dial(uri: &Uri, access: Access, timeout: Duration) -> Result<Strea
         .spawn()
         .map_err(|e| {
             let what = match e.kind() {
-                ErrorKind::NotFound if uri.params.command.is_some() => format!("command={program}: no such program"),
+                ErrorKind::NotFound if uri.params.command.is_some() => {
+                    format!("command={program}: no such program")
+                }
                 ErrorKind::NotFound => "no program ssh here: install openssh-client".to_owned(),
                 _ => format!("cannot run {program:?}: {e}"),
             };
@@ -132,7 +134,11 @@ fn interpret(stderr: &str, by_hand: &str) -> Option<LastWords> {
     let has = |words: &[&str]| words.iter().any(|word| line.contains(word));
     // What stays as it is until a person acts is not retryable: keys, logins, missing programs.
     let (advice, retryable) = if stderr.contains("IDENTIFICATION HAS CHANGED") {
-        ("the host's key is another than before: it was installed anew, or somebody poses as it".to_owned(), false)
+        (
+            "the host's key is another than before: it was installed anew, or somebody poses as it"
+                .to_owned(),
+            false,
+        )
     } else if has(&["Host key verification failed"]) {
         (format!("compare the host's key and accept it once by hand with {by_hand}"), false)
     } else if has(&["Permission denied ("]) {
@@ -140,7 +146,11 @@ fn interpret(stderr: &str, by_hand: &str) -> Option<LastWords> {
     } else if line.starts_with("ssh: ") {
         (format!("is the host up and its address right? Try {by_hand}"), true)
     } else if has(&["No such file or directory", "Connection refused"]) {
-        ("no libvirt daemon listens there, start it on that host with \"systemctl start libvirtd\"".to_owned(), true)
+        (
+            "no libvirt daemon listens there, start it on that host with \"systemctl start libvirtd\""
+                .to_owned(),
+            true,
+        )
     } else if has(&["not found"]) {
         ("install libvirt-clients (virt-ssh-helper) or netcat-openbsd (nc) on that host".to_owned(), false)
     } else if has(&["Permission denied"]) {
@@ -301,7 +311,11 @@ mod tests {
             let script = command.strip_prefix("sh -c '").and_then(|rest| rest.strip_suffix('\''));
             let script = script.expect("one word for sh -c").replace(r"'\''", "'");
             let helper_part = script.split("exec ").find(|part| part.starts_with("virt-ssh-helper"));
-            assert_eq!(helper_part.map(|part| part.trim_end_matches("; fi; for s in ").split(';').next()), helper.map(Some), "{text}: {script}");
+            assert_eq!(
+                helper_part.map(|part| part.trim_end_matches("; fi; for s in ").split(';').next()),
+                helper.map(Some),
+                "{text}: {script}"
+            );
             let sockets_part = script.split("for s in ").nth(1).and_then(|part| part.split(';').next());
             assert_eq!(sockets_part, sockets, "{text}: {script}");
         };
@@ -326,7 +340,8 @@ mod tests {
     #[tokio::test]
     async fn odd_words_survive_two_shells() {
         let odd = r#"/odd $HOME `id` $(id) 'q' "d" ;&|<>\ *"#;
-        let encoded: String = odd.bytes().map(|b| if b == b'/' { "/".into() } else { format!("%{b:02x}") }).collect();
+        let encoded: String =
+            odd.bytes().map(|b| if b == b'/' { "/".into() } else { format!("%{b:02x}") }).collect();
         // echo stands in for nc: it knows no -q, and prints what it was given.
         let uri = uri(&format!("qemu+ssh://h/system?netcat=echo&socket={encoded}"));
         let command = remote_command(&uri, Access::ReadOnly);
@@ -420,7 +435,8 @@ mod tests {
         let error = stream.peer.lost(None).await;
         assert!(error.is_retryable());
         let text = error.to_string();
-        let begins = format!("ssh:127.0.0.1:{port}: ssh: connect to host 127.0.0.1 port {port}: Connection refused; ");
+        let begins =
+            format!("ssh:127.0.0.1:{port}: ssh: connect to host 127.0.0.1 port {port}: Connection refused; ");
         assert!(text.starts_with(&begins), "{text}");
     }
 

@@ -72,3 +72,70 @@ pub(super) async fn connect(
     };
     Err(fail(what, true, None))
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::transport::{Access, dial};
+
+    #[tokio::test]
+    async fn bytes_go_both_ways() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        let uri: Uri = format!("qemu+tcp://127.0.0.1:{port}/system").parse().expect("a good URI");
+        let server = async {
+            let (mut socket, _) = listener.accept().await.expect("a client");
+            let mut ping = [0; 4];
+            socket.read_exact(&mut ping).await.expect("four bytes");
+            socket.write_all(&ping).await.expect("the client reads");
+        };
+        let client = async {
+            let mut stream = dial(&uri, Access::ReadOnly, Duration::from_secs(5)).await.expect("a server");
+            assert_eq!(stream.peer.label, format!("tcp:127.0.0.1:{port}"));
+            stream.writer.write_all(b"ping").await.expect("the server reads");
+            let mut pong = [0; 4];
+            stream.reader.read_exact(&mut pong).await.expect("four bytes");
+            assert_eq!(&pong, b"ping");
+            // The server's end is gone: that is what an end of file means.
+            assert_eq!(stream.reader.read(&mut pong).await.expect("an end of file"), 0);
+            assert!(stream.peer.lost(None).await.is_retryable());
+        };
+        tokio::join!(server, client);
+    }
+
+    #[tokio::test]
+    async fn failures_say_what_to_do() {
+        let check = async |host: &str, expect: &str| {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            let port = listener.local_addr().expect("bound").port();
+            drop(listener);
+            let uri: Uri = format!("qemu+tcp://{host}:{port}/system").parse().expect("a good URI");
+            let error =
+                dial(&uri, Access::ReadOnly, Duration::from_secs(5)).await.err().expect("nobody there");
+            assert!(error.is_retryable());
+            let text = error.to_string().replace(&port.to_string(), "PORT");
+            assert_eq!(text, expect);
+        };
+        let advice = "libvirtd does so only when told, by \"systemctl enable --now libvirtd-tcp.socket\" or the \
+                      option --listen";
+        check("127.0.0.1", &format!("tcp:127.0.0.1:PORT: nobody listens on 127.0.0.1:PORT: {advice}")).await;
+        // Longer than a label may be (63 bytes): refused without asking any name server.
+        let long = "h".repeat(64);
+        check(&long, &format!("tcp:{long}:PORT: cannot find the address of host {long:?}")).await;
+    }
+
+    /// A server that takes the connection and says nothing: with TLS, dialing itself has to end.
+    #[tokio::test(start_paused = true)]
+    async fn silence_ends_by_the_timeout() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        let text = format!("qemu+tls://127.0.0.1:{port}/system?no_verify=1");
+        let uri: Uri = text.parse().expect("a good URI");
+        let error = dial(&uri, Access::ReadOnly, Duration::from_secs(5)).await.err().expect("no handshake");
+        assert!(error.is_retryable());
+        assert!(error.to_string().contains(": no answer within 5s: "), "{error}");
+    }
+}

@@ -383,3 +383,192 @@ impl ServerCertVerifier for Unverified {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rustls::ExtendedKeyPurpose;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::transport::{Access, dial_in};
+
+    fn uri(text: &str) -> Uri {
+        text.parse().expect("the test's URI is good")
+    }
+
+    fn env(euid: u32, dir: &Path) -> Env {
+        Env { euid, etc: dir.join("etc"), user_pki: Some(dir.join("home")), ..Env::of_process() }
+    }
+
+    #[test]
+    fn files_are_found_where_libvirt_has_them() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let home = dir.path().join("home");
+        fs::create_dir(&home).expect("a directory");
+        let check = |text: &str, euid, expect: [&str; 4]| {
+            let files = Files::locate(&env(euid, dir.path()), &uri(text));
+            let found = [&files.ca, &files.crl, &files.certificate, &files.key];
+            let found = found.map(|path| path.strip_prefix(dir.path()).unwrap_or(path).display().to_string());
+            assert_eq!(found, expect, "{text} as {euid}");
+        };
+        let system = [
+            "etc/pki/CA/cacert.pem",
+            "etc/pki/CA/cacrl.pem",
+            "etc/pki/libvirt/clientcert.pem",
+            "etc/pki/libvirt/private/clientkey.pem",
+        ];
+        let plain = "qemu://h/system";
+        check(plain, 1000, system);
+        check(
+            "qemu://h/system?pkipath=/p",
+            1000,
+            ["/p/cacert.pem", "/p/cacrl.pem", "/p/clientcert.pem", "/p/clientkey.pem"],
+        );
+        fs::write(home.join("cacert.pem"), "").expect("a file");
+        // A certificate without its key is no pair.
+        fs::write(home.join("clientcert.pem"), "").expect("a file");
+        check(plain, 1000, ["home/cacert.pem", system[1], system[2], system[3]]);
+        fs::write(home.join("clientkey.pem"), "").expect("a file");
+        check(plain, 1000, ["home/cacert.pem", system[1], "home/clientcert.pem", "home/clientkey.pem"]);
+        check(plain, 0, system);
+    }
+
+    #[test]
+    fn unusable_files_are_named() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().display();
+        let uri = uri(&format!("qemu://h/system?pkipath={path}"));
+        let check = |expect: String| {
+            let what = config(&uri, &Files::locate(&Env::of_process(), &uri)).expect_err("unusable files");
+            assert_eq!(what, expect);
+        };
+        let pem =
+            |label: &str, body: &str| format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n");
+        check(format!(
+            "no CA certificate {path}/cacert.pem: copy cacert.pem of the server there, or name its directory by pkipath="
+        ));
+        fs::write(dir.path().join("cacert.pem"), "not PEM").expect("a file");
+        check(format!("the CA certificate {path}/cacert.pem holds none in PEM (a -----BEGIN line)"));
+        fs::write(dir.path().join("cacert.pem"), pem("CERTIFICATE", "AAAA")).expect("a file");
+        check(format!(
+            "CA certificate {path}/cacert.pem is not usable: invalid peer certificate: BadEncoding"
+        ));
+        let big = fs::File::create(dir.path().join("cacert.pem")).expect("a file");
+        big.set_len(MAX_PEM_LEN + 1).expect("a sparse file");
+        check(format!("cannot read the CA certificate {path}/cacert.pem: longer than 8388608 bytes"));
+    }
+
+    #[test]
+    fn a_pkipath_must_be_complete() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().display();
+        let uri = uri(&format!("qemu://h/system?no_verify=1&pkipath={path}"));
+        let what = config(&uri, &Files::locate(&Env::of_process(), &uri)).expect_err("no certificate");
+        assert_eq!(
+            what,
+            format!("there is no client certificate {path}/clientcert.pem, as pkipath= demands")
+        );
+    }
+
+    /// What the other side does in place of a TLS handshake, and what is said about it.
+    #[tokio::test]
+    async fn a_peer_without_tls_is_told() {
+        let check = async |answer: &[u8], expect: &str| {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            let port = listener.local_addr().expect("bound").port();
+            let uri = uri(&format!("qemu://127.0.0.1:{port}/system?no_verify=1"));
+            let server = async {
+                let (mut socket, _) = listener.accept().await.expect("a client");
+                let mut hello = [0; 1];
+                socket.read_exact(&mut hello).await.expect("its hello");
+                socket.write_all(answer).await.expect("the client reads");
+            };
+            let env = env(0, dir.path());
+            let (_, result) =
+                tokio::join!(server, dial_in(&env, &uri, Access::ReadOnly, Duration::from_secs(5)));
+            let text = result.err().expect("no TLS there").to_string();
+            assert_eq!(text, format!("tls:127.0.0.1:{port}: {expect}"));
+        };
+        check(
+            b"",
+            "the server closed the connection during the TLS handshake: is this its TLS port (16514; the plain one, \
+             16509, is reached by +tcp)?",
+        )
+        .await;
+        check(
+            b"SSH-2.0-OpenSSH_9.2\r\n",
+            "the server does not speak TLS: a plain libvirt port (16509) is reached by +tcp",
+        )
+        .await;
+    }
+
+    #[test]
+    fn refusals_say_what_to_do() {
+        let uri = uri("qemu://hv1/system?pkipath=/p");
+        let files = Files::locate(&Env::of_process(), &uri);
+        let check = |during, has_certificate, e: rustls::Error, expect: &str| {
+            let e = io::Error::new(ErrorKind::InvalidData, e);
+            let error = fail_because(&uri, during, &files, has_certificate, e);
+            assert!(!error.is_retryable());
+            assert_eq!(error.to_string(), format!("tls:hv1:16514: {expect}"));
+        };
+        let server = |why: CertificateError, expect: &str| {
+            check(During::Handshake, true, rustls::Error::InvalidCertificate(why), expect);
+        };
+        server(
+            CertificateError::UnknownIssuer,
+            "the server's certificate is not signed by the CA in /p/cacert.pem: put the CA that signed it there",
+        );
+        let expected = ServerName::try_from("hv1").expect("a name");
+        let presented = vec!["DnsName(\"hv2\")".to_owned(), "IpAddress(10.0.0.2)".to_owned()];
+        server(
+            CertificateError::NotValidForNameContext { expected: expected.clone(), presented },
+            "the server's certificate is for hv2, 10.0.0.2, not for hv1: connect by such a name, or issue it again",
+        );
+        server(
+            CertificateError::NotValidForNameContext { expected, presented: vec![] },
+            "the server's certificate names no host in subjectAltName (a common name alone does not count): issue it \
+             again with dns_name = or ip_address = hv1",
+        );
+        server(
+            CertificateError::Expired,
+            "the server's certificate has expired: renew /etc/pki/libvirt/servercert.pem there",
+        );
+        server(
+            CertificateError::NotValidYet,
+            "the server's certificate is not valid yet: compare the clocks of both machines",
+        );
+        server(
+            CertificateError::Revoked,
+            "the server's certificate is revoked by /p/cacrl.pem: it needs a new one",
+        );
+        let required = ExtendedKeyPurpose::ServerAuth;
+        server(
+            CertificateError::InvalidPurposeContext { required, presented: vec![] },
+            "the server's certificate is not meant for servers: issue it again with tls_www_server",
+        );
+        check(
+            During::Acceptance,
+            true,
+            rustls::Error::AlertReceived(AlertDescription::UnknownCA),
+            "the server refused our certificate /p/clientcert.pem (UnknownCA): it must be signed by the server's CA, be \
+             valid, and stand in its tls_allowed_dn_list if there is one (libvirtd's log tells)",
+        );
+        check(
+            During::Acceptance,
+            false,
+            rustls::Error::AlertReceived(AlertDescription::CertificateRequired),
+            "the server wants a client certificate (CertificateRequired) and we have none: put it at /p/clientcert.pem \
+             and its key at /p/clientkey.pem",
+        );
+        let closed = fail_because(&uri, During::Acceptance, &files, true, ErrorKind::UnexpectedEof.into());
+        assert!(
+            closed.to_string().contains("the server refused our certificate /p/clientcert.pem: "),
+            "{closed}"
+        );
+    }
+}

@@ -36,8 +36,7 @@ pub(super) async fn dial(env: &Env, uri: &Uri, access: Access) -> Result<Stream,
 }
 
 fn connected(stream: UnixStream, path: &Path) -> Stream {
-    // Zero stands for a process outside our PID namespace.
-    let pid = stream.peer_cred().ok().and_then(|cred| cred.pid()).filter(|pid| *pid > INIT_PID);
+    let pid = stream.peer_cred().ok().and_then(|cred| cred.pid()).and_then(daemon_pid);
     let (reader, writer) = stream.into_split();
     let peer = Peer {
         label: label(path),
@@ -47,6 +46,12 @@ fn connected(stream: UnixStream, path: &Path) -> Stream {
         ssh: None,
     };
     Stream { reader: Box::new(reader), writer: Box::new(writer), peer }
+}
+
+/// The daemon's process, where the socket's credentials tell it. They are of who called listen(2): systemd, where it
+/// holds the socket. Zero stands for a process outside our PID namespace.
+fn daemon_pid(pid: i32) -> Option<i32> {
+    (pid > INIT_PID).then_some(pid)
 }
 
 /// The sockets to try, the best first.
@@ -86,7 +91,11 @@ fn label(path: &Path) -> String {
 }
 
 fn absent(env: &Env, uri: &Uri, candidates: &[PathBuf]) -> Error {
-    let Some(last) = candidates.last() else {
+    // Of /run and /var/run, mostly one directory, the first is enough for a message.
+    let dir = candidates.first().and_then(|path| path.parent());
+    let shown: Vec<&Path> =
+        candidates.iter().map(PathBuf::as_path).filter(|path| path.parent() == dir).collect();
+    let Some(last) = shown.last() else {
         let what =
             "no directory for the user's daemon: set XDG_RUNTIME_DIR, or give the socket by socket=PATH";
         return Error::connection("unix:libvirt", what, false, None);
@@ -94,13 +103,7 @@ fn absent(env: &Env, uri: &Uri, candidates: &[PathBuf]) -> Error {
     let what = if uri.params.socket.is_some() {
         "no such socket: is the daemon running, and is socket= right?".to_owned()
     } else {
-        // Of /run and /var/run, mostly one directory, the first is enough for a message.
-        let dir = candidates[0].parent();
-        let names: Vec<_> = candidates
-            .iter()
-            .filter(|path| path.parent() == dir)
-            .map(|path| path.display().to_string())
-            .collect();
+        let names: Vec<_> = shown.iter().map(|path| path.display().to_string()).collect();
         let own = daemon_names(uri.driver(), uri.params.mode).swap_remove(0);
         let advice = match (uri.wants_user_daemon() && !env.is_root(), own.as_str()) {
             (true, "libvirt") => "start your own with \"libvirtd -d\"".to_owned(),
@@ -149,5 +152,157 @@ fn no_permission(path: &Path, access: Access) -> String {
             "{is}; read-only access is enough for statistics, writing needs root or the socket's group, \
              which may manage every VM"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::transport::dial_in;
+
+    fn env(euid: u32, dir: &Path) -> Env {
+        Env {
+            euid,
+            system_runtime: vec![dir.join("run"), dir.join("var")],
+            user_runtime: Some(dir.join("user")),
+            ..Env::of_process()
+        }
+    }
+
+    #[test]
+    fn sockets_in_libvirts_order() {
+        let check = |text: &str, euid, access, expect: &[&str]| {
+            let uri: Uri = text.parse().expect("a good URI");
+            let found = candidates(&env(euid, Path::new("/")), &uri, access);
+            assert_eq!(found, expect.iter().map(PathBuf::from).collect::<Vec<_>>(), "{text} as {euid}");
+        };
+        use Access::{ReadOnly, ReadWrite};
+        let both = [
+            "/run/virtqemud-sock-ro",
+            "/var/virtqemud-sock-ro",
+            "/run/libvirt-sock-ro",
+            "/var/libvirt-sock-ro",
+        ];
+        check("qemu:///system", 1000, ReadOnly, &both);
+        check(
+            "qemu:///system",
+            0,
+            ReadWrite,
+            &["/run/virtqemud-sock", "/var/virtqemud-sock", "/run/libvirt-sock", "/var/libvirt-sock"],
+        );
+        check("qemu:///system?mode=legacy", 0, ReadOnly, &both[2..]);
+        check("qemu:///system?mode=direct", 0, ReadOnly, &both[..2]);
+        check("qemu:///system?socket=/s", 0, ReadOnly, &["/s"]);
+        check("xen:///system?mode=direct", 0, ReadOnly, &["/run/virtxend-sock-ro", "/var/virtxend-sock-ro"]);
+        check(
+            "parallels:///system?mode=direct",
+            0,
+            ReadOnly,
+            &["/run/virtvzd-sock-ro", "/var/virtvzd-sock-ro"],
+        );
+        check("remote:///", 0, ReadOnly, &both[2..]);
+        // A user's own daemon has one socket for reading and writing; root has no daemon of its own.
+        check("qemu:///session", 1000, ReadOnly, &["/user/virtqemud-sock", "/user/libvirt-sock"]);
+        check("qemu:///session", 0, ReadOnly, &both);
+        check("test:///default", 1000, ReadOnly, &both[2..]);
+        check("test+unix:///default", 1000, ReadOnly, &["/user/libvirt-sock"]);
+        check("test+unix:///default", 0, ReadOnly, &both[2..]);
+    }
+
+    struct Fixture {
+        dir: tempfile::TempDir,
+        env: Env,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let env = env(0, dir.path());
+            for sub in &env.system_runtime {
+                fs::create_dir(sub).expect("a directory");
+            }
+            Self { dir, env }
+        }
+
+        fn listen(&self, name: &str) -> UnixListener {
+            UnixListener::bind(self.dir.path().join(name)).expect("a socket")
+        }
+
+        async fn dial(&self) -> Result<Stream, Error> {
+            let uri = "qemu:///system".parse().expect("a good URI");
+            dial_in(&self.env, &uri, Access::ReadOnly, Duration::from_secs(5)).await
+        }
+
+        /// The result's label or message, with the directory's name cut out.
+        async fn told(&self) -> String {
+            let text = match self.dial().await {
+                Ok(stream) => stream.peer.label,
+                Err(e) => format!("retryable={} {e}", e.is_retryable()),
+            };
+            text.replace(&*self.dir.path().to_string_lossy(), "")
+        }
+    }
+
+    #[tokio::test]
+    async fn the_modular_daemon_comes_first() {
+        let fixture = Fixture::new();
+        let _old = fixture.listen("var/libvirt-sock-ro");
+        assert_eq!(fixture.told().await, "unix:/var/libvirt-sock-ro");
+        let modular = fixture.listen("run/virtqemud-sock-ro");
+        assert_eq!(fixture.told().await, "unix:/run/virtqemud-sock-ro");
+        // Left behind by a daemon that ended: the next one is asked.
+        drop(modular);
+        assert_eq!(fixture.told().await, "unix:/var/libvirt-sock-ro");
+    }
+
+    #[tokio::test]
+    async fn the_peers_process_is_known() {
+        let fixture = Fixture::new();
+        let _listener = fixture.listen("run/libvirt-sock-ro");
+        let stream = fixture.dial().await.expect("somebody listens");
+        // We are our own peer here.
+        assert_eq!(stream.peer.pid, i32::try_from(std::process::id()).ok());
+        assert_eq!(stream.peer.host_for_auth, "localhost");
+        assert_eq!([0, 1, 2].map(daemon_pid), [None, None, Some(2)]);
+    }
+
+    #[tokio::test]
+    async fn failures_say_what_to_do() {
+        let fixture = Fixture::new();
+        assert_eq!(
+            fixture.told().await,
+            "retryable=true unix:/run/libvirt-sock-ro: no libvirt daemon here, there is no /run/virtqemud-sock-ro and \
+             no /run/libvirt-sock-ro: start it with \"systemctl start libvirtd\" (or virtqemud.socket)"
+        );
+        drop(fixture.listen("run/libvirt-sock-ro"));
+        assert_eq!(
+            fixture.told().await,
+            "retryable=true unix:/run/libvirt-sock-ro: nobody listens on this socket (left behind by a daemon that \
+             ended): start it again with \"systemctl restart libvirtd\""
+        );
+    }
+
+    /// Root is refused nowhere, so the kernel's refusal is not provoked here but its words are.
+    #[test]
+    fn a_refused_permission_shows_the_mode() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let check = |name: &str, access, expect: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, "").expect("a file");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o660)).expect("its mode");
+            let error = failure(&path, access, ErrorKind::PermissionDenied.into());
+            assert!(!error.is_retryable());
+            let text = error.to_string();
+            assert!(text.contains("permission refused: mode 0660, user "), "{text}");
+            assert!(text.contains(expect), "{text}");
+        };
+        check("a-sock-ro", Access::ReadOnly, "unix_sock_ro_perms in libvirtd.conf");
+        check("a-sock", Access::ReadOnly, "use its -ro neighbour");
+        check("b-sock", Access::ReadWrite, "read-only access is enough for statistics");
+        let error = failure(&dir.path().join("none/x"), Access::ReadOnly, ErrorKind::PermissionDenied.into());
+        assert!(error.to_string().contains("a directory above it is closed to us"), "{error}");
     }
 }

@@ -1,7 +1,10 @@
 //! Whatever the names and values are: InfluxDB's parser reads back what was written, after the one mapping.
 
 use proptest::prelude::*;
-use telemetry::{DomainId, Event, Groups, HostTracker, Sample, TagStyle, TrackerOptions, Uuid, map_text};
+use telemetry::{
+    DomainId, Driver, Event, Groups, HostTracker, Sample, SampleReader, TagStyle, TrackerOptions, Uuid,
+    Value, map_text,
+};
 
 use crate::support::{Lines, Parsed, ParsedLine, moment};
 
@@ -25,6 +28,13 @@ fn name() -> impl Strategy<Value = String> {
         any::<char>().prop_map(String::from),
     ];
     proptest::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
+}
+
+/// Keys of bulk records, and what looks like them.
+fn key() -> impl Strategy<Value = String> {
+    let tail = "name|rx[.]bytes|tx[.]drop|rd[.]reqs|errors|current|rss|available|unused|usable|last-update|count|[a-z.]{0,6}";
+    let head = "net[.]|block[.]|balloon[.]|cpu[.]|state[.]|";
+    (head, "(([0-9]|102[34]|[0-9]{5,30})[.])?", tail).prop_map(|(head, number, tail)| head + &number + &tail)
 }
 
 /// Counters, the extremes often.
@@ -137,6 +147,37 @@ proptest! {
         prop_assert_eq!(map_text(&mapped), mapped.clone(), "mapping again changes nothing");
         if !text.contains(char::is_control) && !text.ends_with('\\') {
             prop_assert_eq!(&mapped, &text);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn any_record_gives_lines_that_can_be_read(
+        params in proptest::collection::vec((key(), counter(), name()), 0..60), id in any::<i32>(),
+    ) {
+        let mut tracker = HostTracker::new(TrackerOptions::default());
+        let reader = SampleReader::new();
+        let mut sample = Sample::default();
+        for seconds in [0, 5] {
+            sample.begin(DomainId(id), Uuid::default(), "db", Groups::ALL);
+            for (key, number, text) in &params {
+                let value = match number % 5 {
+                    0 => Value::Str(text),
+                    1 => Value::Int(*number as i64),
+                    2 => Value::Double(*number as f64),
+                    3 => Value::Bool(true),
+                    _ => Value::UInt(*number),
+                };
+                reader.param(&mut sample, key, value);
+            }
+            reader.finish(&mut sample, Driver::Qemu);
+            let mut out = Vec::new();
+            let encoded = tracker.encode(&mut sample, &moment(seconds), &mut out);
+            let lines = Lines::parse(std::str::from_utf8(&out).unwrap()).0;
+            prop_assert_eq!(lines.len(), encoded.lines as usize);
         }
     }
 }

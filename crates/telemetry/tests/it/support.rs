@@ -95,7 +95,7 @@ impl Bench {
 
     /// Reads a bulk record into the sample.
     pub(crate) fn read(&mut self, params: &Params) -> &mut Sample {
-        let uuid: Uuid = UUID.parse().unwrap();
+        let uuid: Uuid = UUID.parse().expect("a uuid");
         self.sample.begin(DomainId(self.id), uuid, &self.name, self.wanted);
         for (key, value) in params {
             self.reader.param(&mut self.sample, key, value.value());
@@ -108,7 +108,7 @@ impl Bench {
     pub(crate) fn encode(&mut self, seconds: u64) -> (Encoded, String) {
         let mut out = Vec::new();
         let encoded = self.tracker.encode(&mut self.sample, &moment(seconds), &mut out);
-        let text = String::from_utf8(out).unwrap();
+        let text = String::from_utf8(out).expect("line protocol is text");
         assert_eq!(text.lines().count(), encoded.lines as usize, "{text}");
         (encoded, text)
     }

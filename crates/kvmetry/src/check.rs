@@ -1,0 +1,177 @@
+//! `kvmetry check`: what works, what does not, and what to type about it.
+//!
+//! It does what `run` does, twice for each hypervisor, and tells what came of it. Nothing is written anywhere.
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+
+use crate::clock::{Clock, SystemClock};
+use crate::collect::{Host, Settings};
+use crate::config::Config;
+use crate::output;
+
+/// Names listed in a message; more are counted.
+const NAMES: usize = 5;
+
+/// Prints what it finds; true if everything works.
+///
+/// # Errors
+/// Standard output that cannot be written.
+pub(crate) async fn check(config: &Config) -> anyhow::Result<bool> {
+    let mut page = Page::new();
+    match &config.file {
+        Some(file) => page.good(format_args!("configuration {}", file.display()))?,
+        None => page.good("no configuration file: defaults, flags and environment")?,
+    }
+    for warning in &config.warnings {
+        page.odd(warning)?;
+    }
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    for hypervisor in &config.hypervisors {
+        page.head(&hypervisor.uri)?;
+        let mut host = Host::new(Settings::of(config, hypervisor)?, Arc::clone(&clock));
+        check_host(&mut host, &*clock, &mut page).await?;
+        host.close().await;
+    }
+    for server in &config.influxdb {
+        page.head(&server.url)?;
+        match output::probe(server).await {
+            Ok(what) => page.good(format_args!("{what}, database {}", server.database))?,
+            Err(why) => page.bad(why)?,
+        }
+    }
+    if config.influxdb.is_empty() && config.outputs.is_empty() {
+        page.head("outputs")?;
+        page.odd("none is configured: `kvmetry run` tells what it sees; see --output and --influxdb")?;
+    }
+    Ok(page.all_good)
+}
+
+async fn check_host(host: &mut Host, clock: &dyn Clock, page: &mut Page) -> io::Result<()> {
+    let mut lines = Vec::new();
+    let first = host.cycle(clock.wall_ns(), &mut lines).await;
+    if let Some(why) = first.down {
+        return page.bad(why);
+    }
+    let second = host.cycle(clock.wall_ns(), &mut lines).await;
+    let Some(session) = host.session() else {
+        return page.bad(second.down.unwrap_or_else(|| "the connection was lost".into()));
+    };
+    let (peer, version) = (session.connection.peer(), session.version);
+    page.good(format_args!("connected to {} through {peer}, libvirt {version}", session.hostname))?;
+    if session.bulk_groups().is_empty() {
+        page.odd("this driver has no bulk statistics: the older calls are used, one a VM and device")?;
+    } else {
+        page.good("bulk statistics")?;
+        let older = session.older_groups();
+        if !older.is_empty() {
+            page.odd(format_args!("not in the bulk statistics, read by the older calls: {older}"))?;
+        }
+    }
+    if !session.waits_never() {
+        page.odd("this libvirt is older than 4.5 (no NOWAIT): one busy VM can delay the others; upgrade libvirt")?;
+    }
+    if !session.events_refused.is_empty() {
+        let kinds = session.events_refused.iter().map(|kind| format!("{kind:?}")).collect::<Vec<_>>();
+        page.odd(format_args!("events that this libvirt does not tell of: {}", kinds.join(", ")))?;
+    }
+    if second.vms == 0 {
+        return page.odd("no live VMs: nothing to read (start one: virsh start NAME)");
+    }
+    let took = second.took.as_millis();
+    let (vms, whole) = (second.vms, second.whole);
+    if whole == vms {
+        page.good(format_args!("{vms} live VMs read whole, {} lines in {took} ms", second.lines))?;
+    } else {
+        page.bad(format_args!("{whole} of {vms} live VMs read whole in {took} ms; the log tells why"))?;
+    }
+    if second.stuck > 0 {
+        page.bad(format_args!(
+            "{} VMs do not answer their monitor (QEMU in state D or T?): only state, interfaces and domain info",
+            second.stuck
+        ))?;
+    }
+    let totals = &host.totals;
+    let (hits, misses) = (totals.cache_hits, totals.cache_misses);
+    page.good(format_args!("device cache: {hits} hits, {misses} misses, hit rate {:.2}", totals.hit_rate()))?;
+    check_balloons(host, page)
+}
+
+/// Without a period the guest's memory is not known: `memavailable`, `memusable` and their like stay 0.
+fn check_balloons(host: &Host, page: &mut Page) -> io::Result<()> {
+    let mut silent = Vec::new();
+    let mut without = Vec::new();
+    for (domain, facts) in host.vms() {
+        match facts {
+            Some(facts) if !facts.has_balloon => without.push(&*domain.name),
+            Some(facts) if facts.balloon_period.is_none_or(|period| period.is_zero()) => silent.push(&*domain.name),
+            Some(_) | None => {}
+        }
+    }
+    if !silent.is_empty() {
+        page.odd(format_args!(
+            "balloon period not set, so guest memory stays 0: {}; type: virsh dommemstat NAME --period 5 --live \
+             (and --config to keep it), or set [collect] balloon_period = \"5s\"",
+            list(&silent)
+        ))?;
+    }
+    if !without.is_empty() {
+        page.odd(format_args!("no balloon device, so guest memory stays 0: {}", list(&without)))?;
+    }
+    if silent.is_empty() && without.is_empty() {
+        page.good("all balloons have a statistics period")?;
+    }
+    Ok(())
+}
+
+fn list(names: &[&str]) -> String {
+    let shown = names.iter().take(NAMES).copied().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMES) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+/// What is printed, line by line, with marks in colour on a terminal.
+struct Page {
+    colour: bool,
+    all_good: bool,
+}
+
+impl Page {
+    fn new() -> Self {
+        let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        Self { colour, all_good: true }
+    }
+
+    fn head(&self, what: impl Display) -> io::Result<()> {
+        self.line("1", "", what)
+    }
+
+    fn good(&self, what: impl Display) -> io::Result<()> {
+        self.line("32", "  ok    ", what)
+    }
+
+    /// Works, but not as well as it could.
+    fn odd(&self, what: impl Display) -> io::Result<()> {
+        self.line("33", "  note  ", what)
+    }
+
+    fn bad(&mut self, what: impl Display) -> io::Result<()> {
+        self.all_good = false;
+        self.line("31", "  FAIL  ", what)
+    }
+
+    fn line(&self, colour: &str, mark: &str, what: impl Display) -> io::Result<()> {
+        // Names come from elsewhere: no control character of theirs reaches the terminal.
+        let what: String =
+            what.to_string().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+        let mut out = io::stdout().lock();
+        match (self.colour, mark.is_empty()) {
+            (false, _) => writeln!(out, "{mark}{what}"),
+            (true, true) => writeln!(out, "\x1b[{colour}m{what}\x1b[0m"),
+            (true, false) => writeln!(out, "\x1b[{colour}m{mark}\x1b[0m{what}"),
+        }
+    }
+}

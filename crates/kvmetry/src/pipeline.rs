@@ -1,0 +1,230 @@
+//! `kvmetry run`: every hypervisor, cycle after cycle, to every output. Read this file first.
+//!
+//! ```text
+//!  one task a hypervisor                                  one worker an output
+//!  tick ▸ Host::cycle ▸ lines ──▶ Outputs::send (never waits) ──▶ stdout, file, InfluxDB
+//!    ▲        │
+//!    └────────┴─ events between ticks are written as they come
+//! ```
+//!
+//! Hypervisors share nothing but the outputs: one that hangs or is down delays no other. SIGTERM and SIGINT end
+//! everything within [`STOP_WITHIN`]; a second one ends it at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::clock::{Clock, SystemClock};
+use crate::collect::{Host, Report, Settings};
+use crate::config::{Config, Hypervisor};
+use crate::output::{Batch, Closed, Outputs};
+use crate::schedule::{Now, Schedule};
+
+/// From the signal to the end: goodbyes to the daemons, then what the outputs still hold.
+const STOP_WITHIN: Duration = Duration::from_millis(1_800);
+/// Of it, for the hypervisors.
+const HOSTS_STOP_WITHIN: Duration = Duration::from_millis(600);
+/// How often a hypervisor's cache and failures are logged.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// Runs until it is told to end.
+///
+/// # Errors
+/// An output that cannot be started, or standard output that failed.
+pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let outputs = Arc::new(Outputs::start(&config.outputs, &config.influxdb, Arc::clone(&clock))?);
+    let mut signals = Signals::listen()?;
+    let (stop, stopping) = watch::channel(false);
+
+    let mut hosts = JoinSet::new();
+    for hypervisor in &config.hypervisors {
+        let host = HostTask::new(&config, hypervisor, &clock, &outputs)?;
+        hosts.spawn(host.run(stopping.clone()));
+        tracing::info!(uri = hypervisor.uri, interval = ?hypervisor.interval, "reading");
+    }
+    if outputs.is_empty() {
+        tracing::info!("no output is configured: see --output and --influxdb; telling what is seen");
+    }
+
+    let ended = tokio::select! {
+        signal = signals.next() => {
+            tracing::info!(signal, "ending");
+            Ok(())
+        }
+        closed = outputs.closed() => match closed {
+            Closed::ReaderGone => Ok(()),
+            Closed::Failed(why) => Err(anyhow::anyhow!("standard output cannot be written: {why}")),
+        },
+    };
+    let end = Instant::now() + STOP_WITHIN;
+    stop.send_replace(true);
+    tokio::select! {
+        () = finish(hosts, outputs, end) => {}
+        _ = signals.next() => tracing::warn!("ended at once: what was not delivered is lost"),
+    }
+    ended
+}
+
+async fn finish(mut hosts: JoinSet<()>, outputs: Arc<Outputs>, end: Instant) {
+    let goodbyes = async { while hosts.join_next().await.is_some() {} };
+    if tokio::time::timeout(HOSTS_STOP_WITHIN, goodbyes).await.is_err() {
+        hosts.shutdown().await;
+    }
+    // All tasks are gone, so this is the last handle.
+    if let Some(outputs) = Arc::into_inner(outputs) {
+        for stats in outputs.shutdown(end.saturating_duration_since(Instant::now())).await {
+            tracing::info!(
+                output = stats.name,
+                delivered = stats.delivered_lines,
+                refused = stats.refused_lines,
+                dropped = stats.dropped_lines,
+                failures = stats.failures,
+                "lines"
+            );
+        }
+    }
+}
+
+/// One hypervisor's task.
+struct HostTask {
+    host: Host,
+    schedule: Schedule,
+    interval: Duration,
+    clock: Arc<dyn Clock>,
+    outputs: Arc<Outputs>,
+}
+
+impl HostTask {
+    fn new(
+        config: &Config,
+        hypervisor: &Hypervisor,
+        clock: &Arc<dyn Clock>,
+        outputs: &Arc<Outputs>,
+    ) -> anyhow::Result<Self> {
+        let name = hypervisor.name.as_deref().unwrap_or(&hypervisor.uri);
+        Ok(Self {
+            host: Host::new(Settings::of(config, hypervisor)?, Arc::clone(clock)),
+            schedule: Schedule::new(hypervisor.interval, config.hypervisors.len(), name),
+            interval: hypervisor.interval,
+            clock: Arc::clone(clock),
+            outputs: Arc::clone(outputs),
+        })
+    }
+
+    async fn run(mut self, mut stopping: watch::Receiver<bool>) {
+        tokio::select! {
+            // The sender lives as long as the program.
+            _ = stopping.wait_for(|&stop| stop) => {}
+            () = self.cycles() => {}
+        }
+        self.host.close().await;
+    }
+
+    async fn cycles(&mut self) {
+        let mut lines = Vec::new();
+        let mut tell_at = Instant::now() + TELL_EVERY;
+        loop {
+            let tick = self.schedule.next_tick(Now::of(&*self.clock));
+            if tick.missed > 0 {
+                self.host.totals.missed_ticks += tick.missed;
+                tracing::warn!(
+                    host = self.host.label(),
+                    missed = tick.missed,
+                    interval = ?self.interval,
+                    "ticks went by while reading: the interval is too short for this host"
+                );
+            }
+            let at = Instant::now() + tick.wait;
+            while self.host.wait(at, &mut lines).await {
+                let events = lines.iter().filter(|&&byte| byte == b'\n').count();
+                self.send(self.clock.wall_ns(), u32::try_from(events).unwrap_or(u32::MAX), &mut lines);
+            }
+            let report = self.host.cycle(tick.at_ns, &mut lines).await;
+            self.send(tick.at_ns, report.lines, &mut lines);
+            if self.outputs.is_empty() {
+                self.tell_cycle(&report);
+            }
+            if Instant::now() >= tell_at {
+                tell_at += TELL_EVERY;
+                self.tell_totals();
+            }
+        }
+    }
+
+    /// Hands on what `lines` holds and leaves it empty, with its memory.
+    fn send(&self, at_ns: i64, line_count: u32, lines: &mut Vec<u8>) {
+        if !self.outputs.is_empty() && !lines.is_empty() {
+            let host = self.host.label().into();
+            self.outputs.send(&Batch { host, at_ns, lines: Arc::new(lines.clone()), line_count });
+        }
+        lines.clear();
+    }
+
+    fn tell_cycle(&self, report: &Report) {
+        if let Some(why) = &report.down {
+            tracing::info!(host = self.host.label(), "not read: {why}");
+        } else {
+            tracing::info!(
+                host = self.host.label(),
+                vms = report.vms,
+                whole = report.whole,
+                stuck = report.stuck,
+                lines = report.lines,
+                took = ?Duration::from_millis(report.took.as_millis() as u64),
+                "read"
+            );
+        }
+    }
+
+    fn tell_totals(&self) {
+        let totals = &self.host.totals;
+        tracing::info!(
+            host = self.host.label(),
+            cache_hits = totals.cache_hits,
+            cache_misses = totals.cache_misses,
+            cache_hit_rate = format_args!("{:.3}", totals.hit_rate()),
+            failures = totals.failures,
+            reconnects = totals.reconnects,
+            missed_ticks = totals.missed_ticks,
+            "since the start"
+        );
+    }
+}
+
+/// SIGINT and SIGTERM.
+pub(crate) struct Signals {
+    received: watch::Receiver<&'static str>,
+}
+
+impl Signals {
+    /// From here on the signals no longer end the process by themselves.
+    pub(crate) fn listen() -> anyhow::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let (tell, received) = watch::channel("");
+        tokio::spawn(async move {
+            loop {
+                let name = tokio::select! {
+                    _ = interrupt.recv() => "SIGINT",
+                    _ = terminate.recv() => "SIGTERM",
+                };
+                tell.send_replace(name);
+            }
+        });
+        Ok(Self { received })
+    }
+
+    /// The name of the next signal, which may have come before.
+    pub(crate) async fn next(&mut self) -> &'static str {
+        if self.received.changed().await.is_err() {
+            // The sender lives as long as the runtime.
+            std::future::pending::<()>().await;
+        }
+        *self.received.borrow()
+    }
+}
