@@ -22,12 +22,12 @@ pub(crate) const REPEAT_AFTER: Duration = Duration::from_secs(600);
 /// Causes remembered at once. Beyond, the one told longest ago is forgotten, so that it may be told too soon.
 pub(crate) const MAX_CAUSES: usize = 1024;
 
-/// Starts logging. Call it once, first thing in the program.
+/// Starts logging, at `default` unless the environment says otherwise. Call it once, first thing in the program.
 ///
 /// # Errors
 /// A level that cannot be read, or a log that was started before; the message is ready to be shown.
-pub(crate) fn init() -> Result<(), String> {
-    let levels = levels(|name| std::env::var(name).ok())?;
+pub(crate) fn init(default: LevelFilter) -> Result<(), String> {
+    let levels = levels(default, |name| std::env::var(name).ok())?;
     let colours =
         std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let lines = tracing_subscriber::fmt::layer()
@@ -43,7 +43,7 @@ pub(crate) fn init() -> Result<(), String> {
     started.map_err(|error| format!("the log cannot be started: {error}"))
 }
 
-fn levels(variable: impl Fn(&str) -> Option<String>) -> Result<Targets, String> {
+fn levels(default: LevelFilter, variable: impl Fn(&str) -> Option<String>) -> Result<Targets, String> {
     for name in LEVEL_VARIABLES {
         if let Some(text) = variable(name).filter(|text| !text.is_empty()) {
             return Targets::from_str(&text).map_err(|_| {
@@ -54,7 +54,7 @@ fn levels(variable: impl Fn(&str) -> Option<String>) -> Result<Targets, String> 
             });
         }
     }
-    Ok(Targets::new().with_default(LevelFilter::INFO))
+    Ok(Targets::new().with_default(default))
 }
 
 /// Tells each cause once, then again after [`REPEAT_AFTER`]; bounded by [`MAX_CAUSES`].
@@ -109,7 +109,7 @@ mod tests {
     fn the_level_comes_from_the_first_variable_that_is_set() {
         #[track_caller]
         fn check(set: &[(&str, &str)], expect: Result<&str, &str>) {
-            let found = levels(|name| {
+            let found = levels(LevelFilter::INFO, |name| {
                 set.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned())
             });
             let found = found.map(|levels| levels.to_string());

@@ -16,13 +16,16 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::cli::{Cli, Command};
 use crate::config::Config;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = logging::init() {
+    // What `once` and `check` find they print themselves.
+    let level = if matches!(cli.command, Command::Run(_)) { LevelFilter::INFO } else { LevelFilter::ERROR };
+    if let Err(error) = logging::init(level) {
         return fail(cli::EXIT_USAGE, error);
     }
     if matches!(cli.command, Command::Config) {

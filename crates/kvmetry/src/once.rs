@@ -51,24 +51,25 @@ pub(crate) async fn once(config: &Config, format: Format) -> anyhow::Result<()> 
         Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {}
         other => other?,
     }
-    if unread > 0 {
-        bail!("{unread} of {} hypervisors could not be read: see above, and try `kvmetry check`", hosts.len());
+    match (unread.as_slice(), hosts.len()) {
+        ([], _) => Ok(()),
+        ([only], 1) => bail!("{only}"),
+        (unread, all) => bail!("{} of {all} hypervisors not read: {}", unread.len(), unread.join("; ")),
     }
-    Ok(())
 }
 
-/// One cycle of all hosts side by side; also the number of those that could not be read.
-async fn cycle(hosts: &mut [Host], clock: &Arc<dyn Clock>) -> (Vec<u8>, usize) {
+/// One cycle of all hosts side by side; also why some could not be read.
+async fn cycle(hosts: &mut [Host], clock: &Arc<dyn Clock>) -> (Vec<u8>, Vec<String>) {
     let mut lines = Vec::new();
-    let mut unread = 0;
+    let mut unread = Vec::new();
     let cycles = hosts.iter_mut().map(|host| async {
         let mut lines = Vec::new();
         let report = host.cycle(clock.wall_ns(), &mut lines).await;
-        (lines, report.down.is_some())
+        (lines, report.down)
     });
     for done in join_all(cycles).await {
         lines.extend(done.0);
-        unread += usize::from(done.1);
+        unread.extend(done.1);
     }
     (lines, unread)
 }

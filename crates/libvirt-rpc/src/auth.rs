@@ -73,6 +73,9 @@ async fn polkit(connection: &Connection) -> Result<(), Error> {
 type Answer = (bool, Option<Vec<u8>>);
 
 async fn sasl(connection: &Connection, uri: &Uri) -> Result<(), Error> {
+    let fault = |what: String| refused(connection, what);
+    // Before the first message, which the daemon would refuse there without saying why.
+    crate::sasl::check_channel(connection.channel()).map_err(fault)?;
     let offered = connection
         .call(
             Procedure::AUTH_SASL_INIT,
@@ -84,7 +87,6 @@ async fn sasl(connection: &Connection, uri: &Uri) -> Result<(), Error> {
             },
         )
         .await?;
-    let fault = |what: String| refused(connection, what);
     let credentials = crate::authfile::find(uri, connection.host_for_auth()).map_err(fault)?;
     let (mut exchange, mechanism, initial) =
         crate::sasl::Sasl::start(&offered, &credentials, connection.channel()).map_err(fault)?;

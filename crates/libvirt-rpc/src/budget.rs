@@ -124,6 +124,11 @@ impl Place {
         }
     }
 
+    /// True once the call is past its deadline.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.given_up
+    }
+
     /// The socket died. A call within its deadline leaves its place; a given-up one becomes an orphan.
     pub(crate) fn socket_died(self) {
         if self.given_up {

@@ -454,13 +454,9 @@ impl Connection {
     /// See [`Self::list_active`].
     pub async fn node_cpu_stats(&self) -> Result<Vec<(String, u64)>, Error> {
         // VIR_NODE_CPU_STATS_ALL_CPUS is -1.
-        self.call(
-            Procedure::NODE_GET_CPU_STATS,
-            |e| {
-                e.i32(-1).i32(MAX_NODE_STATS as i32).u32(0);
-            },
-            node_stats,
-        )
+        self.node_stats(Procedure::NODE_GET_CPU_STATS, |e, nparams| {
+            e.i32(-1).i32(nparams).u32(0);
+        })
         .await
     }
 
@@ -470,13 +466,9 @@ impl Connection {
     /// See [`Self::list_active`].
     pub async fn node_memory_stats(&self) -> Result<Vec<(String, u64)>, Error> {
         // VIR_NODE_MEMORY_STATS_ALL_CELLS is -1.
-        self.call(
-            Procedure::NODE_GET_MEMORY_STATS,
-            |e| {
-                e.i32(MAX_NODE_STATS as i32).i32(-1).u32(0);
-            },
-            node_stats,
-        )
+        self.node_stats(Procedure::NODE_GET_MEMORY_STATS, |e, nparams| {
+            e.i32(nparams).i32(-1).u32(0);
+        })
         .await
     }
 
@@ -517,6 +509,18 @@ impl Connection {
         .await
     }
 
+    /// The daemon refuses any number of parameters but its own (`virHostCPUGetStatsLinux`), so that is asked for
+    /// first, with 0.
+    async fn node_stats(
+        &self,
+        procedure: Procedure,
+        args: impl Fn(&mut Encoder<'_>, i32),
+    ) -> Result<Vec<(String, u64)>, Error> {
+        let (_, nparams) = self.call(procedure, |e| args(e, 0), node_stats).await?;
+        let (stats, _) = self.call(procedure, |e| args(e, nparams), node_stats).await?;
+        Ok(stats)
+    }
+
     async fn text(&self, procedure: Procedure) -> Result<String, Error> {
         self.call(
             procedure,
@@ -552,11 +556,12 @@ fn encode_stats(e: &mut Encoder<'_>, domains: &[Domain], groups: u32, flags: Sta
     e.u32(groups).u32(flags.0);
 }
 
-fn node_stats(d: &mut Decoder<'_>) -> Result<Vec<(String, u64)>, Malformed> {
+/// Statistics and how many of them there are.
+fn node_stats(d: &mut Decoder<'_>) -> Result<(Vec<(String, u64)>, i32), Malformed> {
     let stats = list(d, MAX_NODE_STATS, 12, "statistics", |d| Ok((d.string()?.to_owned(), d.u64()?)))?;
-    let _nparams = d.i32()?;
+    let nparams = d.i32()?;
     d.end()?;
-    Ok(stats)
+    Ok((stats, nparams))
 }
 
 /// A counted array, at most `max` elements of at least `min_size` bytes.

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -47,6 +47,10 @@ const FIRST_RESERVE: usize = 256 * 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// PINGs without an answer after which the connection counts as lost (30 s of silence in all).
 const KEEPALIVE_COUNT: u32 = 5;
+/// The same in intervals while all five requests are taken and no PING would be read: two minutes of silence. A
+/// job-free call is among the five then, and none takes that long. Without this bound a host that lost its power
+/// would be waited for until the kernel gives up sending, a quarter of an hour.
+const KEEPALIVE_COUNT_FULL: u32 = 23;
 /// How long a polite goodbye may take.
 const CLOSE_DEADLINE: Duration = Duration::from_millis(500);
 
@@ -84,6 +88,8 @@ struct Link {
     peer: Peer,
     out: mpsc::Sender<Vec<u8>>,
     table: Mutex<Table>,
+    /// True once the connection is lost: ends its tasks, and so closes the socket, and wakes who waits for a turn.
+    gone: watch::Sender<bool>,
     monitor_turns: Arc<Semaphore>,
     job_free_turns: Arc<Semaphore>,
     budget: Budget,
@@ -196,6 +202,7 @@ impl Connection {
             peer,
             out,
             table: Mutex::default(),
+            gone: watch::Sender::new(false),
             monitor_turns: Arc::new(Semaphore::new(MONITOR_CALLS)),
             job_free_turns: Arc::new(Semaphore::new(1)),
             budget: options.budget,
@@ -204,8 +211,8 @@ impl Connection {
             heard_ms: AtomicU32::new(0),
         });
         let tasks = vec![
-            tokio::spawn(read_frames(Arc::clone(&link), reader)),
-            tokio::spawn(write_frames(Arc::clone(&link), writer, frames)),
+            tokio::spawn(until_lost(Arc::clone(&link), read_frames(Arc::clone(&link), reader))),
+            tokio::spawn(until_lost(Arc::clone(&link), write_frames(Arc::clone(&link), writer, frames))),
         ];
         Self { link, call_deadline: options.call_deadline, access: options.access, tasks }
     }
@@ -230,7 +237,10 @@ impl Connection {
             )
             .await;
         match keepalive {
-            Ok(1) => self.tasks.push(tokio::spawn(keep_alive(Arc::clone(&self.link)))),
+            Ok(1) => {
+                let task = keep_alive(Arc::clone(&self.link));
+                self.tasks.push(tokio::spawn(until_lost(Arc::clone(&self.link), task)));
+            }
             // A daemon or driver without it: silence then shows by the deadlines of calls.
             Ok(_) | Err(Error::Remote { .. }) => tracing::debug!(peer = self.peer(), "no keepalive"),
             Err(error) => return Err(error),
@@ -312,9 +322,26 @@ impl Connection {
     ) -> Result<T, Error> {
         let link = &*self.link;
         let begun = Instant::now();
-        let (turn, place) = match timeout_at(deadline, link.turn(class)).await {
+        let granted = tokio::select! {
+            biased;
+            () = link.gone() => return Err(link.lost_now(procedure)),
+            granted = timeout_at(deadline, link.turn(class)) => granted,
+        };
+        let (turn, place) = match granted {
+            // A deadline that has passed: what is sent now would be given up at once, and hold its place.
+            Ok(Some(_)) if Instant::now() >= deadline => {
+                return Err(link.deadline(procedure, begun, Late::over()));
+            }
             Ok(Some(granted)) => granted,
             Ok(None) => return Err(link.no_place(procedure)),
+            // The calls that were waited for may have been given up meanwhile.
+            Err(_) if class == Class::Monitor && link.is_exhausted() => return Err(link.no_place(procedure)),
+            Err(_) => return Err(link.deadline(procedure, begun, Late::over())),
+        };
+        // Room in the queue comes before the table: what is in the table is sent, and so answered some time.
+        let room = match timeout_at(deadline, link.out.reserve()).await {
+            Ok(Ok(room)) => room,
+            Ok(Err(_)) => return Err(link.lost_now(procedure)),
             Err(_) => return Err(link.deadline(procedure, begun, Late::over())),
         };
         let mut ticket = link.enter(procedure, turn, place)?;
@@ -325,11 +352,7 @@ impl Connection {
             serial: ticket.serial,
             failed: false,
         };
-        match timeout_at(deadline, link.out.send(frame::encode(header, args))).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(link.lost_now(procedure)),
-            Err(_) => return Err(link.deadline(procedure, begun, ticket.late.clone())),
-        }
+        room.send(frame::encode(header, args));
         match timeout_at(deadline, &mut ticket.reply).await {
             Ok(Ok(reply)) => link.decode(procedure, reply, decode),
             Ok(Err(_)) => Err(link.lost_now(procedure)),
@@ -381,10 +404,23 @@ impl Link {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns once the connection is lost.
+    async fn gone(&self) {
+        // The sender is ours: it outlives the wait.
+        let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
+    }
+
+    /// True where given-up calls hold every place of the host or every turn of this connection.
+    fn is_exhausted(&self) -> bool {
+        let given_up = |call: &&Pending| call.place.as_ref().is_some_and(Place::is_given_up);
+        self.budget.is_exhausted() || self.table().pending.values().filter(given_up).count() >= MONITOR_CALLS
+    }
+
     /// A turn on this connection and, for a call that can reach a monitor, a place on the host. `None` while
-    /// given-up calls hold every place.
+    /// given-up calls hold every one.
     async fn turn(&self, class: Class) -> Option<(OwnedSemaphorePermit, Option<Place>)> {
         let (turns, place) = match class {
+            Class::Monitor if self.is_exhausted() => return None,
             Class::Monitor => (&self.monitor_turns, Some(self.budget.place().await?)),
             Class::JobFree => (&self.job_free_turns, None),
         };
@@ -422,9 +458,13 @@ impl Link {
         let decoded = if reply.failed { remote_error(&mut d).map(Err) } else { decode(&mut d).map(Ok) };
         match decoded {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err((code, domain, message))) => {
-                Err(Error::Remote { peer: self.peer.label.clone(), procedure: procedure.name(), code, domain, message })
-            }
+            Ok(Err((code, domain, message))) => Err(Error::Remote {
+                peer: self.peer.label.clone(),
+                procedure: procedure.name(),
+                code,
+                domain,
+                message,
+            }),
             Err(malformed) => {
                 let lost = Lost::Malformed { procedure: procedure.name(), malformed };
                 let error = self.lost(&lost, procedure);
@@ -443,7 +483,12 @@ impl Link {
     }
 
     fn deadline(&self, procedure: Procedure, since: Instant, late: Late) -> Error {
-        Error::Deadline { peer: self.peer.label.clone(), procedure: procedure.name(), after: since.elapsed(), late }
+        Error::Deadline {
+            peer: self.peer.label.clone(),
+            procedure: procedure.name(),
+            after: since.elapsed(),
+            late,
+        }
     }
 
     fn lost(&self, lost: &Lost, during: Procedure) -> Error {
@@ -492,6 +537,7 @@ impl Link {
             let _ = call.reply.send(Err(why.clone()));
         }
         self.events.close();
+        self.gone.send_replace(true);
     }
 
     /// Handles one whole frame. An error ends the connection.
@@ -508,18 +554,18 @@ impl Link {
                 Ok(())
             }
             (REMOTE, Type::Reply) => {
-                let call = self.table().pending.remove(&header.serial);
-                let Some(call) = call else {
+                let mut table = self.table();
+                let Some(called) = table.pending.get(&header.serial).map(|call| call.procedure) else {
                     let expected = format!("serial of a call in flight, not {}", header.serial);
                     return Err(malformed("reply", Malformed { offset: 20, expected }));
                 };
-                if procedure != Some(call.procedure) {
-                    let expected =
-                        format!("procedure {}, not {}", call.procedure as i32, header.procedure);
-                    let lost = malformed(call.procedure.name(), Malformed { offset: 12, expected });
-                    let _ = call.reply.send(Err(lost.clone()));
-                    return Err(lost);
+                if procedure != Some(called) {
+                    // The call stays in the table, for `lose` to tell its waiter and to keep its place.
+                    let expected = format!("procedure {}, not {}", called as i32, header.procedure);
+                    return Err(malformed(called.name(), Malformed { offset: 12, expected }));
                 }
+                let Some(call) = table.pending.remove(&header.serial) else { return Ok(()) };
+                drop(table);
                 call.late.set_over();
                 // Nobody may be waiting any more: a late reply ends here.
                 let _ = call.reply.send(Ok(Reply { frame: bytes, failed: header.failed }));
@@ -543,13 +589,23 @@ impl Link {
     }
 }
 
+/// Runs a task of the connection until it ends or the connection is lost.
+async fn until_lost(link: Arc<Link>, task: impl Future<Output = ()>) {
+    tokio::select! {
+        () = link.gone() => {}
+        () = task => {}
+    }
+}
+
 async fn read_frames(link: Arc<Link>, reader: impl AsyncRead + Unpin) {
     let mut reader = BufReader::with_capacity(8 * 1024, reader);
     let why = loop {
         let bytes = match read_frame(&mut reader).await {
             Ok(Ok(bytes)) => bytes,
             Ok(Err(malformed)) => break Lost::Malformed { procedure: "frame", malformed },
-            Err(error) => break link.last_words(Some(error).filter(|e| e.kind() != io::ErrorKind::UnexpectedEof)).await,
+            Err(error) => {
+                break link.last_words(Some(error).filter(|e| e.kind() != io::ErrorKind::UnexpectedEof)).await;
+            }
         };
         link.heard_ms.store(millis(link.epoch.elapsed()), Ordering::Relaxed);
         if let Err(lost) = link.receive(bytes) {
@@ -608,16 +664,16 @@ async fn keep_alive(link: Arc<Link>) {
             continue;
         }
         // With all its five requests taken the daemon does not read, so it cannot answer a PING either.
-        if link.table().pending.len() > MONITOR_CALLS {
-            continue;
-        }
-        if unanswered == KEEPALIVE_COUNT {
-            let silence = KEEPALIVE_INTERVAL * (KEEPALIVE_COUNT + 1);
+        let full = link.table().pending.len() > MONITOR_CALLS;
+        if unanswered >= if full { KEEPALIVE_COUNT_FULL } else { KEEPALIVE_COUNT } {
+            let silence = KEEPALIVE_INTERVAL * (unanswered + 1);
             link.lose(Lost::socket(format!("no keepalive answer for {silence:?}")));
             return;
         }
         unanswered += 1;
-        let _ = link.out.try_send(keepalive_frame(1));
+        if !full {
+            let _ = link.out.try_send(keepalive_frame(1));
+        }
     }
 }
 

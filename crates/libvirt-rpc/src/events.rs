@@ -1,6 +1,6 @@
 //! What libvirt tells without being asked: lifecycle, devices, balloon, I/O errors, guest agent.
 //!
-//! Events wait in a queue of [`QUEUE`] entries. A reader that does not keep up finds [`Event::Overflow`] in
+//! Events wait in a queue of [`QUEUE`] entries and [`QUEUE_TEXT`] bytes of text. A reader that does not keep up finds [`Event::Overflow`] in
 //! place of what was dropped, and has to list the domains anew: it must not act on half a story.
 
 use std::collections::VecDeque;
@@ -15,6 +15,9 @@ use crate::xdr::{Decoder, Malformed};
 
 /// Events kept for the reader. A host that starts 500 domains at once makes 1,500; reading takes microseconds.
 pub(crate) const QUEUE: usize = 4096;
+
+/// Bytes of text kept with them. Names are short; a daemon that lies could send 4 MiB with every event.
+const QUEUE_TEXT: usize = 4 * 1024 * 1024;
 
 /// Longest device alias or path kept from an event; longer ones are cut.
 const MAX_TEXT: usize = 1024;
@@ -107,6 +110,22 @@ impl EventKind {
     ];
 }
 
+impl Event {
+    /// Bytes of text that it holds.
+    fn text_len(&self) -> usize {
+        match self {
+            Self::Lifecycle { domain, .. }
+            | Self::BalloonChange { domain, .. }
+            | Self::AgentLifecycle { domain, .. } => domain.name.len(),
+            Self::DeviceAdded { domain, alias } | Self::DeviceRemoved { domain, alias } => {
+                domain.name.len() + alias.len()
+            }
+            Self::IoError { domain, path, alias, .. } => domain.name.len() + path.len() + alias.len(),
+            Self::Overflow => 0,
+        }
+    }
+}
+
 /// Decodes the payload of an event message; `None` for a procedure that is no event known here.
 pub(crate) fn decode(procedure: Procedure, d: &mut Decoder<'_>) -> Result<Option<Event>, Malformed> {
     use Procedure as P;
@@ -125,9 +144,7 @@ pub(crate) fn decode(procedure: Procedure, d: &mut Decoder<'_>) -> Result<Option
     let _callback_id = d.i32()?;
     let domain = Domain::decode(d)?;
     let event = match procedure {
-        P::DOMAIN_EVENT_CALLBACK_LIFECYCLE => {
-            Event::Lifecycle { domain, event: d.i32()?, detail: d.i32()? }
-        }
+        P::DOMAIN_EVENT_CALLBACK_LIFECYCLE => Event::Lifecycle { domain, event: d.i32()?, detail: d.i32()? },
         P::DOMAIN_EVENT_CALLBACK_DEVICE_ADDED => Event::DeviceAdded { domain, alias: text(d)? },
         P::DOMAIN_EVENT_CALLBACK_DEVICE_REMOVED => Event::DeviceRemoved { domain, alias: text(d)? },
         P::DOMAIN_EVENT_CALLBACK_BALLOON_CHANGE => Event::BalloonChange { domain, actual_kib: d.u64()? },
@@ -154,7 +171,16 @@ pub(crate) struct EventQueue {
 #[derive(Debug, Default)]
 struct Inner {
     events: VecDeque<(Instant, Event)>,
+    text_len: usize,
     closed: bool,
+}
+
+impl Inner {
+    fn pop(&mut self) -> Option<(Instant, Event)> {
+        let (at, event) = self.events.pop_front()?;
+        self.text_len -= event.text_len();
+        Some((at, event))
+    }
 }
 
 impl EventQueue {
@@ -162,10 +188,12 @@ impl EventQueue {
     pub(crate) fn push(&self, event: Event) {
         let now = Instant::now();
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if inner.events.len() >= QUEUE {
+        if inner.events.len() >= QUEUE || inner.text_len > QUEUE_TEXT {
             inner.events.clear();
+            inner.text_len = 0;
             inner.events.push_back((now, Event::Overflow));
         }
+        inner.text_len += event.text_len();
         inner.events.push_back((now, event));
         drop(inner);
         self.changed.notify_one();
@@ -177,7 +205,7 @@ impl EventQueue {
     }
 
     pub(crate) fn try_next(&self) -> Option<(Instant, Event)> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).events.pop_front()
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
     /// The next event; `None` when the connection is gone and all was read.
@@ -186,10 +214,12 @@ impl EventQueue {
             let changed = self.changed.notified();
             {
                 let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(event) = inner.events.pop_front() {
+                if let Some(event) = inner.pop() {
                     return Some(event);
                 }
                 if inner.closed {
+                    // For the next reader, if there are several.
+                    self.changed.notify_one();
                     return None;
                 }
             }
@@ -221,6 +251,18 @@ mod tests {
         assert_eq!(queue.try_next().map(|(_, event)| event), None);
     }
 
+    #[test]
+    fn long_texts_overflow_the_queue_before_it_has_many_events() {
+        let queue = EventQueue::default();
+        let long = Domain { name: "x".repeat(QUEUE_TEXT / 2 + 1).into(), uuid: [7; 16], id: 3 };
+        for _ in 0..3 {
+            queue.push(Event::BalloonChange { domain: long.clone(), actual_kib: 1 });
+        }
+        assert_eq!(queue.try_next().map(|(_, event)| event), Some(Event::Overflow));
+        assert!(queue.try_next().is_some());
+        assert!(queue.try_next().is_none());
+    }
+
     #[tokio::test]
     async fn a_closed_queue_ends_after_its_last_event() {
         let queue = EventQueue::default();
@@ -237,8 +279,9 @@ mod tests {
         e.i32(1);
         domain().encode(&mut e);
         e.string("net1");
-        let decode =
-            |bytes: &[u8]| decode(Procedure::DOMAIN_EVENT_CALLBACK_DEVICE_REMOVED, &mut Decoder::new(bytes, 28));
+        let decode = |bytes: &[u8]| {
+            decode(Procedure::DOMAIN_EVENT_CALLBACK_DEVICE_REMOVED, &mut Decoder::new(bytes, 28))
+        };
         assert_eq!(decode(&bytes), Ok(Some(Event::DeviceRemoved { domain: domain(), alias: "net1".into() })));
         bytes.extend([0; 4]);
         assert!(decode(&bytes).is_err());

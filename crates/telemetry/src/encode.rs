@@ -29,7 +29,7 @@ pub enum TagStyle {
 
 /// Maps a text onto what line protocol can carry: control characters become U+FFFD, and a trailing backslash, which
 /// would swallow what follows it, is followed by one. Everything else stays as it is. This is the only place where a
-/// name changes; an empty tag is left out by [`push_tags`].
+/// name changes; an empty tag is left out.
 pub fn map_text(text: &str) -> Cow<'_, str> {
     const STAND_IN: char = '\u{fffd}';
     if !text.ends_with('\\') && !text.contains(char::is_control) {

@@ -34,5 +34,7 @@ pub use docs::metrics_markdown;
 pub use encode::{TagStyle, map_text};
 pub use read::{DomainInfo, Driver, SampleReader, Value};
 pub use sample::{DeviceReading, Groups, Sample};
-pub use tracker::{CpuSource, Encoded, FORGET_AFTER_CYCLES, HostTracker, SILENT_ANSWERS, TrackerOptions};
+pub use tracker::{
+    CpuSource, Encoded, FORGET_AFTER_CYCLES, HostTracker, MAX_EVENT_SHIFT_NS, SILENT_ANSWERS, TrackerOptions,
+};
 pub use units::{DomainId, Uuid};

@@ -78,7 +78,7 @@ impl Settings {
             max_abandoned: hypervisor.max_abandoned,
             device_cache_ttl: config.device_cache_ttl,
             balloon_period: hypervisor.balloon_period,
-            older_calls: false,
+            older_calls: hypervisor.older_calls,
             tracker: TrackerOptions {
                 tag_style: match config.tag_style {
                     config::TagStyle::Dashboard => telemetry::TagStyle::Dashboard,
@@ -342,13 +342,14 @@ impl Host {
         }
 
         let deadline = self.settings.deadline;
+        let end = (self.settings.interval * 4 / 5).max(deadline);
         let plan = bulk::Plan {
             groups: session.bulk_groups(),
             flags: session.flags,
             driver: session.driver,
             reader: &self.reader,
             wanted: telemetry::Groups::ALL,
-            deadlines: [begun + deadline, begun + deadline * 3 / 2, begun + deadline * 2],
+            deadlines: [begun + deadline, begun + (deadline + end) / 2, begun + end],
         };
         let connection = &session.connection;
         let older_groups = session.older_groups();
@@ -453,6 +454,13 @@ impl Host {
             let encoded = self.tracker.encode(&mut vm.sample, &at, out);
             report.lines += encoded.lines;
             report.whole += usize::from(encoded.ok());
+            if !encoded.ok() && !vm.sample.busy {
+                for device in self.tracker.unread_devices(&vm.sample.uuid) {
+                    self.totals.failures += 1;
+                    let text = format!("{}: {device}: gave no counters", vm.domain.name);
+                    tell(&self.told, &self.clock, &text, &text);
+                }
+            }
         }
         if report.down.is_none() {
             self.tracker.end_cycle();

@@ -205,6 +205,12 @@ pub(crate) const SECTIONS: &[Section] = &[
             Key { name: "deadline", kind: DEADLINE, doc: "See [collect]." },
             Key { name: "max_abandoned", kind: MAX_ABANDONED, doc: "See [collect]." },
             Key { name: "balloon_period", kind: BALLOON_PERIOD, doc: "See [collect]." },
+            Key {
+                name: "older_calls",
+                kind: Kind::Bool { default: false },
+                doc: "Never use bulk statistics, but one call a VM and device: slower by far. For a daemon whose\n\
+                      bulk statistics misbehave, and for comparing.",
+            },
         ],
     },
     Section {

@@ -82,6 +82,8 @@ pub(crate) struct Hypervisor {
     /// The period to set on every VM's balloon, whole seconds; zero leaves the VMs alone. Setting one needs a
     /// writable connection.
     pub(crate) balloon_period: Duration,
+    /// Never use bulk statistics.
+    pub(crate) older_calls: bool,
 }
 
 /// The names of the tags for the VM's UUID and name.
@@ -351,6 +353,7 @@ fn hypervisors(
             deadline: resolve(inherit(one, collect, "deadline").deadline("deadline"), interval),
             max_abandoned: usize::try_from(max_abandoned).unwrap_or(usize::MAX),
             balloon_period: inherit(one, collect, "balloon_period").duration("balloon_period"),
+            older_calls: one.bool("older_calls"),
         });
     }
     found

@@ -40,6 +40,7 @@ fn default_hypervisor(uri: &str) -> Hypervisor {
         deadline: Duration::from_secs(2),
         max_abandoned: 4,
         balloon_period: Duration::ZERO,
+        older_calls: false,
     }
 }
 
@@ -110,6 +111,7 @@ fn a_fleet() {
         deadline: Duration::from_millis(2500),
         max_abandoned: 2,
         balloon_period: s(5),
+        older_calls: false,
     };
     let kvm2 = Hypervisor {
         uri: "qemu+tls://kvm2.example/system".to_owned(),
@@ -118,6 +120,7 @@ fn a_fleet() {
         deadline: s(1),
         max_abandoned: 1,
         balloon_period: s(0),
+        older_calls: false,
     };
     assert_eq!(config.hypervisors, [kvm1, kvm2]);
     assert_eq!(config.device_cache_ttl, s(60));

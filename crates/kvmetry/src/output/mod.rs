@@ -215,6 +215,8 @@ impl Outputs {
 enum Sink {
     Writer(file::Writer),
     InfluxDb(Box<influxdb::Client>),
+    #[cfg(test)]
+    Scripted(tests::Scripted),
 }
 
 /// What became of a delivery.
@@ -244,6 +246,8 @@ impl Sink {
         match self {
             Self::Writer(_) => 0,
             Self::InfluxDb(_) => influxdb::PREFERRED_POST_BYTES,
+            #[cfg(test)]
+            Self::Scripted(_) => 0,
         }
     }
 
@@ -251,6 +255,8 @@ impl Sink {
         match self {
             Self::Writer(writer) => writer.write(&batches[0]).await,
             Self::InfluxDb(client) => client.post(batches).await,
+            #[cfg(test)]
+            Self::Scripted(scripted) => scripted.deliver(&batches[0]),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The worker's policy with a writer that fails as told, in paused time; InfluxDB against a stub on loopback that
+//! The worker's policy with a sink that fails as told, in paused time; InfluxDB against a stub on loopback that
 //! answers as the test says, request by request.
 
 use std::io::Read as _;
@@ -35,18 +35,25 @@ fn outputs_of(sink: Sink) -> Outputs {
     Outputs::of(vec![("test".to_owned(), sink)], Arc::new(SystemClock))
 }
 
-/// Outputs with a writer that gives these verdicts, then only good ones; and what it was given, when.
+/// Gives its verdicts, then only good ones, and tells the test what it was given, when. It has no thread, so
+/// that it lives in the test's paused time.
+pub(super) struct Scripted {
+    verdicts: std::vec::IntoIter<Verdict>,
+    seen: mpsc::UnboundedSender<(String, tokio::time::Instant)>,
+}
+
+impl Scripted {
+    pub(super) fn deliver(&mut self, batch: &Batch) -> Verdict {
+        let text = String::from_utf8(batch.lines.to_vec()).unwrap();
+        let _ = self.seen.send((text, tokio::time::Instant::now()));
+        self.verdicts.next().unwrap_or_else(Verdict::delivered)
+    }
+}
+
 fn scripted(verdicts: Vec<Verdict>) -> (Outputs, mpsc::UnboundedReceiver<(String, tokio::time::Instant)>) {
     let (seen, seen_by_test) = mpsc::unbounded_channel();
-    let runtime = tokio::runtime::Handle::current();
-    let mut verdicts = verdicts.into_iter();
-    let writer = file::Writer::spawn("test", move |batch| {
-        let _in_the_tests_time = runtime.enter();
-        let text = String::from_utf8(batch.lines.to_vec()).unwrap();
-        let _ = seen.send((text, tokio::time::Instant::now()));
-        verdicts.next().unwrap_or_else(Verdict::delivered)
-    });
-    (outputs_of(Sink::Writer(writer.unwrap())), seen_by_test)
+    let sink = Scripted { verdicts: verdicts.into_iter(), seen };
+    (outputs_of(Sink::Scripted(sink)), seen_by_test)
 }
 
 fn retry(after: Option<Duration>) -> Verdict {
@@ -89,10 +96,7 @@ async fn a_failure_is_tried_again_after_a_growing_pause() {
         }
         let (second, _) = seen.recv().await.unwrap();
         assert_eq!(second.as_bytes(), batch(2).lines.as_slice());
-        while outputs.stats()[0].queued_batches > 0 {
-            tokio::task::yield_now().await;
-        }
-        let stats = outputs.stats();
+        let stats = outputs.shutdown(Duration::from_secs(3600)).await;
         assert_eq!((stats[0].delivered_lines, stats[0].failures), (2, failures));
         assert_eq!(stats[0].trouble, None);
     }
@@ -182,10 +186,6 @@ async fn shutdown_ends_a_pause_and_tries_once_more() {
     outputs.send(&batch(1));
     seen.recv().await.unwrap();
     seen.recv().await.unwrap();
-    // The writer has answered when its failure is counted.
-    while outputs.stats()[0].failures < 2 {
-        tokio::task::yield_now().await;
-    }
     let begun = tokio::time::Instant::now();
     let stats = outputs.shutdown(Duration::from_secs(200)).await;
     assert!(begun.elapsed() < Duration::from_secs(200), "the last failure ends it");
@@ -199,7 +199,7 @@ async fn a_gone_reader_is_told_and_nothing_is_queued_for_it_any_more() {
     assert_eq!(outputs.closed().await, Closed::ReaderGone);
     outputs.send(&batch(2));
     assert_eq!(outputs.stats()[0].queued_batches, 1);
-    let stats = outputs.shutdown(SHUTDOWN).await;
+    let stats = outputs.shutdown(Duration::from_secs(60)).await;
     assert_eq!(stats[0].delivered_lines, 0);
 }
 
@@ -483,7 +483,7 @@ async fn waiting_batches_share_a_request_and_a_refused_one_is_found_by_halving()
     assert_eq!(tries[0], 4, "what waited goes together");
     let expect: String = [0, 1, 2, 4].map(|n| String::from_utf8(batch(n).lines.to_vec()).unwrap()).concat();
     assert_eq!(stored, expect);
-    let stats = outputs.shutdown(SHUTDOWN).await;
+    let stats = outputs.shutdown(Duration::from_secs(60)).await;
     assert_eq!((stats[0].delivered_lines, stats[0].refused_lines), (4, 1));
 }
 
@@ -500,7 +500,7 @@ async fn after_an_outage_everything_arrives_in_order() {
     let stats = &outputs.stats()[0];
     assert_eq!((stats.failures, stats.trouble.as_deref()), (1, Some("status 503")));
     request.answer.send(no_content()).unwrap();
-    let stats = outputs.shutdown(SHUTDOWN).await;
+    let stats = outputs.shutdown(Duration::from_secs(60)).await;
     assert_eq!((stats[0].delivered_lines, stats[0].dropped_lines), (2, 0));
     assert_eq!(stats[0].trouble, None);
 }

@@ -52,7 +52,7 @@ fn tag(line: &ParsedLine, key: &str) -> Option<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
     fn lines_read_back_equal(
