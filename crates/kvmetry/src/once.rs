@@ -65,6 +65,9 @@ async fn cycle(hosts: &mut [Host], clock: &Arc<dyn Clock>) -> (Vec<u8>, Vec<Stri
     let cycles = hosts.iter_mut().map(|host| async {
         let mut lines = Vec::new();
         let report = host.cycle(clock.wall_ns(), &mut lines).await;
+        if report.whole == 0 && report.down.is_some() {
+            lines.clear(); // nothing but the collector's own line
+        }
         (lines, report.down)
     });
     for done in join_all(cycles).await {

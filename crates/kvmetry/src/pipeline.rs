@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use crate::clock::{Clock, SystemClock};
 use crate::collect::{Host, Report, Settings};
 use crate::config::{Config, Hypervisor};
+use crate::logging::OncePerCause;
 use crate::output::{Batch, Closed, Outputs};
 use crate::schedule::{Now, Schedule};
 
@@ -96,6 +97,7 @@ struct HostTask {
     interval: Duration,
     clock: Arc<dyn Clock>,
     outputs: Arc<Outputs>,
+    told: OncePerCause,
 }
 
 impl HostTask {
@@ -112,6 +114,7 @@ impl HostTask {
             interval: hypervisor.interval,
             clock: Arc::clone(clock),
             outputs: Arc::clone(outputs),
+            told: OncePerCause::default(),
         })
     }
 
@@ -129,13 +132,16 @@ impl HostTask {
         let mut tell_at = Instant::now() + TELL_EVERY;
         loop {
             let tick = self.schedule.next_tick(Now::of(&*self.clock));
-            if tick.missed > 0 {
-                self.host.totals.missed_ticks += tick.missed;
+            self.host.totals.missed_ticks += tick.missed;
+            if tick.missed > 0
+                && let Some(held_back) = self.told.tell("missed", self.clock.monotonic())
+            {
                 tracing::warn!(
                     host = self.host.label(),
                     missed = tick.missed,
+                    held_back,
                     interval = ?self.interval,
-                    "ticks went by while reading: the interval is too short for this host"
+                    "ticks went by unread: the host answers too slowly for this interval"
                 );
             }
             let at = Instant::now() + tick.wait;

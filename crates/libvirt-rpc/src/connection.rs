@@ -280,9 +280,13 @@ impl Connection {
         &self.link.budget
     }
 
-    /// True once the socket is gone: every further call fails at once.
-    pub fn is_lost(&self) -> bool {
-        self.link.table().lost.is_some()
+    /// Why the connection is of no use any more, once it is: every further call fails at once.
+    pub fn lost(&self) -> Option<Error> {
+        let lost = self.link.table().lost.clone()?;
+        Some(match lost {
+            Lost::Socket { what, retryable } => Error::connection(&self.link.peer.label, what, retryable, None),
+            malformed => self.link.lost(&malformed, Procedure::CONNECT_OPEN),
+        })
     }
 
     /// The next event and when it came; `None` when the connection is gone. Cancel-safe.

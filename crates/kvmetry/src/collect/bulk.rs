@@ -15,7 +15,7 @@
 //! Always NOWAIT: a VM whose job is held is skipped, not waited for.
 
 use futures_util::future::join_all;
-use libvirt_rpc::{Connection, Domain, DomainRef, Error, Groups, Late, MONITOR_CALLS, StatsFlags, StatsVisitor, Value};
+use libvirt_rpc::{Connection, Domain, DomainRef, Error, Groups, MONITOR_CALLS, StatsFlags, StatsVisitor, Value};
 use telemetry::{Driver, SampleReader};
 use tokio::time::Instant;
 
@@ -88,9 +88,8 @@ async fn read_shard(connection: &Connection, vms: &mut [&mut Vm], plan: &Plan<'_
                 outcome.failed(error);
                 for vm in vms.iter_mut() {
                     if let Err(error) = ask(connection, std::slice::from_mut(vm), plan, deadline).await {
-                        if let Error::Deadline { late, .. } = &error {
-                            vm.held(late);
-                        }
+                        note_late(vm, &error);
+                        vm.unanswered = true;
                         outcome.failed(error);
                     }
                 }
@@ -98,10 +97,11 @@ async fn read_shard(connection: &Connection, vms: &mut [&mut Vm], plan: &Plan<'_
             }
             Err(error) => {
                 outcome.failed(error);
-                return outcome;
+                break;
             }
         }
     }
+    vms.iter_mut().for_each(|vm| vm.unanswered = true);
     outcome
 }
 
@@ -112,7 +112,7 @@ pub(crate) async fn ask(
     plan: &Plan<'_>,
     deadline: Instant,
 ) -> Result<(), Error> {
-    if vms.is_empty() {
+    if vms.is_empty() || plan.groups.is_empty() {
         return Ok(());
     }
     let domains: Vec<Domain> = vms.iter().map(|vm| vm.domain.clone()).collect();
@@ -182,9 +182,9 @@ pub(crate) fn bridge(value: Value<'_>) -> telemetry::Value<'_> {
     }
 }
 
-/// Marks a VM with a call that the caller gave up by itself.
-pub(crate) fn note_late(vm: &mut Vm, error: &Error) -> Option<Late> {
-    let Error::Deadline { late, .. } = error else { return None };
-    vm.held(late);
-    Some(late.clone())
+/// Notes a call over this VM, if it was one that was given up.
+pub(crate) fn note_late(vm: &mut Vm, error: &Error) {
+    if let Error::Deadline { late, .. } = error {
+        vm.held(late);
+    }
 }

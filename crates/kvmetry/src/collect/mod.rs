@@ -25,7 +25,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use libvirt_rpc::{Access, Backoff, Budget, Domain, DomainInfo, Error, ErrorCode, Event, MONITOR_CALLS, Uri, UriError};
 use telemetry::{
-    Collector, CpuSource, FeatureOptions, HostTracker, MemorySource, Moment, SampleReader, TrackerOptions,
+    Collector, CpuSource, Driver, FeatureOptions, HostTracker, MemorySource, Moment, SampleReader, TrackerOptions,
 };
 use tokio::time::Instant;
 
@@ -207,8 +207,11 @@ impl Host {
             abandoned_calls: self.budget.abandoned() as u64,
             reconnects: self.totals.reconnects,
         };
-        self.tracker.collector(&collector, timestamp_ns, out);
-        report.lines += 1;
+        // Before the first connection nobody knows whose line it would be.
+        if self.was_connected || self.settings.name.is_some() {
+            self.tracker.collector(&collector, timestamp_ns, out);
+            report.lines += 1;
+        }
         tracing::debug!(
             vms = report.vms,
             lines = report.lines,
@@ -272,10 +275,12 @@ impl Host {
     async fn connect(&mut self, now: Instant) -> Result<(), String> {
         self.budget.release_due();
         if let Some(session) = &self.session {
-            if !session.connection.is_lost() {
-                return Ok(());
+            match session.connection.lost() {
+                None => return Ok(()),
+                Some(error) => {
+                    self.disconnected(&error);
+                }
             }
-            self.session = None;
         }
         if now < self.connect_at {
             return Err(self.down.clone().unwrap_or_else(|| "waiting before the next try to connect".into()));
@@ -300,10 +305,12 @@ impl Host {
                     "{}", if self.was_connected { "connected again" } else { "connected" }
                 );
                 self.was_connected = true;
-                self.down = None;
+                if let Some(text) = self.down.take() {
+                    self.told.over(&text);
+                }
                 self.backoff.reset();
                 // What was known of devices may have changed unseen.
-                self.vms.iter_mut().for_each(Vm::forget_facts);
+                self.vms.iter_mut().for_each(|vm| vm.forget_facts(now));
                 self.session = Some(session);
                 Ok(())
             }
@@ -314,19 +321,17 @@ impl Host {
         }
     }
 
-    /// The connection is of no use any more, or there is none: says so once, and sets the next try.
+    /// Nothing can be read now: says so once, and if there is no connection sets the next try.
     fn disconnected(&mut self, error: &Error) -> String {
         let text = error.to_string();
         if error.is_connection_lost() || self.session.is_none() {
             self.session = None;
-            let wait = self.backoff.next_wait();
-            self.connect_at = Instant::now() + wait;
-            if self.down.as_ref() != Some(&text) {
-                tracing::warn!(uri = %self.settings.uri, "{text}");
-            }
+            self.connect_at = Instant::now() + self.backoff.next_wait();
             self.down = Some(text.clone());
+            tell(&self.told, &self.clock, &text, &format!("{}: {text}", self.settings.uri));
         } else {
-            tracing::warn!(uri = %self.settings.uri, "{text}");
+            // A deadline tells how long was waited, which differs each time.
+            tell(&self.told, &self.clock, "not read", &format!("{}: {text}", self.settings.uri));
         }
         text
     }
@@ -373,6 +378,7 @@ impl Host {
             if vm.wants_vcpus(now) || by_info(vm) || set_aside {
                 lane.info.push((at, vm.domain.clone()));
             }
+            vm.asked = !set_aside;
             if set_aside { aside.push(vm) } else { asked.push(vm) }
         }
         if plan.groups.is_empty() {
@@ -384,14 +390,19 @@ impl Host {
         self.totals.cache_misses += lane.xml.len() as u64;
 
         // Side by side: the shards, which wait for monitors, and the job-free lane, one call at a time.
-        let job_free = bulk::Plan { groups: plan.groups.and(libvirt_rpc::Groups::JOB_FREE), ..plan };
+        // Whatever the driver: a job-free record says nothing of what is never given.
+        let job_free =
+            bulk::Plan { groups: plan.groups.and(libvirt_rpc::Groups::JOB_FREE), driver: Driver::Qemu, ..plan };
         let (mut outcome, laned) = tokio::join!(
             async {
                 if plan.groups.is_empty() { bulk::Outcome::default() } else { bulk::read(connection, &mut asked, &plan).await }
             },
             async {
-                if !plan.groups.is_empty() {
-                    bulk::ask(connection, &mut aside, &job_free, plan.deadlines[2]).await?;
+                let answer = bulk::ask(connection, &mut aside, &job_free, plan.deadlines[2]).await;
+                match answer {
+                    Err(error) if error.is_connection_lost() => return Err(error),
+                    Err(error) => lane.failed = Some(error),
+                    Ok(()) => {}
                 }
                 lane.run(connection).await
             }
@@ -400,6 +411,10 @@ impl Host {
         let mut failures = Vec::new();
         if let Err(error) = laned {
             outcome.lost = outcome.lost.take().or(Some(error));
+        }
+        if let Some(error) = lane.failed.take() {
+            self.totals.failures += 1;
+            outcome.error.get_or_insert(error);
         }
         lane.hand_out(&mut self.vms, &by_info, self.settings.device_cache_ttl, &mut failures);
         self.totals.failures += outcome.failures;
@@ -424,7 +439,7 @@ impl Host {
         for vm in &mut self.vms {
             // With the older calls there is no record to be busy: a given-up call says the same.
             let busy = if plan.groups.is_empty() { vm.is_held() } else { vm.taken.is_none() || vm.sample.busy };
-            vm.busy_cycles = if busy { vm.busy_cycles.saturating_add(1) } else { 0 };
+            vm.judge(busy);
         }
         set_balloon_periods(connection, &self.settings, &mut self.vms, &mut failures).await?;
         for (domain, what, error) in failures {
@@ -483,13 +498,13 @@ impl Host {
             | Event::DeviceRemoved { domain, .. } => Some(domain.uuid),
             Event::Overflow => {
                 tracing::warn!("more events than could be read: all domains' devices are read anew");
-                self.vms.iter_mut().for_each(Vm::forget_facts);
+                self.vms.iter_mut().for_each(|vm| vm.forget_facts(at));
                 None
             }
             Event::BalloonChange { .. } | Event::IoError { .. } | Event::AgentLifecycle { .. } => None,
         };
         if let Some(vm) = changed.and_then(|uuid| self.vms.iter_mut().find(|vm| vm.domain.uuid == uuid)) {
-            vm.forget_facts();
+            vm.forget_facts(at);
         }
         if let Some(told) = events::describe(event) {
             let event = telemetry::Event {
@@ -535,6 +550,8 @@ struct Lane {
     xml: Vec<(usize, Domain)>,
     infos: Vec<(usize, Result<DomainInfo, Error>)>,
     facts: Vec<(usize, Result<Option<DomainFacts>, Error>)>,
+    /// Why the job-free part of the bulk record could not be had.
+    failed: Option<Error>,
 }
 
 impl Lane {
@@ -651,7 +668,7 @@ async fn fall_back(
     job_free: &bulk::Plan<'_>,
     failures: &mut Failures,
 ) -> Result<(), Error> {
-    let mut unread: Vec<&mut Vm> = vms.iter_mut().filter(|vm| vm.taken.is_none() && !vm.held_by.is_empty()).collect();
+    let mut unread: Vec<&mut Vm> = vms.iter_mut().filter(|vm| vm.unanswered && vm.taken.is_none()).collect();
     if unread.is_empty() {
         return Ok(());
     }

@@ -34,6 +34,10 @@ pub(crate) struct Vm {
     pub(crate) vcpus: Option<(u16, Instant)>,
     /// What its XML told, and until when that may be believed.
     pub(crate) facts: Option<(DomainFacts, Instant)>,
+    /// A shard of this cycle was to read it.
+    pub(crate) asked: bool,
+    /// No try of that shard was answered.
+    pub(crate) unanswered: bool,
     /// Cycles running in which its monitor gave nothing.
     pub(crate) busy_cycles: u32,
     /// Given-up calls over it that the daemon has not answered: sentinels, whose return says that it is back.
@@ -48,6 +52,8 @@ impl Vm {
             taken: None,
             vcpus: None,
             facts: None,
+            asked: false,
+            unanswered: false,
             busy_cycles: 0,
             held_by: Vec::new(),
         }
@@ -58,6 +64,7 @@ impl Vm {
         let domain = &self.domain;
         self.sample.begin(telemetry::DomainId(domain.id), telemetry::Uuid(domain.uuid), &domain.name, wanted);
         self.taken = None;
+        self.unanswered = false;
     }
 
     /// Notes a call over it that was given up, if the daemon is still at it.
@@ -86,9 +93,19 @@ impl Vm {
     }
 
     /// Its slow facts are to be read anew: something about it changed.
-    pub(crate) fn forget_facts(&mut self) {
+    pub(crate) fn forget_facts(&mut self, now: Instant) {
         self.facts = None;
-        self.vcpus = None;
+        // The old count is better than none until the new one is there.
+        self.vcpus = self.vcpus.map(|(count, _)| (count, now));
+    }
+
+    /// Notes whether its monitor gave anything in this cycle. A VM that was not asked stays what it was.
+    pub(crate) fn judge(&mut self, busy: bool) {
+        if !busy {
+            self.busy_cycles = 0;
+        } else if self.asked || self.is_stuck() {
+            self.busy_cycles = self.busy_cycles.saturating_add(1);
+        }
     }
 
     /// The vCPU count is too old, or not known.
