@@ -7,6 +7,7 @@
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::procedure::Procedure;
+use crate::transport::Access;
 use crate::uri::Uri;
 use crate::xdr::{Decoder, Encoder, Malformed};
 
@@ -47,6 +48,10 @@ pub(crate) async fn authenticate(connection: &Connection, uri: &Uri) -> Result<(
 }
 
 async fn polkit(connection: &Connection) -> Result<(), Error> {
+    let (action, setting) = match connection.access() {
+        Access::ReadOnly => ("org.libvirt.unix.monitor", "auth_unix_ro"),
+        Access::ReadWrite => ("org.libvirt.unix.manage", "auth_unix_rw"),
+    };
     let answer = connection
         .call(
             Procedure::AUTH_POLKIT,
@@ -61,8 +66,8 @@ async fn polkit(connection: &Connection) -> Result<(), Error> {
         Err(Error::Remote { message, .. }) => Err(refused(
             connection,
             format!(
-                "polkit refused this user ({message}); use the read-only socket, or allow \
-                 org.libvirt.unix.manage for this user in /etc/polkit-1/rules.d"
+                "polkit refused this user ({message}): are polkitd and dbus running, and does a rule in \
+                 /etc/polkit-1/rules.d allow {action} (or set {setting} = \"none\" in libvirtd.conf)"
             ),
         )),
         other => other,

@@ -12,11 +12,11 @@
 //! credentials=monitor
 //! ```
 //!
-//! One file is read, the first of: `$LIBVIRT_AUTH_FILE`, the URI's `authfile=`, `$XDG_CONFIG_HOME/libvirt/auth.conf`,
-//! `/etc/libvirt/auth.conf`; the last two only if they can be read.
+//! One file is read, the first of: `$LIBVIRT_AUTH_FILE`, the URI's `authfile=`,
+//! `$XDG_CONFIG_HOME/libvirt/auth.conf`, `/etc/libvirt/auth.conf`; the last two only if they can be read.
 //!
-//! Limits: [`MAX_LEN`] bytes, UTF-8. The syntax is GLib's key file: `#` begins a comment line, values know the
-//! escapes `\s \t \n \r \\`. Where a key stands twice the last one counts.
+//! Limits: [`MAX_LEN`] bytes, UTF-8. The syntax is GLib's key file: `#` begins a comment line, values know
+//! the escapes `\s \t \n \r \\`. Where a key stands twice the last one counts.
 
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt;

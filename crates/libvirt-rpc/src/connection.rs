@@ -271,6 +271,10 @@ impl Connection {
         self.link.peer.channel
     }
 
+    pub(crate) fn access(&self) -> Access {
+        self.access
+    }
+
     pub(crate) fn host_for_auth(&self) -> &str {
         &self.link.peer.host_for_auth
     }

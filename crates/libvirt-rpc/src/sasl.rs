@@ -1,7 +1,7 @@
 //! The client's side of SASL: which mechanism, and what to answer. Pure: messages in, messages out.
 //!
-//! SCRAM-SHA-256 (RFC 7677) is taken before PLAIN (RFC 4616), both only where the channel itself keeps secrets.
-//! Over plain TCP libvirt wants a mechanism that also encrypts (GSSAPI); there is none here.
+//! SCRAM-SHA-256 (RFC 7677) is taken before PLAIN (RFC 4616), both only where the channel itself keeps
+//! secrets. Over plain TCP libvirt wants a mechanism that also encrypts (GSSAPI); there is none here.
 //!
 //! Limits: [`MAX_SCRAM_ITERATIONS`], so that a lying server cannot keep a core busy for hours.
 
@@ -19,8 +19,8 @@ use crate::transport::Channel;
 /// Mechanisms in the order in which they are preferred.
 static MECHANISMS: [Mechanism; 2] = [SCRAM_SHA256, PLAIN];
 
-/// Most rounds of hashing that a server may ask for: Cyrus SASL asks for 4,096, the most careful advice is 600,000,
-/// and a million is about half a second of one core.
+/// Most rounds of hashing that a server may ask for: Cyrus SASL asks for 4,096, the most careful advice is
+/// 600,000, and a million is about half a second of one core.
 const MAX_SCRAM_ITERATIONS: u32 = 1_000_000;
 
 /// A name and a password, never printed together.
@@ -119,8 +119,8 @@ impl Sasl {
     }
 }
 
-/// Over plain TCP libvirt's server takes only mechanisms that encrypt, and where it has none it refuses AUTH_SASL_INIT
-/// with no reason given. So this is asked before the first message.
+/// Over plain TCP libvirt's server takes only mechanisms that encrypt, and where it has none it refuses
+/// AUTH_SASL_INIT with no reason given. So this is asked before the first message.
 pub(crate) fn check_channel(channel: Channel) -> Result<(), String> {
     if channel.is_confidential() {
         return Ok(());

@@ -54,7 +54,8 @@ const PARAMETERS: [&str; 17] = [
     "authfile",
 ];
 
-/// What stays as it is in a path handed on to the daemon (libxml2's `xmlSaveUri`, by which libvirt writes it).
+/// What stays as it is in a path handed on to the daemon (libxml2's `xmlSaveUri`, by which libvirt writes
+/// it).
 const PATH_ESCAPES: &AsciiSet = &VALUE_ESCAPES
     .remove(b'/')
     .remove(b'!')
@@ -204,8 +205,8 @@ impl Uri {
         self.user.as_deref()
     }
 
-    /// True where libvirt asks the user's own daemon when it is not root: `/session`, and the test driver with
-    /// a transport written out (`remoteGetURIDaemonInfo` in `remote_sockets.c`).
+    /// True where libvirt asks the user's own daemon when it is not root: `/session`, and the test driver
+    /// with a transport written out (`remoteGetURIDaemonInfo` in `remote_sockets.c`).
     pub(crate) fn wants_user_daemon(&self) -> bool {
         self.is_session() || (self.driver == "test" && self.explicit_transport)
     }

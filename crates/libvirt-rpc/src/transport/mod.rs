@@ -71,8 +71,8 @@ pub struct Peer {
     /// For messages: `unix:/run/libvirt/libvirt-sock-ro`, `tcp:h:16509`, `tls:h:16514`, `ssh:user@h`.
     pub label: String,
     /// The daemon's process, by the socket's credentials (`SO_PEERCRED`): a new number means a new daemon.
-    /// Only over unix sockets, and None where init holds the listening socket (socket activation), because then the
-    /// credentials are init's and never change.
+    /// Only over unix sockets, and None where init holds the listening socket (socket activation), because
+    /// then the credentials are init's and never change.
     pub pid: Option<i32>,
     /// How the daemon is reached.
     pub channel: Channel,
@@ -82,8 +82,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// The error for a connection that ended: `source` is what reading or writing said, None at an end of file. An
-    /// ssh process is asked for its last words, which takes up to 2 s.
+    /// The error for a connection that ended: `source` is what reading or writing said, None at an end of
+    /// file. An ssh process is asked for its last words, which takes up to 2 s.
     pub async fn lost(&self, source: Option<io::Error>) -> Error {
         if let Some(child) = &self.ssh
             && let Some(words) = child.last_words().await

@@ -5,8 +5,8 @@
 //!        stderr ─▶ the last MAX_STDERR bytes, for the error message
 //! ```
 //!
-//! ssh's own configuration (keys, agent, jump hosts) is used as it is. It never prompts: `BatchMode=yes`. Whether
-//! the login worked is seen only when the daemon answers or the pipe ends; see [`super::Peer::lost`].
+//! ssh's own configuration (keys, agent, jump hosts) is used as it is. It never prompts: `BatchMode=yes`.
+//! Whether the login worked is seen only when the daemon answers or the pipe ends; see [`super::Peer::lost`].
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -26,10 +26,12 @@ use crate::uri::{HostKeys, Proxy, Uri};
 /// Bytes kept of what ssh and the far side write to stderr; older ones are dropped.
 const MAX_STDERR: usize = 4096;
 
-/// How long to wait for ssh's last words after its pipe has ended: they are written before it exits, if at all.
+/// How long to wait for ssh's last words after its pipe has ended: they are written before it exits, if at
+/// all.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// ssh asks the far side for a sign of life after so many seconds of silence, and gives up after 3 without one.
+/// ssh asks the far side for a sign of life after so many seconds of silence, and gives up after 3 without
+/// one.
 const ALIVE_INTERVAL_S: u32 = 15;
 
 pub(super) fn dial(uri: &Uri, access: Access, timeout: Duration) -> Result<Stream, Error> {
@@ -172,8 +174,8 @@ fn telling_line(stderr: &str) -> Option<String> {
     telling.or_else(|| lines().next())
 }
 
-/// The arguments of ssh, as libvirt gives them (`virNetSocketNewConnectSSH`), and what a program without a terminal
-/// needs beyond that.
+/// The arguments of ssh, as libvirt gives them (`virNetSocketNewConnectSSH`), and what a program without a
+/// terminal needs beyond that.
 fn arguments(uri: &Uri, access: Access, timeout: Duration) -> Vec<String> {
     let params = &uri.params;
     let mut args: Vec<String> = vec!["-T".into(), "-e".into(), "none".into()];
@@ -205,8 +207,8 @@ fn arguments(uri: &Uri, access: Access, timeout: Duration) -> Vec<String> {
     args
 }
 
-/// A path in an option: quotes because it may hold spaces, and % doubled because ssh expands %h and its like. (The
-/// URI's parser refuses ", \ and $.)
+/// A path in an option: quotes because it may hold spaces, and % doubled because ssh expands %h and its like.
+/// (The URI's parser refuses ", \ and $.)
 fn quote_for_ssh(path: &str) -> String {
     format!("\"{}\"", path.replace('%', "%%"))
 }
@@ -247,8 +249,8 @@ fn proxy(uri: &Uri) -> Proxy {
     }
 }
 
-/// Netcat on the first socket that is there. Some versions stay when their input ends unless told -q0; those that
-/// know -q say that it wants an argument.
+/// Netcat on the first socket that is there. Some versions stay when their input ends unless told -q0; those
+/// that know -q say that it wants an argument.
 fn netcat(uri: &Uri, access: Access) -> String {
     let nc = quote_for_shell(uri.params.netcat.as_deref().unwrap_or("nc"));
     let sockets = match &uri.params.socket {

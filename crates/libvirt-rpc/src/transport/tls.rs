@@ -1,4 +1,5 @@
-//! TLS as libvirt does it: both sides show certificates, then the server says with one byte that it takes ours.
+//! TLS as libvirt does it: both sides show certificates, then the server says with one byte that it takes
+//! ours.
 //!
 //! ```text
 //! client                      server
@@ -7,8 +8,8 @@
 //!   │ ◀──── RPC messages ─────▶ │   (closing without it means refused)
 //! ```
 //!
-//! Files are where libvirt has them (`virNetTLSContextLocateCredentials` in `virnettlscontext.c`), read again for
-//! every connection, so that renewed certificates need no restart:
+//! Files are where libvirt has them (`virNetTLSContextLocateCredentials` in `virnettlscontext.c`), read again
+//! for every connection, so that renewed certificates need no restart:
 //!
 //! | file | `pkipath=DIR` | not root, where it exists | else |
 //! |---|---|---|---|
@@ -180,7 +181,8 @@ fn verifier(files: &Files, provider: Arc<CryptoProvider>) -> Result<Arc<dyn Serv
     }
     let mut builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
     match read_limited(&files.crl, MAX_PEM_LEN) {
-        // GnuTLS, too, looks only for what is on the list and lets a chain pass that the list says nothing of.
+        // GnuTLS, too, looks only for what is on the list and lets a chain pass that the list says nothing
+        // of.
         Ok(bytes) => {
             let crls = parse_all::<CertificateRevocationListDer<'_>>("revocation list", &files.crl, &bytes)?;
             builder = builder.with_crls(crls).allow_unknown_revocation_status();

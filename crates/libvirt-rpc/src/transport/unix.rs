@@ -1,7 +1,7 @@
 //! Unix sockets: which one, and why not.
 //!
-//! The driver's own daemon is asked first (`virtqemud-sock-ro`), then the monolithic one (`libvirt-sock-ro`), as
-//! libvirt does (`remoteGetUNIXSocket` in `remote_sockets.c`). No daemon is ever started from here.
+//! The driver's own daemon is asked first (`virtqemud-sock-ro`), then the monolithic one (`libvirt-sock-ro`),
+//! as libvirt does (`remoteGetUNIXSocket` in `remote_sockets.c`). No daemon is ever started from here.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -19,7 +19,8 @@ const INIT_PID: i32 = 1;
 
 pub(super) async fn dial(env: &Env, uri: &Uri, access: Access) -> Result<Stream, Error> {
     let candidates = candidates(env, uri, access);
-    // The most telling failure of those that were there: a socket that refuses says more than one that is absent.
+    // The most telling failure of those that were there: a socket that refuses says more than one that is
+    // absent.
     let mut refused = None;
     for path in &candidates {
         match UnixStream::connect(path).await {
@@ -48,8 +49,8 @@ fn connected(stream: UnixStream, path: &Path) -> Stream {
     Stream { reader: Box::new(reader), writer: Box::new(writer), peer }
 }
 
-/// The daemon's process, where the socket's credentials tell it. They are of who called listen(2): systemd, where it
-/// holds the socket. Zero stands for a process outside our PID namespace.
+/// The daemon's process, where the socket's credentials tell it. They are of who called listen(2): systemd,
+/// where it holds the socket. Zero stands for a process outside our PID namespace.
 fn daemon_pid(pid: i32) -> Option<i32> {
     (pid > INIT_PID).then_some(pid)
 }
