@@ -70,7 +70,9 @@ async fn check_host(host: &mut Host, clock: &dyn Clock, page: &mut Page) -> io::
         }
     }
     if !session.waits_never() {
-        page.odd("this libvirt is older than 4.5 (no NOWAIT): one busy VM can delay the others; upgrade libvirt")?;
+        page.odd(
+            "this libvirt is older than 4.5 (no NOWAIT): one busy VM can delay the others; upgrade libvirt",
+        )?;
     }
     if !session.events_refused.is_empty() {
         let kinds = session.events_refused.iter().map(|kind| format!("{kind:?}")).collect::<Vec<_>>();
@@ -105,7 +107,9 @@ fn check_balloons(host: &Host, page: &mut Page) -> io::Result<()> {
     for (domain, facts) in host.vms() {
         match facts {
             Some(facts) if !facts.has_balloon => without.push(&*domain.name),
-            Some(facts) if facts.balloon_period.is_none_or(|period| period.is_zero()) => silent.push(&*domain.name),
+            Some(facts) if facts.balloon_period.is_none_or(|period| period.is_zero()) => {
+                silent.push(&*domain.name)
+            }
             Some(_) | None => {}
         }
     }

@@ -36,14 +36,19 @@ fn main() -> ExitCode {
         Err(error) => return fail(cli::EXIT_USAGE, error),
     };
     match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
-        Ok(runtime) => ended(runtime.block_on(async {
-            match cli.command {
-                Command::Run(_) => pipeline::run(config).await.map(|()| true),
-                Command::Once(once) => once::once(&config, once.format).await.map(|()| true),
-                Command::Check(_) => check::check(&config).await,
-                Command::Config => Ok(true),
-            }
-        })),
+        Ok(runtime) => {
+            let result = runtime.block_on(async {
+                match cli.command {
+                    Command::Run(_) => pipeline::run(config).await.map(|()| true),
+                    Command::Once(once) => once::once(&config, once.format).await.map(|()| true),
+                    Command::Check(_) => check::check(&config).await,
+                    Command::Config => Ok(true),
+                }
+            });
+            // A look-up in the DNS that hangs must not hold up the end.
+            runtime.shutdown_background();
+            ended(result)
+        }
         Err(error) => fail(cli::EXIT_FAILED, error),
     }
 }

@@ -34,7 +34,7 @@ pub(crate) async fn once(config: &Config, format: Format) -> anyhow::Result<()> 
     let printed = match format {
         Format::Line => print(&first),
         Format::Json => parse_lines(std::str::from_utf8(&first)?)
-            .try_for_each(|line| Ok(print(format!("{}\n", to_json(&line?)).as_bytes())?)),
+            .try_for_each(|line| print(format!("{}\n", to_json(&line?)).as_bytes())),
         Format::Table => {
             tokio::time::sleep(TABLE_SPAN).await;
             let (second, unread_now) = cycle(&mut hosts, &clock).await;
@@ -48,7 +48,8 @@ pub(crate) async fn once(config: &Config, format: Format) -> anyhow::Result<()> 
     }
     match printed {
         // Whoever read it has seen enough.
-        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {}
+        Err(error)
+            if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {}
         other => other?,
     }
     match (unread.as_slice(), hosts.len()) {

@@ -10,7 +10,7 @@
 //! Hypervisors share nothing but the outputs: one that hangs or is down delays no other. SIGTERM and SIGINT end
 //! everything within [`STOP_WITHIN`]; a second one ends it at once.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -36,6 +36,9 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 /// # Errors
 /// An output that cannot be started, or standard output that failed.
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let outputs = Arc::new(Outputs::start(&config.outputs, &config.influxdb, Arc::clone(&clock))?);
     let mut signals = Signals::listen()?;
@@ -51,6 +54,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         tracing::info!("no output is configured: see --output and --influxdb; telling what is seen");
     }
 
+    let teller = tokio::spawn(tell_outputs(Arc::downgrade(&outputs)));
     let ended = tokio::select! {
         signal = signals.next() => {
             tracing::info!(signal, "ending");
@@ -62,6 +66,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         },
     };
     let end = Instant::now() + STOP_WITHIN;
+    teller.abort();
     stop.send_replace(true);
     tokio::select! {
         () = finish(hosts, outputs, end) => {}
@@ -85,6 +90,27 @@ async fn finish(mut hosts: JoinSet<()>, outputs: Arc<Outputs>, end: Instant) {
                 dropped = stats.dropped_lines,
                 failures = stats.failures,
                 "lines"
+            );
+        }
+    }
+}
+
+/// Logs what the outputs have done, every [`TELL_EVERY`].
+async fn tell_outputs(outputs: Weak<Outputs>) {
+    loop {
+        tokio::time::sleep(TELL_EVERY).await;
+        let Some(outputs) = outputs.upgrade() else { return };
+        for stats in outputs.stats() {
+            tracing::info!(
+                output = stats.name,
+                delivered = stats.delivered_lines,
+                refused = stats.refused_lines,
+                dropped = stats.dropped_lines,
+                failures = stats.failures,
+                waiting_batches = stats.queued_batches,
+                waiting_bytes = stats.queued_bytes,
+                trouble = stats.trouble,
+                "lines since the start"
             );
         }
     }

@@ -21,9 +21,8 @@ pub(crate) const HOSTS_IN_STEP: usize = 20;
 /// the 80 % which a cycle may take still ends before the next tick.
 pub(crate) const SPREAD_PERCENT: i64 = 20;
 /// A reading that begins this close to its tick carries the tick's time, else the moment it began.
-pub(crate) const BEGIN_WINDOW: Duration = Duration::from_millis(100);
+pub(crate) const BEGIN_WINDOW_NS: i64 = 100_000_000;
 
-const BEGIN_WINDOW_NS: i64 = 100_000_000;
 const NS_PER_MS: i64 = 1_000_000;
 
 /// A moment on both clocks (see [`crate::clock`]).
@@ -54,7 +53,7 @@ pub(crate) struct Tick {
     pub(crate) missed: u64,
 }
 
-/// The time that a reading's points carry: the scheduled tick when the reading began within [`BEGIN_WINDOW`]
+/// The time that a reading's points carry: the scheduled tick when the reading began within [`BEGIN_WINDOW_NS`]
 /// of it, else the moment it began (nanoseconds since 1970).
 pub(crate) fn timestamp_ns(tick_ns: i64, began_ns: i64) -> i64 {
     if began_ns.abs_diff(tick_ns) <= BEGIN_WINDOW_NS.unsigned_abs() { tick_ns } else { began_ns }
@@ -90,7 +89,7 @@ impl Schedule {
     /// - The second is the first one at least half an interval away, so that the first rates have a span to
     ///   be computed over.
     /// - After an overrun the ticks that went by are skipped and counted; one that is not older than
-    ///   [`BEGIN_WINDOW`] is still read.
+    ///   [`BEGIN_WINDOW_NS`] is still read.
     /// - If the wall clock was set back by more than an interval the schedule starts anew on the new time,
     ///   instead of waiting for the old one to come again.
     pub(crate) fn next_tick(&mut self, now: Now) -> Tick {

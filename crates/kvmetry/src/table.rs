@@ -71,7 +71,11 @@ fn totals(lines: &str) -> anyhow::Result<BTreeMap<(String, String, String), Tota
             continue;
         }
         let tag = |names: [&str; 2]| {
-            names.iter().find_map(|name| line.tag_value(name)).map(|value| value.to_string()).unwrap_or_default()
+            names
+                .iter()
+                .find_map(|name| line.tag_value(name))
+                .map(|value| value.to_string())
+                .unwrap_or_default()
         };
         let fields = line.field_set.iter().filter_map(|(key, value)| match value {
             FieldValue::I64(v) => Some((key.to_string(), *v)),
@@ -147,7 +151,13 @@ fn human(bytes: f64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    let decimals = if unit == 0 || value >= 99.95 { 0 } else if value >= 9.995 { 1 } else { 2 };
+    let decimals = if unit == 0 || value >= 99.95 {
+        0
+    } else if value >= 9.995 {
+        1
+    } else {
+        2
+    };
     format!("{value:.decimals$} {}", UNITS[unit])
 }
 
@@ -157,9 +167,13 @@ mod tests {
 
     #[test]
     fn bytes_have_three_digits_and_a_unit() {
-        for (bytes, expect) in
-            [(0.0, "0 B"), (999.0, "999 B"), (1024.0, "1.00 KiB"), (10.0 * 1024.0, "10.0 KiB"), (1e9, "954 MiB")]
-        {
+        for (bytes, expect) in [
+            (0.0, "0 B"),
+            (999.0, "999 B"),
+            (1024.0, "1.00 KiB"),
+            (10.0 * 1024.0, "10.0 KiB"),
+            (1e9, "954 MiB"),
+        ] {
             assert_eq!(human(bytes), expect);
         }
     }
@@ -172,13 +186,17 @@ mod tests {
                  memactual=1024i,collect_ok=1i {time}\n"
             )
         };
-        let rows = rows(&line(0, 0, 0, 500), &line(2_000_000_000, 1_000_000_000, 2048, 100)).expect("line protocol");
+        let rows =
+            rows(&line(0, 0, 0, 500), &line(2_000_000_000, 1_000_000_000, 2048, 100)).expect("line protocol");
         assert_eq!(rows.len(), 1);
         assert_eq!(rows[0].cpu_percent, Some(25.0));
         assert_eq!(rows[0].rates, [Some(1024.0), None, None, None]);
         let text = render(&rows, false);
         let second = text.lines().nth(1).expect("a row");
-        assert_eq!(second.split_whitespace().collect::<Vec<_>>().join(" "), "h a b running 2 25.0 1.00 MiB - 1.00 KiB - - -");
+        assert_eq!(
+            second.split_whitespace().collect::<Vec<_>>().join(" "),
+            "h a b running 2 25.0 1.00 MiB - 1.00 KiB - - -"
+        );
         assert_eq!(render(&[], false), "no live VMs\n");
     }
 }

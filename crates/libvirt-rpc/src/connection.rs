@@ -288,7 +288,9 @@ impl Connection {
     pub fn lost(&self) -> Option<Error> {
         let lost = self.link.table().lost.clone()?;
         Some(match lost {
-            Lost::Socket { what, retryable } => Error::connection(&self.link.peer.label, what, retryable, None),
+            Lost::Socket { what, retryable } => {
+                Error::connection(&self.link.peer.label, what, retryable, None)
+            }
             malformed => self.link.lost(&malformed, Procedure::CONNECT_OPEN),
         })
     }
@@ -612,7 +614,9 @@ async fn read_frames(link: Arc<Link>, reader: impl AsyncRead + Unpin) {
             Ok(Ok(bytes)) => bytes,
             Ok(Err(malformed)) => break Lost::Malformed { procedure: "frame", malformed },
             Err(error) => {
-                break link.last_words(Some(error).filter(|e| e.kind() != io::ErrorKind::UnexpectedEof)).await;
+                break link
+                    .last_words(Some(error).filter(|e| e.kind() != io::ErrorKind::UnexpectedEof))
+                    .await;
             }
         };
         link.heard_ms.store(millis(link.epoch.elapsed()), Ordering::Relaxed);
@@ -694,4 +698,57 @@ fn keepalive_frame(procedure: i32) -> Vec<u8> {
 fn millis(d: Duration) -> u32 {
     // Wraps after 49 days; only compared for being equal.
     d.as_millis() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tokio::io::ReadBuf;
+
+    use super::*;
+
+    /// Gives a few bytes at a time and notes the most room that it was ever offered, beyond what it had given.
+    struct Trickle {
+        bytes: Vec<u8>,
+        at: usize,
+        most_ahead: usize,
+    }
+
+    impl AsyncRead for Trickle {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            self.most_ahead = self.most_ahead.max(buf.remaining().saturating_sub(self.at));
+            let end = self.bytes.len().min(self.at + 1000.min(buf.remaining()));
+            buf.put_slice(&self.bytes[self.at..end]);
+            self.at = end;
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// The frame's claimed length, and how much of it comes.
+    #[tokio::test]
+    async fn memory_grows_with_the_bytes_that_come_not_with_the_length_that_is_claimed() {
+        for (claimed, sent, whole) in [
+            (frame::MAX_FRAME, 10, false),
+            (frame::MAX_FRAME, 3_000_000, false),
+            (3_000_000, 3_000_000, true),
+            (HEADER, HEADER, true),
+        ] {
+            let mut bytes = vec![7; sent];
+            bytes[..4].copy_from_slice(&(claimed as u32).to_be_bytes());
+            let mut reader = Trickle { bytes, at: 0, most_ahead: 0 };
+            let read = read_frame(&mut reader).await;
+            assert!(reader.most_ahead <= FIRST_RESERVE, "{claimed}: {} bytes too early", reader.most_ahead);
+            match read {
+                Ok(Ok(frame)) => assert!(whole && frame == reader.bytes),
+                Err(error) => assert!(!whole && error.kind() == io::ErrorKind::UnexpectedEof),
+                Ok(Err(malformed)) => panic!("{malformed:?}"),
+            }
+        }
+    }
 }

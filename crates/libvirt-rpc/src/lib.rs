@@ -56,9 +56,7 @@ mod xdr;
 
 pub use backoff::Backoff;
 pub use budget::{Budget, DEFAULT_MAX_ABANDONED, ORPHAN_RELEASE};
-pub use calls::{
-    BlockStats, CpuTotals, Domain, DomainInfo, DomainRef, InterfaceStats, NodeInfo, Version,
-};
+pub use calls::{BlockStats, CpuTotals, Domain, DomainInfo, DomainRef, InterfaceStats, NodeInfo, Version};
 pub use connection::{Connection, Late, MONITOR_CALLS, Options};
 pub use error::{Error, ErrorCode};
 pub use events::{Event, EventKind};

@@ -15,7 +15,9 @@
 //! Always NOWAIT: a VM whose job is held is skipped, not waited for.
 
 use futures_util::future::join_all;
-use libvirt_rpc::{Connection, Domain, DomainRef, Error, Groups, MONITOR_CALLS, StatsFlags, StatsVisitor, Value};
+use libvirt_rpc::{
+    Connection, Domain, DomainRef, Error, Groups, MONITOR_CALLS, StatsFlags, StatsVisitor, Value,
+};
 use telemetry::{Driver, SampleReader};
 use tokio::time::Instant;
 

@@ -44,12 +44,17 @@ impl DomainFacts {
         };
         for device in devices.children() {
             match device.tag_name().name() {
-                "interface" if facts.nics.len() < MAX_DEVICES => facts.nics.extend(child(device, "target", "dev")),
-                "disk" if facts.disks.len() < MAX_DEVICES => facts.disks.extend(child(device, "target", "dev")),
+                "interface" if facts.nics.len() < MAX_DEVICES => {
+                    facts.nics.extend(child(device, "target", "dev"))
+                }
+                "disk" if facts.disks.len() < MAX_DEVICES => {
+                    facts.disks.extend(child(device, "target", "dev"))
+                }
                 "memballoon" => {
                     facts.has_balloon = device.attribute("model") != Some("none");
-                    facts.balloon_period =
-                        child(device, "stats", "period").and_then(|s| s.parse().ok()).map(Duration::from_secs);
+                    facts.balloon_period = child(device, "stats", "period")
+                        .and_then(|s| s.parse().ok())
+                        .map(Duration::from_secs);
                 }
                 _ => {}
             }
@@ -65,7 +70,8 @@ mod tests {
     #[test]
     fn device_names_and_the_balloon_period_are_found() {
         let check = |devices: &str, expect: DomainFacts| {
-            let xml = format!("<domain type='kvm' id='3'><name>a</name><devices>{devices}</devices></domain>");
+            let xml =
+                format!("<domain type='kvm' id='3'><name>a</name><devices>{devices}</devices></domain>");
             assert_eq!(DomainFacts::parse(&xml).expect("well-formed"), expect, "{devices}");
         };
         let names = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>();

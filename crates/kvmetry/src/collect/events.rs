@@ -26,7 +26,9 @@ pub(crate) fn describe(event: &Event) -> Option<VmEvent<'_>> {
             let (event, reasons): (_, &[&str]) = match (event, detail) {
                 (2, 1) | (5, 3) => ("migrated", &["", "in", "", "out"]),
                 (5, 2) | (8, _) => ("crashed", &["panicked", "crashloaded", "process died"]),
-                (2, _) => ("started", &["booted", "migrated", "restored", "from snapshot", "wakeup", "recovered"]),
+                (2, _) => {
+                    ("started", &["booted", "migrated", "restored", "from snapshot", "wakeup", "recovered"])
+                }
                 (3, _) => (
                     "paused",
                     &[
@@ -41,10 +43,21 @@ pub(crate) fn describe(event: &Event) -> Option<VmEvent<'_>> {
                         "post-copy failed",
                     ],
                 ),
-                (4, _) => ("resumed", &["unpaused", "migrated", "from snapshot", "post-copy", "post-copy failed"]),
+                (4, _) => {
+                    ("resumed", &["unpaused", "migrated", "from snapshot", "post-copy", "post-copy failed"])
+                }
                 (5, _) => (
                     "stopped",
-                    &["shutdown", "destroyed", "crashed", "migrated", "saved", "failed", "from snapshot", "recreated"],
+                    &[
+                        "shutdown",
+                        "destroyed",
+                        "crashed",
+                        "migrated",
+                        "saved",
+                        "failed",
+                        "from snapshot",
+                        "recreated",
+                    ],
                 ),
                 (6, _) => ("shutdown", &["finished", "guest", "host"]),
                 (7, _) => ("suspended", &["memory", "disk"]),
@@ -58,7 +71,9 @@ pub(crate) fn describe(event: &Event) -> Option<VmEvent<'_>> {
         }
         Event::DeviceAdded { domain, alias } => told(domain, "device_added", "", alias.clone()),
         Event::DeviceRemoved { domain, alias } => told(domain, "device_removed", "", alias.clone()),
-        Event::BalloonChange { domain, actual_kib } => told(domain, "balloon", "", format!("{actual_kib} KiB")),
+        Event::BalloonChange { domain, actual_kib } => {
+            told(domain, "balloon", "", format!("{actual_kib} KiB"))
+        }
         Event::IoError { domain, path, alias, action } => {
             let reason = match action {
                 1 => "paused",

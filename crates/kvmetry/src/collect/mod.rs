@@ -23,9 +23,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use libvirt_rpc::{Access, Backoff, Budget, Domain, DomainInfo, Error, ErrorCode, Event, MONITOR_CALLS, Uri, UriError};
+use libvirt_rpc::{
+    Access, Backoff, Budget, Domain, DomainInfo, Error, ErrorCode, Event, MONITOR_CALLS, Uri, UriError,
+};
 use telemetry::{
-    Collector, CpuSource, Driver, FeatureOptions, HostTracker, MemorySource, Moment, SampleReader, TrackerOptions,
+    Collector, CpuSource, Driver, FeatureOptions, HostTracker, MemorySource, Moment, SampleReader,
+    TrackerOptions,
 };
 use tokio::time::Instant;
 
@@ -285,9 +288,12 @@ impl Host {
         if now < self.connect_at {
             return Err(self.down.clone().unwrap_or_else(|| "waiting before the next try to connect".into()));
         }
-        let access = if self.settings.balloon_period.is_zero() { Access::ReadOnly } else { Access::ReadWrite };
+        let access =
+            if self.settings.balloon_period.is_zero() { Access::ReadOnly } else { Access::ReadWrite };
         let Settings { uri, interval, deadline, .. } = &self.settings;
-        match Session::open(uri, &self.budget, access, (*interval).max(Duration::from_secs(5)), *deadline).await {
+        match Session::open(uri, &self.budget, access, (*interval).max(Duration::from_secs(5)), *deadline)
+            .await
+        {
             Ok(mut session) => {
                 if self.settings.older_calls {
                     session.bulk = Some(libvirt_rpc::Groups::default());
@@ -391,11 +397,18 @@ impl Host {
 
         // Side by side: the shards, which wait for monitors, and the job-free lane, one call at a time.
         // Whatever the driver: a job-free record says nothing of what is never given.
-        let job_free =
-            bulk::Plan { groups: plan.groups.and(libvirt_rpc::Groups::JOB_FREE), driver: Driver::Qemu, ..plan };
+        let job_free = bulk::Plan {
+            groups: plan.groups.and(libvirt_rpc::Groups::JOB_FREE),
+            driver: Driver::Qemu,
+            ..plan
+        };
         let (mut outcome, laned) = tokio::join!(
             async {
-                if plan.groups.is_empty() { bulk::Outcome::default() } else { bulk::read(connection, &mut asked, &plan).await }
+                if plan.groups.is_empty() {
+                    bulk::Outcome::default()
+                } else {
+                    bulk::read(connection, &mut asked, &plan).await
+                }
             },
             async {
                 let answer = bulk::ask(connection, &mut aside, &job_free, plan.deadlines[2]).await;
@@ -431,14 +444,16 @@ impl Host {
         }
         let exhausted = self.budget.is_exhausted();
         let needs = |vm: &Vm| {
-            let cpu = if by_info(vm) || lacks_cpu(vm) { telemetry::Groups::CPU } else { telemetry::Groups::NONE };
+            let cpu =
+                if by_info(vm) || lacks_cpu(vm) { telemetry::Groups::CPU } else { telemetry::Groups::NONE };
             let groups = older_groups.with(cpu);
             if exhausted { job_free_part(groups) } else { groups }
         };
         read_older(connection, &mut self.vms, needs, plan.deadlines[2], &mut failures).await?;
         for vm in &mut self.vms {
             // With the older calls there is no record to be busy: a given-up call says the same.
-            let busy = if plan.groups.is_empty() { vm.is_held() } else { vm.taken.is_none() || vm.sample.busy };
+            let busy =
+                if plan.groups.is_empty() { vm.is_held() } else { vm.taken.is_none() || vm.sample.busy };
             vm.judge(busy);
         }
         set_balloon_periods(connection, &self.settings, &mut self.vms, &mut failures).await?;
@@ -450,7 +465,14 @@ impl Host {
         Ok(())
     }
 
-    fn encode(&mut self, timestamp_ns: i64, begun: Instant, began_ns: i64, out: &mut Vec<u8>, report: &mut Report) {
+    fn encode(
+        &mut self,
+        timestamp_ns: i64,
+        begun: Instant,
+        began_ns: i64,
+        out: &mut Vec<u8>,
+        report: &mut Report,
+    ) {
         let began = self.clock.monotonic().saturating_sub(begun.elapsed());
         report.vms = self.vms.len();
         for vm in &mut self.vms {
@@ -555,18 +577,29 @@ struct Lane {
 }
 
 impl Lane {
-    /// Makes the calls; an error is one that ends the connection.
+    /// Makes the calls; an error is one that ends the connection. Where one has no answer in time, the rest is left to
+    /// the next cycle: there is one place for them all, and that call keeps it.
     async fn run(&mut self, connection: &libvirt_rpc::Connection) -> Result<(), Error> {
         for (at, domain) in self.info.drain(..) {
-            match connection.domain_info(&domain).await {
+            let answer = connection.domain_info(&domain).await;
+            let unanswered = matches!(answer, Err(Error::Deadline { .. }));
+            match answer {
                 Err(error) if error.is_connection_lost() => return Err(error),
                 answer => self.infos.push((at, answer)),
             }
+            if unanswered {
+                return Ok(());
+            }
         }
         for (at, domain) in self.xml.drain(..) {
-            match older::devices_for_vm(connection, &domain).await {
+            let answer = older::devices_for_vm(connection, &domain).await;
+            let unanswered = matches!(answer, Err(Error::Deadline { .. }));
+            match answer {
                 Err(error) if error.is_connection_lost() => return Err(error),
                 answer => self.facts.push((at, answer)),
+            }
+            if unanswered {
+                return Ok(());
             }
         }
         Ok(())
@@ -618,7 +651,8 @@ fn lacks_cpu(vm: &Vm) -> bool {
 
 /// Brings the VMs in step with the list; new ones are added, those gone are dropped.
 fn relist(vms: &mut Vec<Vm>, listed: Vec<Domain>) {
-    let mut by_uuid: HashMap<[u8; 16], Domain> = listed.into_iter().map(|domain| (domain.uuid, domain)).collect();
+    let mut by_uuid: HashMap<[u8; 16], Domain> =
+        listed.into_iter().map(|domain| (domain.uuid, domain)).collect();
     vms.retain_mut(|vm| match by_uuid.remove(&vm.domain.uuid) {
         Some(domain) => {
             if domain.id != vm.domain.id {
@@ -642,8 +676,11 @@ async fn ask_again(
     vms: &mut [Vm],
     plan: &bulk::Plan<'_>,
 ) -> Result<u64, Error> {
-    let mut busy: Vec<&mut Vm> =
-        vms.iter_mut().filter(|vm| vm.taken.is_some() && vm.sample.busy).filter_map(|vm| (!vm.is_held()).then_some(vm)).collect();
+    let mut busy: Vec<&mut Vm> = vms
+        .iter_mut()
+        .filter(|vm| vm.taken.is_some() && vm.sample.busy)
+        .filter_map(|vm| (!vm.is_held()).then_some(vm))
+        .collect();
     let end = plan.deadlines[2];
     if busy.is_empty() || Instant::now() + ASK_AGAIN_AFTER >= end {
         return Ok(0);
@@ -675,14 +712,21 @@ async fn fall_back(
     let end = Instant::now() + (job_free.deadlines[1] - job_free.deadlines[0]);
     match bulk::ask(connection, &mut unread, job_free, end).await {
         Err(error) if error.is_connection_lost() => return Err(error),
-        Err(error) => failures.push((Arc::clone(&unread[0].domain.name), "state and interfaces".into(), error)),
+        Err(error) => {
+            failures.push((Arc::clone(&unread[0].domain.name), "state and interfaces".into(), error));
+            return Ok(()); // domain info would wait behind it
+        }
         Ok(()) => {}
     }
     for vm in unread {
         let mut failed = Vec::new();
         older::read(connection, vm, telemetry::Groups::INFO, &mut failed).await?;
+        let unanswered = failed.iter().any(|(_, error)| matches!(error, Error::Deadline { .. }));
         let name = &vm.domain.name;
         failures.extend(failed.into_iter().map(|(what, error)| (Arc::clone(name), what, error)));
+        if unanswered {
+            break;
+        }
     }
     Ok(())
 }
@@ -753,7 +797,9 @@ async fn set_balloon_periods(
             continue;
         }
         match connection.set_memory_stats_period(&vm.domain, settings.balloon_period).await {
-            Ok(()) => tracing::info!(domain = &*vm.domain.name, period = ?settings.balloon_period, "balloon period set"),
+            Ok(()) => {
+                tracing::info!(domain = &*vm.domain.name, period = ?settings.balloon_period, "balloon period set")
+            }
             Err(error) if error.is_connection_lost() => return Err(error),
             Err(error) => {
                 bulk::note_late(vm, &error);

@@ -20,7 +20,10 @@ pub(crate) async fn live_vms(connection: &Connection) -> Result<Vec<Domain>, Err
 }
 
 /// The names of a domain's devices, from its XML; `None` where the XML makes no sense (that is logged).
-pub(crate) async fn devices_for_vm(connection: &Connection, domain: &Domain) -> Result<Option<DomainFacts>, Error> {
+pub(crate) async fn devices_for_vm(
+    connection: &Connection,
+    domain: &Domain,
+) -> Result<Option<DomainFacts>, Error> {
     let xml = connection.domain_xml(domain).await?;
     match DomainFacts::parse(&xml) {
         Ok(facts) => Ok(Some(facts)),

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use libvirt_rpc::{
-    Access, Budget, Connection, Domain, Error, ErrorCode, EventKind, Groups, Options, StatsFlags, Uri, Version,
+    Access, Budget, Connection, Domain, Error, ErrorCode, EventKind, Groups, Options, StatsFlags, Uri,
+    Version,
 };
 use telemetry::Driver;
 

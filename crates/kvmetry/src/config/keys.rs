@@ -268,11 +268,6 @@ impl Section {
     pub(crate) fn title(&self) -> String {
         if self.many { format!("[[{}]]", self.name) } else { format!("[{}]", self.name) }
     }
-
-    /// The environment variable of a key: `KVMETRY_SECTION_KEY`.
-    pub(crate) fn variable(&self, key: &str) -> String {
-        format!("KVMETRY_{}_{key}", self.name).to_uppercase()
-    }
 }
 
 impl Kind {

@@ -390,8 +390,9 @@ struct State {
     untold: Option<Loss>,
 }
 
-#[derive(Clone, Copy)]
 struct Loss {
+    /// Whose points; `None`: several hosts'.
+    host: Option<Arc<str>>,
     batches: u64,
     lines: u64,
     from_ns: i64,
@@ -540,10 +541,12 @@ impl Queue {
             let mut state = self.state();
             (state.stats.name.clone(), state.untold.take())
         };
-        if let Some(Loss { batches, lines, from_ns, to_ns }) = loss {
+        if let Some(Loss { host, batches, lines, from_ns, to_ns }) = loss {
+            let host = host.as_deref().unwrap_or("several");
             let (from, to) = (time_of_day(from_ns), time_of_day(to_ns));
             tracing::error!(
                 output,
+                host,
                 lines,
                 batches,
                 from,
@@ -561,12 +564,16 @@ impl State {
         self.stats.queued_bytes -= batch.lines.len();
         self.stats.queued_batches -= 1;
         self.stats.dropped_lines += lines;
-        let loss = self.untold.get_or_insert(Loss {
+        let loss = self.untold.get_or_insert_with(|| Loss {
+            host: Some(batch.host.clone()),
             batches: 0,
             lines: 0,
             from_ns: batch.at_ns,
             to_ns: batch.at_ns,
         });
+        if loss.host.as_ref().is_some_and(|host| *host != batch.host) {
+            loss.host = None;
+        }
         loss.batches += 1;
         loss.lines += lines;
         loss.from_ns = loss.from_ns.min(batch.at_ns);

@@ -22,10 +22,10 @@ use tempfile::TempDir;
 use xtask::lab::{Lab, LabGuard, LabOptions, LabVm};
 
 /// The libvirt that the labs run on.
-pub const URI: &str = "qemu:///system";
+pub(crate) const URI: &str = "qemu:///system";
 
 /// For what should be there in a cycle or two, on a machine with much else to do.
-pub const SOON: Duration = Duration::from_secs(15);
+pub(crate) const SOON: Duration = Duration::from_secs(15);
 
 /// Between two looks at something that is waited for.
 const POLL: Duration = Duration::from_millis(20);
@@ -39,12 +39,12 @@ const SHOWN_LINES: usize = 30;
 // ---- The lab
 
 /// A lab of this test alone, gone when it is dropped. Its guests work once a second.
-pub fn lab(name: &str) -> LabGuard {
+pub(crate) fn lab(name: &str) -> LabGuard {
     lab_with(name, 1)
 }
 
 /// The same with this balloon period, in seconds.
-pub fn lab_with(name: &str, balloon_period: u32) -> LabGuard {
+pub(crate) fn lab_with(name: &str, balloon_period: u32) -> LabGuard {
     let options = LabOptions {
         prefix: format!("kvmetry-real-{name}-{}", std::process::id()),
         uri: URI.into(),
@@ -56,14 +56,14 @@ pub fn lab_with(name: &str, balloon_period: u32) -> LabGuard {
 }
 
 /// Starts one VM under this name and waits for its guest.
-pub fn start_vm(lab: &Lab, name: &str) -> LabVm {
+pub(crate) fn start_vm(lab: &Lab, name: &str) -> LabVm {
     let vm = lab.vm(name).unwrap();
     start_vms(lab, std::slice::from_ref(&vm));
     vm
 }
 
 /// Starts these VMs and waits for their guests.
-pub fn start_vms(lab: &Lab, vms: &[LabVm]) {
+pub(crate) fn start_vms(lab: &Lab, vms: &[LabVm]) {
     lab.start_all(vms).unwrap();
     lab.wait_for_answers(vms).unwrap();
 }
@@ -72,7 +72,7 @@ pub fn start_vms(lab: &Lab, vms: &[LabVm]) {
 
 /// A field's value.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Value {
+pub(crate) enum Value {
     Int(i64),
     Float(f64),
     Text(String),
@@ -80,21 +80,21 @@ pub enum Value {
 
 /// One line.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Point {
-    pub measurement: String,
-    pub tags: BTreeMap<String, String>,
-    pub fields: BTreeMap<String, Value>,
-    pub time_ns: i64,
+pub(crate) struct Point {
+    pub(crate) measurement: String,
+    pub(crate) tags: BTreeMap<String, String>,
+    pub(crate) fields: BTreeMap<String, Value>,
+    pub(crate) time_ns: i64,
 }
 
 impl Point {
     /// A tag; empty where the line has none of that name.
-    pub fn tag(&self, key: &str) -> &str {
+    pub(crate) fn tag(&self, key: &str) -> &str {
         self.tags.get(key).map_or("", String::as_str)
     }
 
     /// An integer field, if the line has it. Panics where it is of another type.
-    pub fn int(&self, field: &str) -> Option<i64> {
+    pub(crate) fn int(&self, field: &str) -> Option<i64> {
         match self.fields.get(field)? {
             Value::Int(value) => Some(*value),
             other => panic!("{field} is {other:?}, not an integer, in {self:?}"),
@@ -102,7 +102,7 @@ impl Point {
     }
 
     /// A float field, if the line has it. Panics where it is of another type.
-    pub fn float(&self, field: &str) -> Option<f64> {
+    pub(crate) fn float(&self, field: &str) -> Option<f64> {
         match self.fields.get(field)? {
             Value::Float(value) => Some(*value),
             other => panic!("{field} is {other:?}, not a float, in {self:?}"),
@@ -110,7 +110,7 @@ impl Point {
     }
 
     /// A text field; empty where the line has none.
-    pub fn text(&self, field: &str) -> &str {
+    pub(crate) fn text(&self, field: &str) -> &str {
         match self.fields.get(field) {
             Some(Value::Text(value)) => value,
             _ => "",
@@ -118,13 +118,13 @@ impl Point {
     }
 
     /// Whether it is this VM's.
-    pub fn is_of(&self, vm: &LabVm) -> bool {
+    pub(crate) fn is_of(&self, vm: &LabVm) -> bool {
         self.tag("uuid") == vm.uuid
     }
 }
 
 /// Reads line protocol. Panics at the first line that the parser of InfluxDB's makers refuses.
-pub fn parse(text: &str) -> Vec<Point> {
+pub(crate) fn parse(text: &str) -> Vec<Point> {
     let point = |(number, line): (usize, Result<_, influxdb_line_protocol::Error>)| {
         let line: influxdb_line_protocol::ParsedLine<'_> =
             line.unwrap_or_else(|e| panic!("line {}: {e}: {:?}", number + 1, text.lines().nth(number)));
@@ -150,43 +150,43 @@ pub fn parse(text: &str) -> Vec<Point> {
 
 /// One cycle of one hypervisor: its points without the collector's own, which stands apart.
 #[derive(Clone, Debug)]
-pub struct Cycle {
-    pub time_ns: i64,
-    pub points: Vec<Point>,
-    pub collector: Point,
+pub(crate) struct Cycle {
+    pub(crate) time_ns: i64,
+    pub(crate) points: Vec<Point>,
+    pub(crate) collector: Point,
 }
 
 impl Cycle {
     /// All lines of a VM.
-    pub fn of<'a>(&'a self, vm: &'a LabVm) -> impl Iterator<Item = &'a Point> {
+    pub(crate) fn of<'a>(&'a self, vm: &'a LabVm) -> impl Iterator<Item = &'a Point> {
         self.points.iter().filter(|point| point.is_of(vm))
     }
 
     /// A VM's line of a measurement that has one a VM.
-    pub fn line<'a>(&'a self, measurement: &str, vm: &'a LabVm) -> Option<&'a Point> {
+    pub(crate) fn line<'a>(&'a self, measurement: &str, vm: &'a LabVm) -> Option<&'a Point> {
         self.of(vm).find(|point| point.measurement == measurement)
     }
 
     /// A VM's `vm_totals` line.
-    pub fn totals<'a>(&'a self, vm: &'a LabVm) -> Option<&'a Point> {
+    pub(crate) fn totals<'a>(&'a self, vm: &'a LabVm) -> Option<&'a Point> {
         self.line("vm_totals", vm)
     }
 
     /// The line of one of a VM's devices.
-    pub fn device<'a>(&'a self, vm: &'a LabVm, device: &str) -> Option<&'a Point> {
+    pub(crate) fn device<'a>(&'a self, vm: &'a LabVm, device: &str) -> Option<&'a Point> {
         self.of(vm).find(|point| point.measurement == "vm_devices" && point.tag("device") == device)
     }
 }
 
 /// All that was written so far.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
-    pub points: Vec<Point>,
+pub(crate) struct Seen {
+    pub(crate) points: Vec<Point>,
 }
 
 impl Seen {
     /// The cycles that are complete, oldest first.
-    pub fn cycles(&self) -> Vec<Cycle> {
+    pub(crate) fn cycles(&self) -> Vec<Cycle> {
         let mut open: BTreeMap<(String, i64), Vec<Point>> = BTreeMap::new();
         let mut cycles = Vec::new();
         for point in self.points.iter().filter(|point| point.measurement != "vm_events") {
@@ -202,24 +202,24 @@ impl Seen {
     }
 
     /// The cycles later than this moment, in ns since 1970.
-    pub fn cycles_after(&self, time_ns: i64) -> Vec<Cycle> {
+    pub(crate) fn cycles_after(&self, time_ns: i64) -> Vec<Cycle> {
         self.cycles().into_iter().filter(|cycle| cycle.time_ns > time_ns).collect()
     }
 
     /// The last complete cycle, if there is one.
-    pub fn last(&self) -> Option<Cycle> {
+    pub(crate) fn last(&self) -> Option<Cycle> {
         self.cycles().pop()
     }
 
     /// What happened to a VM, in order: the `vm_events` lines.
-    pub fn events<'a>(&'a self, vm: &'a LabVm) -> impl Iterator<Item = &'a Point> {
+    pub(crate) fn events<'a>(&'a self, vm: &'a LabVm) -> impl Iterator<Item = &'a Point> {
         self.points.iter().filter(|point| point.measurement == "vm_events" && point.is_of(vm))
     }
 }
 
 /// The wall clock, in ns since 1970.
 #[expect(clippy::disallowed_methods, reason = "a test compares the program's times with the machine's")]
-pub fn now_ns() -> i64 {
+pub(crate) fn now_ns() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     i64::try_from(since.as_nanos()).unwrap()
 }
@@ -228,27 +228,27 @@ pub fn now_ns() -> i64 {
 
 /// How a `kvmetry` ended.
 #[derive(Debug)]
-pub struct Ended {
-    pub status: ExitStatus,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Ended {
     /// Its exit code. Panics where a signal ended it.
-    pub fn code(&self) -> i32 {
+    pub(crate) fn code(&self) -> i32 {
         self.status.code().unwrap_or_else(|| panic!("ended by a signal: {self:?}"))
     }
 }
 
 /// The built program, with nothing of this process's environment but the search path and the home directory (which
 /// `ssh` wants).
-pub fn command(args: &[&str]) -> Command {
+pub(crate) fn command(args: &[&str]) -> Command {
     clean(Command::new(env!("CARGO_BIN_EXE_kvmetry")), args)
 }
 
 /// Any program, with these arguments and without this process's environment.
-pub fn clean(mut command: Command, args: &[&str]) -> Command {
+pub(crate) fn clean(mut command: Command, args: &[&str]) -> Command {
     command.args(args).env_clear().stdin(Stdio::null());
     for key in ["PATH", "HOME"] {
         if let Some(value) = std::env::var_os(key) {
@@ -259,17 +259,17 @@ pub fn clean(mut command: Command, args: &[&str]) -> Command {
 }
 
 /// Runs `kvmetry ARGS` to its end, which must come within `patience`.
-pub fn finish(args: &[&str], patience: Duration) -> Ended {
+pub(crate) fn finish(args: &[&str], patience: Duration) -> Ended {
     finish_command(command(args), patience)
 }
 
 /// Runs a command to its end, which must come within `patience`.
-pub fn finish_command(command: Command, patience: Duration) -> Ended {
+pub(crate) fn finish_command(command: Command, patience: Duration) -> Ended {
     Kvmetry::spawn(command, tempfile::tempdir().unwrap()).ended(patience)
 }
 
 /// A running `kvmetry`, killed when it is dropped.
-pub struct Kvmetry {
+pub(crate) struct Kvmetry {
     child: Child,
     dir: TempDir,
     /// Bytes of the output file that were read, and what they said.
@@ -279,14 +279,14 @@ pub struct Kvmetry {
 
 impl Kvmetry {
     /// `kvmetry run` on [`URI`] once a second, into a file, with these arguments more.
-    pub fn run(args: &[&str]) -> Self {
+    pub(crate) fn run(args: &[&str]) -> Self {
         let mut all = vec!["--uri", URI, "--interval", "1s"];
         all.extend(args);
         Self::run_as(&all)
     }
 
     /// `kvmetry run` with these arguments alone, into a file.
-    pub fn run_as(args: &[&str]) -> Self {
+    pub(crate) fn run_as(args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let output = format!("file:{}", dir.path().join("out.lp").display());
         let mut all = vec!["run", "--output", &output];
@@ -295,7 +295,7 @@ impl Kvmetry {
     }
 
     /// `kvmetry run` with this configuration file, into a file, with these arguments more.
-    pub fn run_with(config: &str, args: &[&str]) -> Self {
+    pub(crate) fn run_with(config: &str, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("kvmetry.toml");
         fs::write(&file, config).unwrap();
@@ -306,7 +306,7 @@ impl Kvmetry {
     }
 
     /// Any command that writes line protocol to `out.lp` in `dir`.
-    pub fn spawn(mut command: Command, dir: TempDir) -> Self {
+    pub(crate) fn spawn(mut command: Command, dir: TempDir) -> Self {
         let to = |name: &str| File::create(dir.path().join(name)).unwrap();
         command.stdout(to("stdout")).stderr(to("stderr"));
         let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
@@ -314,27 +314,27 @@ impl Kvmetry {
     }
 
     /// Its process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Its directory: `out.lp`, `stdout`, `stderr`.
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
     /// What it said on standard error so far.
-    pub fn stderr(&self) -> String {
+    pub(crate) fn stderr(&self) -> String {
         fs::read_to_string(self.path("stderr")).unwrap_or_default()
     }
 
     /// What it said on standard output so far.
-    pub fn stdout(&self) -> String {
+    pub(crate) fn stdout(&self) -> String {
         fs::read_to_string(self.path("stdout")).unwrap_or_default()
     }
 
     /// What it has written up to now.
-    pub fn seen(&mut self) -> &Seen {
+    pub(crate) fn seen(&mut self) -> &Seen {
         let text = fs::read(self.path("out.lp")).unwrap_or_default();
         let new = text.get(self.read..).unwrap_or_default();
         let whole = new.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
@@ -345,7 +345,12 @@ impl Kvmetry {
     }
 
     /// Looks at what is written until `look` finds what it wants, at most for `patience`.
-    pub fn wait_for<T>(&mut self, what: &str, patience: Duration, look: impl Fn(&Seen) -> Option<T>) -> T {
+    pub(crate) fn wait_for<T>(
+        &mut self,
+        what: &str,
+        patience: Duration,
+        look: impl Fn(&Seen) -> Option<T>,
+    ) -> T {
         let begun = Instant::now();
         loop {
             if let Some(found) = look(self.seen()) {
@@ -362,7 +367,7 @@ impl Kvmetry {
     }
 
     /// Waits for this many complete cycles that begin from now on, and returns them.
-    pub fn next_cycles(&mut self, count: usize) -> Vec<Cycle> {
+    pub(crate) fn next_cycles(&mut self, count: usize) -> Vec<Cycle> {
         let from = now_ns();
         // A cycle that began before may still be on its way; the interval is at most 5 s in these tests.
         let patience = SOON + Duration::from_secs(5 * count as u64);
@@ -376,12 +381,12 @@ impl Kvmetry {
     }
 
     /// Waits for one complete cycle that begins from now on.
-    pub fn next_cycle(&mut self) -> Cycle {
+    pub(crate) fn next_cycle(&mut self) -> Cycle {
         self.next_cycles(1).remove(0)
     }
 
     /// Waits until standard error holds this text.
-    pub fn wait_for_stderr(&mut self, text: &str, patience: Duration) {
+    pub(crate) fn wait_for_stderr(&mut self, text: &str, patience: Duration) {
         let begun = Instant::now();
         while !self.stderr().contains(text) {
             if begun.elapsed() > patience {
@@ -392,12 +397,12 @@ impl Kvmetry {
     }
 
     /// Sends a signal (`TERM`, `INT`, `STOP`, ...).
-    pub fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         signal_pid(self.pid(), signal);
     }
 
     /// Ends it by `TERM` or `INT`, which must take at most 2 s and leave exit code 0, and returns all it wrote.
-    pub fn stop(mut self, signal: &str) -> Seen {
+    pub(crate) fn stop(mut self, signal: &str) -> Seen {
         self.signal(signal);
         let status = self.wait(ENDS_WITHIN);
         if status.code() != Some(0) {
@@ -407,13 +412,13 @@ impl Kvmetry {
     }
 
     /// Waits for its own end, which must come within `patience`.
-    pub fn ended(mut self, patience: Duration) -> Ended {
+    pub(crate) fn ended(mut self, patience: Duration) -> Ended {
         let status = self.wait(patience);
         Ended { status, stdout: self.stdout(), stderr: self.stderr() }
     }
 
     /// Fails the test, with what is known.
-    pub fn fail(&self, why: &str) -> ! {
+    pub(crate) fn fail(&self, why: &str) -> ! {
         let mut text = format!("{why}\n");
         for name in ["stderr", "stdout", "out.lp"] {
             let all = fs::read_to_string(self.path(name)).unwrap_or_default();
@@ -452,14 +457,15 @@ impl Drop for Kvmetry {
 }
 
 /// Sends a signal to a process. `kill` is the shell's own: the program is not installed everywhere.
-pub fn signal_pid(pid: u32, signal: &str) {
-    let status = Command::new("sh").args(["-c", "kill -s \"$1\" \"$2\"", "sh", signal, &pid.to_string()]).status();
+pub(crate) fn signal_pid(pid: u32, signal: &str) {
+    let status =
+        Command::new("sh").args(["-c", "kill -s \"$1\" \"$2\"", "sh", signal, &pid.to_string()]).status();
     assert!(status.unwrap().success(), "signal {signal} to {pid}");
 }
 
 /// Runs a program of the machine's, with root's rights where this process has none, and returns what it printed.
 /// Panics where it fails.
-pub fn sudo(args: &[&str]) -> String {
+pub(crate) fn sudo(args: &[&str]) -> String {
     let is_root = fs::metadata("/proc/self").is_ok_and(|it| std::os::unix::fs::MetadataExt::uid(&it) == 0);
     let args = if is_root { args.to_vec() } else { [&["sudo", "-n"], args].concat() };
     let output = Command::new(args[0]).args(&args[1..]).env("LC_ALL", "C").output();

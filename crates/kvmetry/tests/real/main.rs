@@ -5,6 +5,11 @@
 //! its own. Tests run one at a time (`.config/nextest.toml`).
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
-#![expect(unreachable_pub, reason = "one binary: what its modules share is public to nobody else")]
 
+mod balloon;
+mod devices;
 mod harness;
+mod lifecycle;
+mod older;
+mod restart;
+mod values;

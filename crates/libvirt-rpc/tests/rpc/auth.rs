@@ -1,0 +1,127 @@
+//! The handshake: who is let in, with what words one is turned away.
+
+use std::time::Duration;
+
+use libvirt_rpc::{Access, Budget, Connection, Error, ErrorCode, Options, Uri};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+use crate::daemon::{AUTH_LIST, AUTH_POLKIT, CONNECT_OPEN, Client, Daemon, SUPPORTS_FEATURE, Xdr, options};
+
+const AUTH_NONE: u32 = 0;
+const AUTH_SASL: u32 = 1;
+
+async fn offer(client: &mut Client, kinds: &[u32]) {
+    let call = client.call(AUTH_LIST).await;
+    assert!(call.payload.is_empty());
+    let list = kinds.iter().fold(Xdr::default().u32(kinds.len() as u32), |list, kind| list.u32(*kind));
+    client.reply(&call, list).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_driver_is_opened_by_name_and_with_the_access_asked_for() {
+    for (access, flags) in [(Access::ReadOnly, 1), (Access::ReadWrite, 0)] {
+        for kinds in [&[][..], &[AUTH_NONE][..]] {
+            let daemon = Daemon::start();
+            let uri = daemon.uri();
+            let options = Options { access, ..options(&Budget::new(4)) };
+            let (connection, ()) = tokio::join!(Connection::open(&uri, options), async {
+                let mut client = daemon.accept().await;
+                offer(&mut client, kinds).await;
+                let call = client.call(CONNECT_OPEN).await;
+                assert_eq!(call.payload, Xdr::default().u32(1).string("qemu:///system").u32(flags).0);
+                client.reply(&call, Xdr::default()).await;
+                let call = client.call(SUPPORTS_FEATURE).await;
+                // A driver that does not know the question is no reason to give up.
+                client.refuse(&call, 3, "this function is not supported").await;
+            });
+            connection.expect("an open connection");
+        }
+    }
+}
+
+/// What the daemon asks for, and the words of the refusal.
+#[tokio::test(start_paused = true)]
+async fn refusals_say_what_to_do() {
+    let polkit: (u32, &[&str]) =
+        (2, &["polkit refused this user (no agent)", "org.libvirt.unix.monitor", "polkit-1/rules.d"]);
+    let unknown: (u32, &[&str]) = (9, &["authentication of type 9"]);
+    for (kind, words) in [polkit, unknown] {
+        let daemon = Daemon::start();
+        let uri = daemon.uri();
+        let (result, ()) = tokio::join!(Connection::open(&uri, options(&Budget::new(4))), async {
+            let mut client = daemon.accept().await;
+            offer(&mut client, &[kind]).await;
+            if kind == 2 {
+                let call = client.call(AUTH_POLKIT).await;
+                client.refuse(&call, 45, "no agent").await;
+            }
+            client.end().await;
+        });
+        let error = result.expect_err("refused");
+        assert!(!error.is_retryable(), "{error}");
+        let shown = error.to_string();
+        assert!(words.iter().all(|word| shown.contains(word)), "{shown}");
+        assert!(!shown.contains('\n'), "{shown}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn polkit_may_say_yes() {
+    let daemon = Daemon::start();
+    let uri = daemon.uri();
+    let (result, ()) = tokio::join!(Connection::open(&uri, options(&Budget::new(4))), async {
+        let mut client = daemon.accept().await;
+        offer(&mut client, &[2]).await;
+        let call = client.call(AUTH_POLKIT).await;
+        client.reply(&call, Xdr::default().u32(1)).await;
+        let call = client.call(CONNECT_OPEN).await;
+        client.refuse(&call, 3, "no such driver").await;
+    });
+    let error = result.expect_err("no driver");
+    assert_eq!(error.remote_code(), Some(ErrorCode::NO_SUPPORT));
+}
+
+/// Real time: the resolver has a thread of its own.
+#[tokio::test]
+async fn sasl_over_plain_tcp_names_the_ways_out() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let uri: Uri = format!("qemu+tcp://127.0.0.1:{port}/system").parse().expect("a good URI");
+    let (result, ()) = tokio::join!(Connection::open(&uri, options(&Budget::new(4))), async {
+        let (stream, _) = listener.accept().await.expect("a client");
+        let mut client = Client::over(stream);
+        offer(&mut client, &[AUTH_SASL]).await;
+        // Not even asked for its mechanisms, which the daemon would refuse without a reason.
+        client.end().await;
+    });
+    let error = result.expect_err("refused");
+    assert!(!error.is_retryable(), "{error}");
+    let shown = error.to_string();
+    assert!(shown.starts_with(&format!("tcp:127.0.0.1:{port}: ")), "{shown}");
+    assert!(["SASL", "plain TCP", "TLS", "SSH"].iter().all(|word| shown.contains(word)), "{shown}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_that_takes_the_connection_and_says_nothing_is_given_up() {
+    // The deadline of a call, and that of the whole handshake.
+    for (call, connect, expected) in [(4, 10, 4), (60, 10, 10)] {
+        let daemon = Daemon::start();
+        let uri = daemon.uri();
+        let options = Options {
+            call_deadline: Duration::from_secs(call),
+            connect_deadline: Duration::from_secs(connect),
+            ..options(&Budget::new(4))
+        };
+        let begun = Instant::now();
+        let (result, ()) = tokio::join!(Connection::open(&uri, options), async {
+            let mut client = daemon.accept().await;
+            client.call(AUTH_LIST).await;
+            client.end().await;
+        });
+        let error = result.expect_err("nobody answers");
+        assert!(matches!(error, Error::Deadline { .. } | Error::Connection { .. }), "{error:?}");
+        assert!(error.is_retryable());
+        assert_eq!(begun.elapsed().as_secs(), expected);
+    }
+}

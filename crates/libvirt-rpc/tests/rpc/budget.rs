@@ -1,0 +1,72 @@
+//! Given-up calls across connections: closing a socket does not free the daemon's worker.
+
+use libvirt_rpc::{Budget, Error, MONITOR_CALLS, ORPHAN_RELEASE};
+
+use crate::daemon::{ALL_DOMAIN_STATS, Client, Daemon, Xdr, after, bulk};
+
+/// A budget whose places are all held by calls of a connection that is gone.
+async fn orphaned(daemon: &Daemon) -> Budget {
+    let budget = Budget::new(MONITOR_CALLS);
+    let (connection, mut client) = daemon.open(&budget).await;
+    for _ in 0..MONITOR_CALLS {
+        let (result, _) = tokio::join!(bulk(&connection, after(2)), client.call(ALL_DOMAIN_STATS));
+        let Err(Error::Deadline { late, .. }) = result else { panic!("{result:?}") };
+        assert!(!late.is_over());
+    }
+    drop(connection);
+    assert_eq!(budget.abandoned(), MONITOR_CALLS);
+    budget
+}
+
+/// One bulk call, sent and answered.
+async fn answered(connection: &libvirt_rpc::Connection, client: &mut Client) {
+    let (result, ()) = tokio::join!(bulk(connection, after(2)), async {
+        let call = client.call(ALL_DOMAIN_STATS).await;
+        client.reply(&call, Xdr::default().u32(0)).await;
+    });
+    assert_eq!(result.expect("a place is free"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reconnect_to_the_same_process_frees_nothing() {
+    let daemon = Daemon::start();
+    let budget = orphaned(&daemon).await;
+    let (connection, mut client) = daemon.open(&budget).await;
+    assert_eq!(connection.daemon_pid(), Some(std::process::id() as i32));
+    assert!(budget.is_exhausted());
+    let refused = bulk(&connection, after(2)).await;
+    assert!(matches!(refused, Err(Error::Budget { outstanding: MONITOR_CALLS, .. })), "{refused:?}");
+    client.hostname(&connection).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_process_holds_none_of_the_old_ones_calls() {
+    let daemon = Daemon::start();
+    let budget = orphaned(&daemon).await;
+    // As if the calls had been another process's, which the next connection finds replaced by this one.
+    assert_eq!(budget.daemon_is(Some(1_000_000_000)), MONITOR_CALLS);
+    let (connection, mut client) = daemon.open(&budget).await;
+    assert_eq!(budget.abandoned(), 0);
+    answered(&connection, &mut client).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_ten_minutes_one_orphan_goes() {
+    let daemon = Daemon::start();
+    let budget = orphaned(&daemon).await;
+    assert!(!budget.release_due());
+    tokio::time::advance(ORPHAN_RELEASE).await;
+    assert!(budget.release_due());
+    assert!(!budget.release_due());
+    assert_eq!(budget.abandoned(), MONITOR_CALLS - 1);
+    let (connection, mut client) = daemon.open(&budget).await;
+    answered(&connection, &mut client).await;
+    // The one place: given up again, and then there is none.
+    let (result, call) = tokio::join!(bulk(&connection, after(2)), client.call(ALL_DOMAIN_STATS));
+    assert!(matches!(result, Err(Error::Deadline { .. })), "{result:?}");
+    assert!(matches!(bulk(&connection, after(2)).await, Err(Error::Budget { .. })));
+    // A reply frees its own place, the orphans stay.
+    client.reply(&call, Xdr::default().u32(0)).await;
+    client.hostname(&connection).await;
+    assert_eq!(budget.abandoned(), MONITOR_CALLS - 1);
+}
