@@ -1,1 +1,6 @@
-//! Being built.
+//! The project's own tools, as a library: tests use the lab, `cargo xtask` all of it. Never shipped.
+
+pub mod docs;
+pub mod lab;
+pub mod perf;
+pub mod tidy;

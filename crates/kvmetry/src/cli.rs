@@ -3,6 +3,7 @@
 //! Flags are few on purpose: what is set once stands in the file, what is tried out stands here.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -125,6 +126,21 @@ impl Cli {
         }
         flags
     }
+}
+
+/// The exit code of a command that ended: true if all it looked at was well.
+pub(crate) fn ended(result: anyhow::Result<bool>) -> ExitCode {
+    match result {
+        Ok(true) => ExitCode::from(EXIT_OK),
+        Ok(false) => ExitCode::from(EXIT_FAILED),
+        Err(error) => fail(EXIT_FAILED, format_args!("{error:#}")),
+    }
+}
+
+/// Says on standard error why the program ends.
+pub(crate) fn fail(code: u8, error: impl std::fmt::Display) -> ExitCode {
+    eprintln!("kvmetry: {error}");
+    ExitCode::from(code)
 }
 
 #[cfg(test)]

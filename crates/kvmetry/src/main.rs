@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, ended, fail};
 use crate::config::Config;
 
 fn main() -> ExitCode {
@@ -35,33 +35,19 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(cli::EXIT_USAGE, error),
     };
-    match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
-        Ok(runtime) => {
-            let result = runtime.block_on(async {
-                match cli.command {
-                    Command::Run(_) => pipeline::run(config).await.map(|()| true),
-                    Command::Once(once) => once::once(&config, once.format).await.map(|()| true),
-                    Command::Check(_) => check::check(&config).await,
-                    Command::Config => Ok(true),
-                }
-            });
-            // A look-up in the DNS that hangs must not hold up the end.
-            runtime.shutdown_background();
-            ended(result)
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(cli::EXIT_FAILED, error),
+    };
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Run(_) => pipeline::run(config).await.map(|()| true),
+            Command::Once(once) => once::once(&config, once.format).await.map(|()| true),
+            Command::Check(_) => check::check(&config).await,
+            Command::Config => Ok(true),
         }
-        Err(error) => fail(cli::EXIT_FAILED, error),
-    }
-}
-
-fn ended(result: anyhow::Result<bool>) -> ExitCode {
-    match result {
-        Ok(true) => ExitCode::from(cli::EXIT_OK),
-        Ok(false) => ExitCode::from(cli::EXIT_FAILED),
-        Err(error) => fail(cli::EXIT_FAILED, format_args!("{error:#}")),
-    }
-}
-
-fn fail(code: u8, error: impl std::fmt::Display) -> ExitCode {
-    eprintln!("kvmetry: {error}");
-    ExitCode::from(code)
+    });
+    // A look-up in the DNS that hangs must not hold up the end.
+    runtime.shutdown_background();
+    ended(result)
 }

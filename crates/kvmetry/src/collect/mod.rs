@@ -713,8 +713,11 @@ async fn fall_back(
     match bulk::ask(connection, &mut unread, job_free, end).await {
         Err(error) if error.is_connection_lost() => return Err(error),
         Err(error) => {
+            let unanswered = matches!(error, Error::Deadline { .. });
             failures.push((Arc::clone(&unread[0].domain.name), "state and interfaces".into(), error));
-            return Ok(()); // domain info would wait behind it
+            if unanswered {
+                return Ok(()); // domain info would wait behind it
+            }
         }
         Ok(()) => {}
     }

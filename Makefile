@@ -1,0 +1,61 @@
+# `make` alone lists what there is. `make demo` and `make test` install what is missing (scripts/install-deps.sh).
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+# Targets are long and share one cargo: one after another. cargo uses all processors by itself.
+.NOTPARALLEL:
+
+export KVMETRY_TOOLS ?= $(HOME)/.cache/kvmetry-tools
+export PATH := $(PATH):$(HOME)/.cargo/bin:$(KVMETRY_TOOLS)/bin
+
+# Tests on the real libvirt start VMs and daemons: where the user is not root, only their binaries run as root.
+ifneq ($(shell id -u),0)
+SUDO := sudo --
+REAL_ENV := env CARGO_TARGET_$(shell uname -m | tr a-z A-Z)_UNKNOWN_LINUX_GNU_RUNNER="sudo -E --"
+endif
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+.PHONY: demo
+demo: ## telemetry of real VMs on this machine, in the foreground (DEMO_SECONDS=30 ends by itself)
+	@scripts/demo.sh
+
+.PHONY: test
+test: deps lint unit real ## install what is missing, then run every check and test, real libvirt included
+
+.PHONY: deps
+deps:
+	scripts/install-deps.sh test
+
+.PHONY: lint
+lint: ## formatting, clippy, the project's own rules, licences, generated documents
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
+	cargo xtask tidy
+	cargo xtask docs --check
+	cargo deny --locked check licenses bans sources
+
+.PHONY: unit
+unit: ## tests that need no libvirt
+	cargo nextest run --locked --workspace
+	cargo test --locked --workspace --doc
+
+.PHONY: real
+real: ## tests on the real libvirt with VMs of their own
+	$(REAL_ENV) cargo nextest run --locked -p xtask -p kvmetry --features xtask/real-libvirt,kvmetry/real-libvirt --test lab --test real
+
+.PHONY: bench
+bench: ## benchmarks (docs/PERFORMANCE.md tells how to read them)
+	cargo bench --locked --workspace
+
+.PHONY: audit
+audit: ## known security advisories against the dependencies (needs the open network)
+	scripts/install-deps.sh test
+	cargo deny --locked check advisories
+
+.PHONY: clean-lab
+clean-lab: ## remove every VM that a demo, a test or `cargo xtask lab` left behind
+	cargo build --locked -p xtask
+	$(SUDO) "$$(cargo metadata --locked --no-deps --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/debug/xtask" lab down --all

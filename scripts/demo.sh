@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# `make demo`: installs what is missing, builds, and shows the telemetry of live VMs: those that libvirt has, else of
+# three that it starts and removes again.
+#
+#   DEMO_SECONDS=30    ends by itself; without it, Ctrl-C ends it
+#   DEMO_ARGS='…'      more arguments for `kvmetry run`
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+readonly URI=qemu:///system
+# A prefix of its own, so that only VMs which a demo started are removed.
+readonly PREFIX=kvmetry-demo
+readonly VMS=3
+# `kvmetry run` ends within 2 s of being asked to.
+readonly GRACE_SECONDS=10
+
+say() { printf '\ndemo: %s\n' "$*"; }
+
+scripts/install-deps.sh demo
+PATH=$PATH:$HOME/.cargo/bin
+sudo=()
+[ "$(id -u)" = 0 ] || sudo=(sudo --)
+
+say "building"
+cargo build --locked --profile demo -p kvmetry -p xtask
+target=$(cargo metadata --locked --no-deps --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+kvmetry=$target/demo/kvmetry
+xtask=$target/demo/xtask
+
+started=
+clean_up() {
+    trap '' INT TERM
+    if [ -n "$started" ]; then
+        say "removing the demo's VMs"
+        "${sudo[@]}" "$xtask" lab down --prefix "$PREFIX"
+    fi
+}
+trap clean_up EXIT
+# Ctrl-C reaches the program in the foreground too; this shell only goes on to clean_up.
+interrupted=
+trap 'interrupted=1' INT
+trap 'exit 143' TERM
+
+if [ -z "$("${sudo[@]}" virsh -q -c "$URI" list --name)" ]; then
+    say "libvirt has no live VM: starting $VMS small ones"
+    started=1
+    "${sudo[@]}" "$xtask" lab up "$VMS" --prefix "$PREFIX" || { [ -n "$interrupted" ] && exit 130; exit 1; }
+fi
+[ -z "$interrupted" ] || exit 130
+
+say "kvmetry run (Ctrl-C ends it)"
+# Words of DEMO_ARGS are arguments.
+read -r -a args <<<"${DEMO_ARGS:-}"
+command=("$kvmetry" run "${args[@]}")
+if [ -n "${DEMO_SECONDS:-}" ]; then
+    command=(timeout --foreground --preserve-status --signal=INT --kill-after="$GRACE_SECONDS" "$DEMO_SECONDS" "${command[@]}")
+fi
+status=0
+"${command[@]}" || status=$?
+# Ctrl-C is a good end.
+[ -n "$interrupted" ] && [ "$status" = 130 ] && status=0
+exit "$status"
