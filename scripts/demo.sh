@@ -48,10 +48,13 @@ if [ -z "$("${sudo[@]}" virsh -q -c "$URI" list --name)" ]; then
 fi
 [ -z "$interrupted" ] || exit 130
 
-say "kvmetry run (Ctrl-C ends it)"
+say "kvmetry once --format table"
+"$kvmetry" once --format table
+
+say "kvmetry run --output - (line protocol; Ctrl-C ends it)"
 # Words of DEMO_ARGS are arguments.
 read -r -a args <<<"${DEMO_ARGS:-}"
-command=("$kvmetry" run "${args[@]}")
+command=("$kvmetry" run --output - "${args[@]}")
 if [ -n "${DEMO_SECONDS:-}" ]; then
     command=(timeout --foreground --preserve-status --signal=INT --kill-after="$GRACE_SECONDS" "$DEMO_SECONDS" "${command[@]}")
 fi

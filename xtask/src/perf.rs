@@ -4,6 +4,7 @@
 //! between its cycles one unsharded bulk call of the six groups. Ratios hold; absolute times are this machine's.
 
 use std::fs;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -51,13 +52,16 @@ pub fn run(binary: &Path, sizes: &[usize]) -> Result<()> {
         lab.wait_for_answers(&vms)?;
         all.push(runtime.block_on(measure(binary, size))?);
     }
-    println!(
+    let mut out = io::stdout().lock();
+    writeln!(
+        out,
         "| VMs | lines | kvmetry CPU a cycle, ms | RSS, MiB | cycle, ms | one bulk call, ms | ratio | \
          libvirtd CPU a cycle, ms | libvirtd CPU a bulk call, ms | first line after, ms |"
-    );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    )?;
+    writeln!(out, "|---|---|---|---|---|---|---|---|---|---|")?;
     for f in &all {
-        println!(
+        writeln!(
+            out,
             "| {} | {} | {:.2} | {:.1} | {:.0} | {:.0} | {:.2} | {:.0} | {:.0} | {:.0} |",
             f.vms,
             f.lines,
@@ -69,17 +73,18 @@ pub fn run(binary: &Path, sizes: &[usize]) -> Result<()> {
             f.daemon_cycle_ms,
             f.daemon_bulk_ms,
             f.cold_start_ms
-        );
+        )?;
     }
     if let (Some(first), Some(last)) = (all.first(), all.last())
         && last.vms > first.vms
     {
         let slope = (last.cpu_ms - first.cpu_ms) / (last.vms - first.vms) as f64;
-        println!(
+        writeln!(
+            out,
             "\nkvmetry's CPU a cycle: {:.2} ms and {:.4} ms a VM",
             first.cpu_ms - slope * first.vms as f64,
             slope
-        );
+        )?;
     }
     Ok(())
 }

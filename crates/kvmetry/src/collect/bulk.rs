@@ -14,6 +14,8 @@
 //!
 //! Always NOWAIT: a VM whose job is held is skipped, not waited for.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use libvirt_rpc::{
     Connection, Domain, DomainRef, Error, Groups, MONITOR_CALLS, StatsFlags, StatsVisitor, Value,
@@ -25,6 +27,9 @@ use super::vm::Vm;
 
 /// VMs in a shard, at least: smaller ones cost more in calls than they win in time.
 const SMALLEST_SHARD: usize = 5;
+
+/// A VM that is busy only because somebody else's call holds its job is asked once more after this long.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// What to ask for, and how long to wait.
 #[derive(Clone, Copy, Debug)]
@@ -130,6 +135,35 @@ pub(crate) async fn ask(
         vm.taken = Some(sent + took * position / seen.max(1));
     }
     Ok(())
+}
+
+/// Asks once more for the VMs that were busy though no call of ours holds them: another client had their job for
+/// the moment.
+pub(crate) async fn ask_again(
+    connection: &Connection,
+    vms: &mut [Vm],
+    plan: &Plan<'_>,
+) -> Result<u64, Error> {
+    let mut busy: Vec<&mut Vm> = vms
+        .iter_mut()
+        .filter(|vm| vm.taken.is_some() && vm.sample.busy)
+        .filter_map(|vm| (!vm.is_held()).then_some(vm))
+        .collect();
+    let end = plan.deadlines[2];
+    if busy.is_empty() || Instant::now() + ASK_AGAIN_AFTER >= end {
+        return Ok(0);
+    }
+    tokio::time::sleep(ASK_AGAIN_AFTER).await;
+    match ask(connection, &mut busy, plan, end).await {
+        Ok(()) => Ok(0),
+        Err(error) if error.is_connection_lost() => Err(error),
+        Err(error) => {
+            for vm in busy {
+                note_late(vm, &error);
+            }
+            Ok(1)
+        }
+    }
 }
 
 /// Sorts the records of a reply to their VMs. The reply keeps the order of the list, without those that are gone.

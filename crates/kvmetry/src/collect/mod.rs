@@ -14,6 +14,8 @@
 mod bulk;
 mod devices;
 mod events;
+mod failures;
+mod lane;
 mod older;
 mod session;
 mod vm;
@@ -22,10 +24,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
-use libvirt_rpc::{
-    Access, Backoff, Budget, Domain, DomainInfo, Error, ErrorCode, Event, MONITOR_CALLS, Uri, UriError,
-};
+use libvirt_rpc::{Access, Backoff, Budget, Domain, Error, Event, Uri, UriError};
 use telemetry::{
     Collector, CpuSource, Driver, FeatureOptions, HostTracker, MemorySource, Moment, SampleReader,
     TrackerOptions,
@@ -33,6 +32,8 @@ use telemetry::{
 use tokio::time::Instant;
 
 pub(crate) use self::devices::DomainFacts;
+use self::failures::{Failure, Failures};
+use self::lane::Lane;
 use self::session::Session;
 use self::vm::Vm;
 use crate::clock::Clock;
@@ -42,8 +43,6 @@ use crate::schedule;
 
 /// XML read in one cycle where only the balloon's period is wanted of it: the rest is read in the next ones.
 const XML_A_CYCLE: usize = 64;
-/// A VM that is busy only because somebody else's call holds its job is asked once more after this long.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// First and longest wait before connecting again.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -372,7 +371,8 @@ impl Host {
         let mut asked = Vec::new();
         let mut aside = Vec::new();
         let now = Instant::now();
-        let bulk_works = !plan.groups.is_empty() && !self.budget.is_exhausted();
+        let exhausted = self.budget.is_exhausted();
+        let by_older_calls = plan.groups.is_empty();
         for (at, vm) in self.vms.iter_mut().enumerate() {
             vm.begin(plan.wanted);
             if vm.fresh_facts(now).is_some() {
@@ -380,11 +380,11 @@ impl Host {
             } else {
                 lane.xml.push((at, vm.domain.clone()));
             }
-            let set_aside = vm.is_set_aside() || !bulk_works;
+            let set_aside = vm.is_set_aside() || exhausted || by_older_calls;
             if vm.wants_vcpus(now) || by_info(vm) || set_aside {
                 lane.info.push((at, vm.domain.clone()));
             }
-            vm.asked = !set_aside;
+            vm.asked = !set_aside || (by_older_calls && !exhausted);
             if set_aside { aside.push(vm) } else { asked.push(vm) }
         }
         if plan.groups.is_empty() {
@@ -421,7 +421,7 @@ impl Host {
             }
         );
         drop((asked, aside));
-        let mut failures = Vec::new();
+        let mut failures = Failures::default();
         if let Err(error) = laned {
             outcome.lost = outcome.lost.take().or(Some(error));
         }
@@ -429,7 +429,7 @@ impl Host {
             self.totals.failures += 1;
             outcome.error.get_or_insert(error);
         }
-        lane.hand_out(&mut self.vms, &by_info, self.settings.device_cache_ttl, &mut failures);
+        lane.hand_out(&mut self.vms, &by_info, self.settings.device_cache_ttl, &mut failures)?;
         self.totals.failures += outcome.failures;
         if let Some(error) = outcome.lost {
             return Err(error);
@@ -439,25 +439,26 @@ impl Host {
         }
 
         if !plan.groups.is_empty() {
-            self.totals.failures += ask_again(connection, &mut self.vms, &plan).await?;
-            fall_back(connection, &mut self.vms, &job_free, &mut failures).await?;
+            self.totals.failures += bulk::ask_again(connection, &mut self.vms, &plan).await?;
+            lane::fall_back(connection, &mut self.vms, &job_free, &mut failures).await?;
         }
         let exhausted = self.budget.is_exhausted();
         let needs = |vm: &Vm| {
             let cpu =
-                if by_info(vm) || lacks_cpu(vm) { telemetry::Groups::CPU } else { telemetry::Groups::NONE };
+                if by_info(vm) || vm.lacks_cpu() { telemetry::Groups::CPU } else { telemetry::Groups::NONE };
             let groups = older_groups.with(cpu);
-            if exhausted { job_free_part(groups) } else { groups }
+            if exhausted { older::job_free_part(groups) } else { groups }
         };
-        read_older(connection, &mut self.vms, needs, plan.deadlines[2], &mut failures).await?;
+        older::read_all(connection, &mut self.vms, needs, plan.deadlines[2], &mut failures).await?;
         for vm in &mut self.vms {
             // With the older calls there is no record to be busy: a given-up call says the same.
             let busy =
                 if plan.groups.is_empty() { vm.is_held() } else { vm.taken.is_none() || vm.sample.busy };
             vm.judge(busy);
         }
-        set_balloon_periods(connection, &self.settings, &mut self.vms, &mut failures).await?;
-        for (domain, what, error) in failures {
+        older::set_balloon_periods(connection, self.settings.balloon_period, &mut self.vms, &mut failures)
+            .await?;
+        for Failure { domain, what, error } in failures.0 {
             self.totals.failures += 1;
             let cause = format!("{domain} {what}");
             tell(&self.told, &self.clock, &cause, &format!("{domain}: {what}: {error}"));
@@ -562,93 +563,6 @@ impl Host {
     }
 }
 
-/// Readings that failed: which domain's, which reading, why.
-type Failures = Vec<(Arc<str>, String, Error)>;
-
-/// The older calls of a cycle's job-free lane: one at a time, over the place kept for them.
-#[derive(Default)]
-struct Lane {
-    info: Vec<(usize, Domain)>,
-    xml: Vec<(usize, Domain)>,
-    infos: Vec<(usize, Result<DomainInfo, Error>)>,
-    facts: Vec<(usize, Result<Option<DomainFacts>, Error>)>,
-    /// Why the job-free part of the bulk record could not be had.
-    failed: Option<Error>,
-}
-
-impl Lane {
-    /// Makes the calls; an error is one that ends the connection. Where one has no answer in time, the rest is left to
-    /// the next cycle: there is one place for them all, and that call keeps it.
-    async fn run(&mut self, connection: &libvirt_rpc::Connection) -> Result<(), Error> {
-        for (at, domain) in self.info.drain(..) {
-            let answer = connection.domain_info(&domain).await;
-            let unanswered = matches!(answer, Err(Error::Deadline { .. }));
-            match answer {
-                Err(error) if error.is_connection_lost() => return Err(error),
-                answer => self.infos.push((at, answer)),
-            }
-            if unanswered {
-                return Ok(());
-            }
-        }
-        for (at, domain) in self.xml.drain(..) {
-            let answer = older::devices_for_vm(connection, &domain).await;
-            let unanswered = matches!(answer, Err(Error::Deadline { .. }));
-            match answer {
-                Err(error) if error.is_connection_lost() => return Err(error),
-                answer => self.facts.push((at, answer)),
-            }
-            if unanswered {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts the answers where they belong.
-    fn hand_out(
-        self,
-        vms: &mut [Vm],
-        by_info: &impl Fn(&Vm) -> bool,
-        ttl: Duration,
-        failures: &mut Failures,
-    ) {
-        let now = Instant::now();
-        let mut failed = |vm: &Vm, what: &str, error: Error| {
-            if error.remote_code() != Some(ErrorCode::NO_DOMAIN) {
-                failures.push((Arc::clone(&vm.domain.name), what.to_owned(), error));
-            }
-        };
-        for (at, answer) in self.infos {
-            let vm = &mut vms[at];
-            match answer {
-                Ok(info) if vm.taken.is_none() || by_info(vm) || lacks_cpu(vm) || vm.is_stuck() => {
-                    older::take_info(vm, &info);
-                    vm.taken.get_or_insert(now);
-                }
-                Ok(info) => {
-                    // Ages differ, so that the counts of all VMs do not come due in the same cycle.
-                    let spread = Duration::from_millis(u64::from(vm.domain.uuid[15]) * 100);
-                    vm.vcpus = Some((info.vcpus, now + vm::VCPUS_TTL - spread));
-                }
-                Err(error) => failed(vm, "domain info", error),
-            }
-        }
-        for (at, answer) in self.facts {
-            let vm = &mut vms[at];
-            match answer {
-                Ok(facts) => vm.facts = facts.map(|facts| (facts, now + ttl)),
-                Err(error) => failed(vm, "domain XML", error),
-            }
-        }
-    }
-}
-
-/// A bulk record came, and had no CPU time: there are no cgroups.
-fn lacks_cpu(vm: &Vm) -> bool {
-    vm.taken.is_some() && !vm.sample.busy && vm.sample.cpu.bulk_time.is_none()
-}
-
 /// Brings the VMs in step with the list; new ones are added, those gone are dropped.
 fn relist(vms: &mut Vec<Vm>, listed: Vec<Domain>) {
     let mut by_uuid: HashMap<[u8; 16], Domain> =
@@ -667,154 +581,6 @@ fn relist(vms: &mut Vec<Vm>, listed: Vec<Domain>) {
     let mut new: Vec<Vm> = by_uuid.into_values().map(Vm::new).collect();
     new.sort_by_key(|vm| vm.domain.id);
     vms.append(&mut new);
-}
-
-/// Asks once more for the VMs that were busy though no call of ours holds them: another client had their job for
-/// the moment.
-async fn ask_again(
-    connection: &libvirt_rpc::Connection,
-    vms: &mut [Vm],
-    plan: &bulk::Plan<'_>,
-) -> Result<u64, Error> {
-    let mut busy: Vec<&mut Vm> = vms
-        .iter_mut()
-        .filter(|vm| vm.taken.is_some() && vm.sample.busy)
-        .filter_map(|vm| (!vm.is_held()).then_some(vm))
-        .collect();
-    let end = plan.deadlines[2];
-    if busy.is_empty() || Instant::now() + ASK_AGAIN_AFTER >= end {
-        return Ok(0);
-    }
-    tokio::time::sleep(ASK_AGAIN_AFTER).await;
-    match bulk::ask(connection, &mut busy, plan, end).await {
-        Ok(()) => Ok(0),
-        Err(error) if error.is_connection_lost() => Err(error),
-        Err(error) => {
-            for vm in busy {
-                bulk::note_late(vm, &error);
-            }
-            Ok(1)
-        }
-    }
-}
-
-/// Reads what can be had without a monitor of the VMs that no shard answered for.
-async fn fall_back(
-    connection: &libvirt_rpc::Connection,
-    vms: &mut [Vm],
-    job_free: &bulk::Plan<'_>,
-    failures: &mut Failures,
-) -> Result<(), Error> {
-    let mut unread: Vec<&mut Vm> = vms.iter_mut().filter(|vm| vm.unanswered && vm.taken.is_none()).collect();
-    if unread.is_empty() {
-        return Ok(());
-    }
-    let end = Instant::now() + (job_free.deadlines[1] - job_free.deadlines[0]);
-    match bulk::ask(connection, &mut unread, job_free, end).await {
-        Err(error) if error.is_connection_lost() => return Err(error),
-        Err(error) => {
-            let unanswered = matches!(error, Error::Deadline { .. });
-            failures.push((Arc::clone(&unread[0].domain.name), "state and interfaces".into(), error));
-            if unanswered {
-                return Ok(()); // domain info would wait behind it
-            }
-        }
-        Ok(()) => {}
-    }
-    for vm in unread {
-        let mut failed = Vec::new();
-        older::read(connection, vm, telemetry::Groups::INFO, &mut failed).await?;
-        let unanswered = failed.iter().any(|(_, error)| matches!(error, Error::Deadline { .. }));
-        let name = &vm.domain.name;
-        failures.extend(failed.into_iter().map(|(what, error)| (Arc::clone(name), what, error)));
-        if unanswered {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// The part of the older calls' groups that no monitor or job can hold up.
-fn job_free_part(groups: telemetry::Groups) -> telemetry::Groups {
-    [telemetry::Groups::INFO, telemetry::Groups::NICS]
-        .into_iter()
-        .filter(|group| groups.contains(*group))
-        .fold(telemetry::Groups::NONE, telemetry::Groups::with)
-}
-
-/// Reads by the older calls what `needs` says of each VM, several VMs at a time, until `end`.
-async fn read_older(
-    connection: &libvirt_rpc::Connection,
-    vms: &mut [Vm],
-    needs: impl Fn(&Vm) -> telemetry::Groups,
-    end: Instant,
-    failures: &mut Failures,
-) -> Result<(), Error> {
-    let mut queue: Vec<(&mut Vm, telemetry::Groups)> = vms
-        .iter_mut()
-        .map(|vm| {
-            let groups = needs(vm);
-            (vm, groups)
-        })
-        .filter(|(_, groups)| !groups.is_empty())
-        .collect();
-    if queue.is_empty() {
-        return Ok(());
-    }
-    let share = queue.len().div_ceil(MONITOR_CALLS);
-    let workers = queue.chunks_mut(share).map(async |share| {
-        let mut failures = Vec::new();
-        for (vm, groups) in share {
-            if Instant::now() >= end {
-                break;
-            }
-            // A VM that a given-up call holds is not asked again before that call returns.
-            let groups = if vm.is_held() { job_free_part(*groups) } else { *groups };
-            let mut failed = Vec::new();
-            older::read(connection, vm, groups, &mut failed).await?;
-            let name = &vm.domain.name;
-            failures.extend(failed.into_iter().map(|(what, error)| (Arc::clone(name), what, error)));
-        }
-        Ok::<_, Error>(failures)
-    });
-    for done in join_all(workers).await {
-        failures.extend(done?);
-    }
-    Ok(())
-}
-
-/// Sets the configured period on balloons that report nothing.
-async fn set_balloon_periods(
-    connection: &libvirt_rpc::Connection,
-    settings: &Settings,
-    vms: &mut [Vm],
-    failures: &mut Failures,
-) -> Result<(), Error> {
-    if settings.balloon_period.is_zero() {
-        return Ok(());
-    }
-    for vm in vms {
-        let held = vm.is_held();
-        let Some((facts, _)) = &mut vm.facts else { continue };
-        if held || !facts.has_balloon || facts.balloon_period.is_some_and(|period| !period.is_zero()) {
-            continue;
-        }
-        match connection.set_memory_stats_period(&vm.domain, settings.balloon_period).await {
-            Ok(()) => {
-                tracing::info!(domain = &*vm.domain.name, period = ?settings.balloon_period, "balloon period set")
-            }
-            Err(error) if error.is_connection_lost() => return Err(error),
-            Err(error) => {
-                bulk::note_late(vm, &error);
-                failures.push((Arc::clone(&vm.domain.name), "setting the balloon period".into(), error));
-            }
-        }
-        // Not to be tried again before the XML is read anew.
-        if let Some((facts, _)) = &mut vm.facts {
-            facts.balloon_period = Some(settings.balloon_period);
-        }
-    }
-    Ok(())
 }
 
 /// Logs a cause once, not every cycle.

@@ -3,16 +3,17 @@
 //! There is no NOWAIT here: a call over a stuck VM hangs. One hanging call a VM is enough: the rest of that VM's
 //! readings are left out, and it is not asked again before the call has returned.
 
-use libvirt_rpc::{Connection, Domain, Error, ErrorCode};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use libvirt_rpc::{Connection, Domain, Error, ErrorCode, MONITOR_CALLS};
 use telemetry::{DeviceReading, Groups};
 use tokio::time::Instant;
 
 use super::bulk::note_late;
 use super::devices::DomainFacts;
+use super::failures::Failures;
 use super::vm::Vm;
-
-/// Failed readings of one VM, for the log: which reading, and why.
-pub(crate) type Failures = Vec<(String, Error)>;
 
 /// All active domains.
 pub(crate) async fn live_vms(connection: &Connection) -> Result<Vec<Domain>, Error> {
@@ -32,6 +33,52 @@ pub(crate) async fn devices_for_vm(
             Ok(None)
         }
     }
+}
+
+/// Reads by the older calls what `needs` says of each VM, several VMs at a time, until `end`.
+pub(crate) async fn read_all(
+    connection: &Connection,
+    vms: &mut [Vm],
+    needs: impl Fn(&Vm) -> Groups,
+    end: Instant,
+    failures: &mut Failures,
+) -> Result<(), Error> {
+    let mut queue: Vec<(&mut Vm, Groups)> = vms
+        .iter_mut()
+        .map(|vm| {
+            let groups = needs(vm);
+            (vm, groups)
+        })
+        .filter(|(_, groups)| !groups.is_empty())
+        .collect();
+    if queue.is_empty() {
+        return Ok(());
+    }
+    let share = queue.len().div_ceil(MONITOR_CALLS);
+    let workers = queue.chunks_mut(share).map(async |share| {
+        let mut failures = Failures::default();
+        for (vm, groups) in share {
+            if Instant::now() >= end {
+                break;
+            }
+            // A VM that a given-up call holds is not asked again before that call returns.
+            let groups = if vm.is_held() { job_free_part(*groups) } else { *groups };
+            read(connection, vm, groups, &mut failures).await?;
+        }
+        Ok::<_, Error>(failures)
+    });
+    for done in join_all(workers).await {
+        failures.0.extend(done?.0);
+    }
+    Ok(())
+}
+
+/// The part of the older calls' groups that no monitor or job can hold up.
+pub(crate) fn job_free_part(groups: Groups) -> Groups {
+    [Groups::INFO, Groups::NICS]
+        .into_iter()
+        .filter(|group| groups.contains(*group))
+        .fold(Groups::NONE, Groups::with)
 }
 
 /// Reads `groups` of one VM into its sample, over what is there already. Returns the connection's error if it was
@@ -177,15 +224,38 @@ fn is_never(code: ErrorCode) -> bool {
     matches!(code, ErrorCode::NO_SUPPORT | ErrorCode::CONFIG_UNSUPPORTED | ErrorCode::ARGUMENT_UNSUPPORTED)
 }
 
-/// Notes a failed reading; hands on what ends the connection.
+/// Notes a failed reading, and the call if it was given up; hands on what ends the connection.
 fn failed(vm: &mut Vm, failures: &mut Failures, what: &str, error: Error) -> Result<(), Error> {
-    if error.is_connection_lost() {
-        return Err(error);
-    }
     note_late(vm, &error);
-    // A domain that has just ended is no failure.
-    if error.remote_code() != Some(ErrorCode::NO_DOMAIN) {
-        failures.push((what.to_owned(), error));
+    failures.add(&vm.domain.name, what, error)
+}
+
+/// Sets the configured period on balloons that report nothing.
+pub(crate) async fn set_balloon_periods(
+    connection: &Connection,
+    period: Duration,
+    vms: &mut [Vm],
+    failures: &mut Failures,
+) -> Result<(), Error> {
+    if period.is_zero() {
+        return Ok(());
+    }
+    for vm in vms {
+        let held = vm.is_held();
+        let Some((facts, _)) = &mut vm.facts else { continue };
+        if held || !facts.has_balloon || facts.balloon_period.is_some_and(|has| !has.is_zero()) {
+            continue;
+        }
+        match connection.set_memory_stats_period(&vm.domain, period).await {
+            Ok(()) => {
+                tracing::info!(domain = &*vm.domain.name, ?period, "balloon period set")
+            }
+            Err(error) => failed(vm, failures, "setting the balloon period", error)?,
+        }
+        // Not to be tried again before the XML is read anew.
+        if let Some((facts, _)) = &mut vm.facts {
+            facts.balloon_period = Some(period);
+        }
     }
     Ok(())
 }

@@ -108,6 +108,11 @@ impl Vm {
         }
     }
 
+    /// Its bulk record came, and had no CPU time: there are no cgroups.
+    pub(crate) fn lacks_cpu(&self) -> bool {
+        self.taken.is_some() && !self.sample.busy && self.sample.cpu.bulk_time.is_none()
+    }
+
     /// The vCPU count is too old, or not known.
     pub(crate) fn wants_vcpus(&self, now: Instant) -> bool {
         self.vcpus.is_none_or(|(_, until)| now >= until)
