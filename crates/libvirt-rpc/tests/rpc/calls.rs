@@ -113,7 +113,8 @@ async fn four_given_up_calls_leave_only_job_free_ones() {
 
 #[tokio::test(start_paused = true)]
 async fn a_fifth_monitor_call_waits_for_a_turn() {
-    let (connection, mut client) = open().await;
+    // The host grants more places than one connection has turns.
+    let (connection, mut client) = Daemon::start().open(&Budget::new(2 * MONITOR_CALLS)).await;
     let connection = Arc::new(connection);
     let mut calls = JoinSet::new();
     for _ in 0..=MONITOR_CALLS {

@@ -157,8 +157,11 @@ impl Client {
 
     /// The next frame, whatever it is; `None` when the client has closed its end.
     pub(crate) async fn frame(&mut self) -> Option<Frame> {
+        /// In paused time: nobody has anything left to do, and no frame will ever come.
+        const NEVER: Duration = Duration::from_secs(100_000);
         let mut head = [0; HEADER];
-        self.reader.read_exact(&mut head).await.ok()?;
+        let read = tokio::time::timeout(NEVER, self.reader.read_exact(&mut head));
+        read.await.expect("a frame or the end, not silence").ok()?;
         let word = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let mut payload = vec![0; word(0) as usize - HEADER];
         self.reader.read_exact(&mut payload).await.ok()?;
