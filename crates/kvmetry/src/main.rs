@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(cli::EXIT_USAGE, error),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(cli::EXIT_FAILED, error),
     };

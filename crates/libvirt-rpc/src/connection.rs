@@ -44,13 +44,13 @@ const WRITE_QUEUE: usize = 16;
 const FIRST_RESERVE: usize = 256 * 1024;
 
 /// A PING goes out after this long without a word from the daemon.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// PINGs without an answer after which the connection counts as lost (30 s of silence in all).
-const KEEPALIVE_COUNT: u32 = 5;
+const KEEPALIVE_COUNT: u32 = 2;
 /// The same in intervals while all five requests are taken and no PING would be read: two minutes of silence. A
 /// job-free call is among the five then, and none takes that long. Without this bound a host that lost its power
 /// would be waited for until the kernel gives up sending, a quarter of an hour.
-const KEEPALIVE_COUNT_FULL: u32 = 23;
+const KEEPALIVE_COUNT_FULL: u32 = 11;
 /// How long a polite goodbye may take.
 const CLOSE_DEADLINE: Duration = Duration::from_millis(500);
 

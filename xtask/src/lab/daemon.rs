@@ -8,9 +8,9 @@
 //!
 //! ```text
 //! test ──stdin──▶ holder: sh in the namespace          /var/tmp/kvmetry-daemon-PID-N/
-//!   │                                                      sock/     the daemon's sockets, for clients outside
-//!   └─ child: nsenter ▸ libvirtd, in the foreground        conf  pid  log  output
-//!         └─ QEMUs                                         etc  run  lib  cache   libvirt's directories inside
+//!   │                                                      conf  pid  log  output
+//!   └─ child: nsenter ▸ libvirtd, in the foreground        etc  lib  cache  run   libvirt's directories inside;
+//!         └─ QEMUs                                                   run/libvirt-sock[-ro] is for all clients
 //! ```
 //!
 //! Limits: root; libvirtd, unshare and nsenter are installed; x86-64 or whatever the machine's QEMU runs.
@@ -74,15 +74,17 @@ pub struct DaemonOptions {
 }
 
 impl DaemonOptions {
-    /// The same with a key of libvirtd.conf set to a text or, where `value` is a number, to that number.
+    /// The same with a key of libvirtd.conf set to a text. Modes and ports are texts there.
     #[must_use]
-    pub fn set(mut self, key: &str, value: &str) -> Self {
-        let value = match value.parse::<u32>() {
-            // Ports are text in libvirtd.conf, although they look like numbers.
-            Ok(_) if !key.ends_with("_port") => value.into(),
-            _ => format!("\"{value}\""),
-        };
-        self.conf.insert(key.into(), value);
+    pub fn set(mut self, key: &str, text: &str) -> Self {
+        self.conf.insert(key.into(), format!("\"{text}\""));
+        self
+    }
+
+    /// The same with a key of libvirtd.conf set to a number. What is on or off is 1 or 0 there.
+    #[must_use]
+    pub fn set_number(mut self, key: &str, number: u32) -> Self {
+        self.conf.insert(key.into(), number.to_string());
         self
     }
 }
@@ -105,7 +107,7 @@ impl Daemon {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let dir = PathBuf::from(format!("/var/tmp/kvmetry-daemon-{}-{number}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
-        for name in ["", "sock", "etc", "run", "lib", "cache"] {
+        for name in ["", "etc", "run", "lib", "cache"] {
             let dir = dir.join(name);
             fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
             // QEMU's user and unprivileged clients must pass, whatever this process's umask.
@@ -149,12 +151,23 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Starts the daemon and returns when it accepts connections.
+    /// Starts the daemon and returns when it knows its QEMU and answers.
+    ///
+    /// Asking QEMU for its abilities takes seconds where libvirt's notes about them are old. It happens once in a
+    /// daemon's life, in the first call that needs them, such as a domain's XML, and locks that domain and whoever
+    /// lists it meanwhile. A test does not want it at a moment of chance.
     ///
     /// # Errors
     /// It runs already, or it ended or was not ready in time: then with the end of its log.
     pub fn start(&mut self) -> Result<()> {
         self.spawn()?;
+        self.wait_for_socket()?;
+        super::host::run("virsh", &["-q", "-r", "-c", &self.uri_read_only(), "capabilities"])
+            .map(drop)
+            .with_context(|| format!("the log of libvirtd:\n{}", self.log()))
+    }
+
+    fn wait_for_socket(&mut self) -> Result<()> {
         let begun = Instant::now();
         loop {
             // The socket file of a daemon that was killed is still there, but nobody answers.
@@ -176,11 +189,7 @@ impl Daemon {
         }
     }
 
-    /// Starts the daemon without waiting for it: one that finds a stopped QEMU may wait for it a while.
-    ///
-    /// # Errors
-    /// It runs already, or there is no libvirtd.
-    pub fn spawn(&mut self) -> Result<()> {
+    fn spawn(&mut self) -> Result<()> {
         if self.libvirtd.is_some() {
             bail!("this libvirtd runs already");
         }
@@ -252,6 +261,12 @@ impl Daemon {
         self.libvirtd.as_ref().map(Child::id).context("this libvirtd does not run")
     }
 
+    /// Process id of the holder, whose namespace `nsenter --mount --target` enters: there the daemon's sockets are
+    /// where clients look for them by themselves.
+    pub fn holder_pid(&self) -> u32 {
+        self.holder.id()
+    }
+
     /// What the next start uses.
     pub fn options_mut(&mut self) -> &mut DaemonOptions {
         &mut self.options
@@ -264,7 +279,7 @@ impl Daemon {
 
     /// The writable socket.
     pub fn socket(&self) -> PathBuf {
-        self.dir.join("sock/libvirt-sock")
+        self.dir.join("run/libvirt-sock")
     }
 
     /// URI for clients that manage VMs, such as `virsh` and the lab.
@@ -291,7 +306,7 @@ impl Daemon {
     fn conf(&self) -> String {
         let dir = self.dir.display();
         let mut conf = BTreeMap::from([
-            ("unix_sock_dir".to_owned(), format!("\"{dir}/sock\"")),
+            ("unix_sock_dir".to_owned(), format!("\"{dir}/run\"")),
             ("unix_sock_ro_perms".into(), "\"0777\"".into()),
             ("auth_unix_ro".into(), "\"none\"".into()),
             ("auth_unix_rw".into(), "\"none\"".into()),
@@ -327,19 +342,4 @@ impl Drop for Daemon {
 /// The machine has no loopback address, or no port left.
 pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0").context("no free port on 127.0.0.1")?.local_addr()?.port())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn values_are_written_as_libvirtd_reads_them() {
-        fn check(key: &str, value: &str, expect: &str) {
-            assert_eq!(DaemonOptions::default().set(key, value).conf[key], expect);
-        }
-        check("auth_tcp", "none", "\"none\"");
-        check("max_workers", "5", "5");
-        check("tcp_port", "16509", "\"16509\"");
-    }
 }

@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use super::vm::Vm;
 
 /// VMs in a shard, at least: smaller ones cost more in calls than they win in time.
-const SMALLEST_SHARD: usize = 5;
+const SMALLEST_SHARD: usize = 10;
 
 /// A VM that is busy only because somebody else's call holds its job is asked once more after this long.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);

@@ -5,8 +5,8 @@
 //!  Host ─────┼─ vms: one per live domain (vm)
 //!            └─ tracker: telemetry's memory, writes the lines
 //!
-//!  cycle: list ▸ bulk in shards (bulk) ─┐
-//!                job-free lane ─────────┼─▸ older calls where needed (older) ▸ encode
+//!  cycle: list if an event says so ▸ bulk in shards (bulk) ─┐
+//!                                   job-free lane (lane) ──┴─▸ older calls where needed (older) ▸ encode
 //! ```
 //!
 //! A cycle never waits for longer than 80 % of the interval plus one job-free call, whatever hangs.
@@ -24,7 +24,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use libvirt_rpc::{Access, Backoff, Budget, Domain, Error, Event, Uri, UriError};
+use libvirt_rpc::{Access, Backoff, Budget, Domain, Error, Event, EventKind, Uri, UriError};
 use telemetry::{
     Collector, CpuSource, Driver, FeatureOptions, HostTracker, MemorySource, Moment, SampleReader,
     TrackerOptions,
@@ -41,6 +41,8 @@ use crate::config::{self, Config, Hypervisor};
 use crate::logging::OncePerCause;
 use crate::schedule;
 
+/// The list of domains is kept in step by events; it is read anew this often all the same.
+const LIST_TTL: Duration = Duration::from_secs(60);
 /// XML read in one cycle where only the balloon's period is wanted of it: the rest is read in the next ones.
 const XML_A_CYCLE: usize = 64;
 /// First and longest wait before connecting again.
@@ -143,6 +145,8 @@ pub(crate) struct Host {
     was_connected: bool,
     backoff: Backoff,
     connect_at: Instant,
+    /// When the domains are to be listed anew.
+    list_at: Instant,
     down: Option<String>,
     reader: SampleReader,
     tracker: HostTracker,
@@ -167,6 +171,7 @@ impl Host {
             was_connected: false,
             backoff: Backoff::new(RECONNECT.0, RECONNECT.1),
             connect_at: Instant::now(),
+            list_at: Instant::now(),
             down: None,
             reader: SampleReader::new(),
             tracker,
@@ -314,7 +319,8 @@ impl Host {
                     self.told.over(&text);
                 }
                 self.backoff.reset();
-                // What was known of devices may have changed unseen.
+                // What was known of domains and devices may have changed unseen.
+                self.list_at = now;
                 self.vms.iter_mut().for_each(|vm| vm.forget_facts(now));
                 self.session = Some(session);
                 Ok(())
@@ -345,8 +351,11 @@ impl Host {
     async fn read(&mut self, begun: Instant) -> Result<(), Error> {
         self.take_events();
         let Some(session) = &mut self.session else { return Ok(()) };
-        let listed = older::live_vms(&session.connection).await?;
-        relist(&mut self.vms, listed);
+        let now = Instant::now();
+        if now >= self.list_at || session.events_refused.contains(&EventKind::Lifecycle) {
+            relist(&mut self.vms, older::live_vms(&session.connection).await?);
+            self.list_at = now + LIST_TTL;
+        }
         if let Some(first) = self.vms.first() {
             session.probe(&first.domain).await?;
         }
@@ -370,7 +379,6 @@ impl Host {
         let mut lane = Lane::default();
         let mut asked = Vec::new();
         let mut aside = Vec::new();
-        let now = Instant::now();
         let exhausted = self.budget.is_exhausted();
         let by_older_calls = plan.groups.is_empty();
         for (at, vm) in self.vms.iter_mut().enumerate() {
@@ -455,6 +463,9 @@ impl Host {
             let busy =
                 if plan.groups.is_empty() { vm.is_held() } else { vm.taken.is_none() || vm.sample.busy };
             vm.judge(busy);
+            if vm.taken.is_none() && vm.asked && !vm.unanswered {
+                self.list_at = now; // it is gone
+            }
         }
         older::set_balloon_periods(connection, self.settings.balloon_period, &mut self.vms, &mut failures)
             .await?;
@@ -515,6 +526,9 @@ impl Host {
     /// Acts on an event and writes its line.
     fn note_event(&mut self, at: Instant, event: &Event) {
         let received_ns = self.clock.wall_ns().saturating_sub(at.elapsed().as_nanos() as i64);
+        if matches!(event, Event::Lifecycle { .. } | Event::Overflow) {
+            self.list_at = at;
+        }
         let changed = match event {
             Event::Lifecycle { domain, .. }
             | Event::DeviceAdded { domain, .. }

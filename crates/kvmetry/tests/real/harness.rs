@@ -307,8 +307,13 @@ impl Kvmetry {
 
     /// Any command that writes line protocol to `out.lp` in `dir`.
     pub(crate) fn spawn(mut command: Command, dir: TempDir) -> Self {
-        let to = |name: &str| File::create(dir.path().join(name)).unwrap();
-        command.stdout(to("stdout")).stderr(to("stderr"));
+        command.stdout(File::create(dir.path().join("stdout")).unwrap());
+        Self::spawn_with_its_stdout(command, dir)
+    }
+
+    /// The same, with the standard output that the command has.
+    pub(crate) fn spawn_with_its_stdout(mut command: Command, dir: TempDir) -> Self {
+        command.stderr(File::create(dir.path().join("stderr")).unwrap());
         let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         Self { child, dir, read: 0, seen: Seen::default() }
     }

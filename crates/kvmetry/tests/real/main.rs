@@ -7,9 +7,14 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod balloon;
+mod commands;
+mod counting;
 mod devices;
 mod harness;
 mod lifecycle;
+mod names;
 mod older;
 mod restart;
+mod stuck;
+mod transports;
 mod values;

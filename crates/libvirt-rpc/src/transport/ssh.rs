@@ -218,8 +218,13 @@ fn by_hand(uri: &Uri) -> String {
     let port = uri.port().map(|port| format!("-p {port} ")).unwrap_or_default();
     let key =
         uri.params.keyfile.as_ref().map(|path| format!("-i {} ", quote_for_shell(path))).unwrap_or_default();
+    // A key that is accepted by hand must come into the file that is looked at.
+    let known = uri.params.known_hosts.as_ref().map(|path| {
+        format!("-o {} ", quote_for_shell(&format!("UserKnownHostsFile={}", quote_for_ssh(path))))
+    });
+    let known = known.unwrap_or_default();
     let user = uri.user().map(|user| format!("{user}@")).unwrap_or_default();
-    format!("\"ssh {port}{key}{user}{} true\"", uri.host().unwrap_or("localhost"))
+    format!("\"ssh {port}{key}{known}{user}{} true\"", uri.host().unwrap_or("localhost"))
 }
 
 /// The command for the far login shell, which need not be a Bourne shell: one word for `sh -c`.
