@@ -437,7 +437,8 @@ pub struct Collector {
 /// Fields of `kvmetry_collector`.
 pub static COLLECTOR_FIELDS: [Field<Collector>; 8] = [
     Field::new("cycle_ns", Unit::Nanos, Kind::Gauge, "wall time of the cycle").taken(|c| Some(c.cycle_ns)),
-    Field::new("lines", Unit::Count, Kind::Gauge, "lines written in the cycle").taken(|c| Some(c.lines)),
+    Field::new("lines", Unit::Count, Kind::Gauge, "lines of VMs in the cycle; without events and this one")
+        .taken(|c| Some(c.lines)),
     Field::new("failures", Unit::Count, Kind::Counter, "readings that failed").taken(|c| Some(c.failures)),
     Field::new("stuck_vms", Unit::Count, Kind::Gauge, "domains whose monitor does not answer")
         .taken(|c| Some(c.stuck_vms)),
