@@ -183,6 +183,9 @@ start_libvirt() {
         [ "$SECONDS" -lt "$deadline" ] || die "libvirt does not answer at $URI; its own words: $(virsh -c "$URI" version 2>&1 | tail -n 1)"
         sleep 0.2
     done
+    # A libvirtd with an old cache asks every QEMU for its abilities at the first domain's XML, and answers nobody for
+    # seconds: better now than in the middle of a reading.
+    as_root virsh -q -c "$URI" capabilities >/dev/null || die "libvirt does not tell its capabilities at $URI"
 }
 
 MODE=${1:-}
