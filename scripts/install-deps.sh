@@ -39,8 +39,9 @@ as_root() {
 
 # ---- Packages
 
+# Empty where it is not installed; dpkg-query fails where it never heard of the package.
 installed_version() {
-    dpkg-query -W -f '${db:Status-Status} ${Version}\n' "$1" 2>/dev/null | sed -n 's/^installed //p' | head -n 1
+    { dpkg-query -W -f '${db:Status-Status} ${Version}\n' "$1" 2>/dev/null || true; } | sed -n '/^installed /{s///p;q}'
 }
 
 # The version that apt would take if the package were not installed: of those that a source offers, the newest of the
@@ -81,7 +82,7 @@ with_versions() {
 
 qemu_parts_of_other_versions() {
     local package offered
-    dpkg-query -W -f '${db:Status-Status} ${source:Package} ${Package}\n' 'qemu-*' 2>/dev/null |
+    { dpkg-query -W -f '${db:Status-Status} ${source:Package} ${Package}\n' 'qemu-*' 2>/dev/null || true; } |
         sed -n 's/^installed qemu //p' |
         while read -r package; do
             offered=$(offered_version "$package")
@@ -106,10 +107,11 @@ install_packages() {
         mapfile -t -O "${#missing[@]}" missing < <(qemu_parts_of_other_versions)
     fi
     mapfile -t wanted < <(with_versions "${missing[@]}" | sort -u)
-    [ "${#wanted[@]}" != 0 ] || return 0
+    [ "${#wanted[@]}" != 0 ] || die "apt offers none of: ${missing[*]} (see apt's sources, /etc/apt)"
     say "installing with apt: ${wanted[*]}"
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends --allow-downgrades \
         -o Acquire::Retries=3 -o Dpkg::Options::=--force-confold install "${wanted[@]}"
+    everything_works "$MODE" || die "apt installed what it has, but something is still missing; wanted: ${packages[*]}"
 }
 
 # What the packages are for. sbin may be missing from an ordinary user's PATH.
