@@ -218,7 +218,7 @@ impl Daemon {
     /// It does not run.
     pub fn stop(&mut self) -> Result<()> {
         let pid = self.pid()?;
-        super::signal_pid(pid, "TERM")?;
+        super::host::signal_pid(pid, "TERM")?;
         let begun = Instant::now();
         while let Some(child) = &mut self.libvirtd {
             if child.try_wait()?.is_some() {

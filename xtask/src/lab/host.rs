@@ -263,6 +263,40 @@ pub(crate) fn try_kvm(kernel: &Path, patience: Duration) -> Result<Domain> {
     Ok(Domain::Kvm)
 }
 
+/// The QEMU process of the VM with this UUID.
+pub(super) fn qemu_pid(uuid: &str) -> Option<u32> {
+    entries(Path::new("/proc")).ok()?.into_iter().filter_map(|name| name.parse::<u32>().ok()).find(|pid| {
+        let Ok(cmdline) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+        let mut args = cmdline.split(|byte| *byte == 0);
+        args.next().is_some_and(|program| program.windows(4).any(|part| part == b"qemu"))
+            && args.any(|arg| arg == b"-uuid")
+            && args.next() == Some(uuid.as_bytes())
+    })
+}
+
+/// Whether a process was stopped by a signal.
+pub(super) fn is_stopped(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/status"))
+        .is_ok_and(|text| text.lines().any(|line| line.starts_with("State:") && line.contains("T (stopped)")))
+}
+
+/// Sends a signal (`TERM`, `STOP`, ...) with root's rights.
+pub(super) fn signal_pid(pid: u32, signal: &str) -> Result<()> {
+    // The shell's own `kill`: the program of that name is not installed everywhere.
+    run_as_root("sh", &["-c", "kill -s \"$1\" \"$2\"", "sh", signal, &pid.to_string()]).map(drop)
+}
+
+/// Names in a directory; none where there is no such directory.
+pub(super) fn entries(dir: &Path) -> Result<Vec<String>> {
+    match fs::read_dir(dir) {
+        Ok(entries) => {
+            Ok(entries.flatten().map(|it| it.file_name().to_string_lossy().into_owned()).collect())
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(anyhow!("cannot read {}: {e}", dir.display())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,6 +22,7 @@
 
 pub mod daemon;
 mod host;
+mod virsh;
 pub mod vm;
 
 use std::collections::BTreeMap;
@@ -40,10 +41,6 @@ pub use vm::{Disk, Domain, Format, LabVm, Nic, NicKind};
 
 /// Most VMs that `up` takes: the names have four digits, and a bridge has room for 1023 taps.
 pub const MAX_VMS: usize = 1000;
-
-/// A `virsh` that takes longer has met a libvirtd that hangs. A VM's first start after an upgrade, when libvirt asks
-/// QEMU for its abilities, takes up to a minute on a slow machine.
-const VIRSH_SECONDS: &str = "180";
 
 /// How long new guests may take, beside one balloon period, until all have answered: a second for each, since they
 /// boot while others are started, and this for the first.
@@ -268,7 +265,7 @@ impl Lab {
     /// # Errors
     /// As [`Lab::down`].
     pub fn down_all(&self) -> Result<()> {
-        let mut labs = entries(&self.options.dir)?;
+        let mut labs = host::entries(&self.options.dir)?;
         labs.retain(|name| name.len() == self.digits.len() && name.bytes().all(|it| it.is_ascii_hexdigit()));
         self.remove(&labs)
     }
@@ -288,13 +285,13 @@ impl Lab {
         // Without names virsh would ask for every VM of the host. A VM that goes away in between fails the call.
         let stats = match args.len() {
             4 => BTreeMap::new(),
-            _ => parse_domstats(&self.virsh(&args)?),
+            _ => virsh::parse_domstats(&self.virsh(&args)?),
         };
         let line = |(uuid, name): (String, String)| {
             let stats = stats.get(&name);
             let number = |key| stats.and_then(|it| it.get(key)).and_then(|it| it.parse().ok());
             VmStatus {
-                state: number("state.state").map_or("shut off", state_name).into(),
+                state: number("state.state").map_or("shut off", virsh::state_name).into(),
                 balloon_update: number("balloon.last-update").unwrap_or(0),
                 name,
                 uuid,
@@ -437,7 +434,7 @@ impl Lab {
     /// # Errors
     /// libvirt refused.
     pub fn domstats(&self, vm: &LabVm) -> Result<BTreeMap<String, String>> {
-        let all = parse_domstats(&self.virsh(&["domstats", &vm.uuid])?);
+        let all = virsh::parse_domstats(&self.virsh(&["domstats", &vm.uuid])?);
         all.into_values().next().with_context(|| format!("virsh domstats said nothing of {:?}", vm.name))
     }
 
@@ -470,7 +467,7 @@ impl Lab {
     /// # Errors
     /// There is no such process.
     pub fn pid(&self, vm: &LabVm) -> Result<u32> {
-        qemu_pid(&vm.uuid).with_context(|| format!("{:?} has no QEMU process", vm.name))
+        host::qemu_pid(&vm.uuid).with_context(|| format!("{:?} has no QEMU process", vm.name))
     }
 
     /// Sends a signal (`STOP`, `CONT`, `KILL`) to a VM's QEMU.
@@ -478,7 +475,7 @@ impl Lab {
     /// # Errors
     /// There is no such process, or it may not be signalled.
     pub fn signal(&self, vm: &LabVm, signal: &str) -> Result<()> {
-        signal_pid(self.pid(vm)?, signal)
+        host::signal_pid(self.pid(vm)?, signal)
     }
 
     /// Runs `virsh` on this lab's libvirt and returns what it printed. A domain is best named by its UUID.
@@ -486,9 +483,9 @@ impl Lab {
     /// # Errors
     /// What `virsh` complained about; or it took too long.
     pub fn virsh(&self, args: &[&str]) -> Result<String> {
-        let mut all = vec!["--kill-after=5", VIRSH_SECONDS, "virsh", "-q", "-c", &self.options.uri];
+        let mut all = vec!["--kill-after=5", virsh::SECONDS, "virsh", "-q", "-c", &self.options.uri];
         all.extend(args);
-        host::run("timeout", &all).map_err(|e| explain_virsh(&e.to_string(), args, &self.options.uri))
+        host::run("timeout", &all).map_err(|e| virsh::explain(&e.to_string(), args, &self.options.uri))
     }
 
     // ---- Helpers
@@ -565,7 +562,7 @@ impl Lab {
 
     /// UUID and name of every VM that libvirt knows.
     fn known(&self) -> Result<Vec<(String, String)>> {
-        Ok(parse_list(&self.virsh(&["list", "--all", "--uuid", "--name"])?))
+        Ok(virsh::parse_list(&self.virsh(&["list", "--all", "--uuid", "--name"])?))
     }
 
     fn uuids(&self, args: &[&str]) -> Result<Vec<String>> {
@@ -593,8 +590,8 @@ impl Lab {
     fn remove_vm(&self, uuid: &str, running: bool) -> Result<()> {
         if running {
             // A QEMU that a test left stopped would not end by being asked, and libvirt would wait for it.
-            if let Some(pid) = qemu_pid(uuid).filter(|pid| is_stopped(*pid)) {
-                let _ = signal_pid(pid, "CONT");
+            if let Some(pid) = host::qemu_pid(uuid).filter(|pid| host::is_stopped(*pid)) {
+                let _ = host::signal_pid(pid, "CONT");
             }
             // May have ended meanwhile; what matters is whether it can be undefined.
             let _ = self.virsh(&["destroy", uuid]);
@@ -662,95 +659,6 @@ impl Lab {
     }
 }
 
-/// `virsh list --uuid --name`: `UUID NAME` a line.
-fn parse_list(text: &str) -> Vec<(String, String)> {
-    const UUID: usize = 36;
-    text.lines()
-        .filter(|line| line.is_char_boundary(UUID) && line.len() > UUID)
-        .map(|line| (line[..UUID].to_owned(), line[UUID..].trim_start_matches(' ').to_owned()))
-        .collect()
-}
-
-/// `virsh domstats`: by domain name, then by key.
-///
-/// ```text
-/// Domain: 'NAME'
-///   KEY=VALUE
-/// ```
-fn parse_domstats(text: &str) -> BTreeMap<String, BTreeMap<String, String>> {
-    let mut all = BTreeMap::new();
-    let mut current: Option<&mut BTreeMap<String, String>> = None;
-    for line in text.lines() {
-        if let Some(name) = line.strip_prefix("Domain: '").and_then(|it| it.strip_suffix('\'')) {
-            current = Some(all.entry(name.to_owned()).or_default());
-        } else if let (Some(stats), Some((key, value))) =
-            (current.as_mut(), line.trim_start().split_once('='))
-        {
-            stats.insert(key.to_owned(), value.to_owned());
-        }
-    }
-    all
-}
-
-/// libvirt's state codes (virDomainState).
-fn state_name(code: u64) -> &'static str {
-    match code {
-        1 => "running",
-        2 => "blocked",
-        3 => "paused",
-        4 => "shutting down",
-        5 => "shut off",
-        6 => "crashed",
-        7 => "suspended",
-        _ => "unknown",
-    }
-}
-
-fn explain_virsh(complaint: &str, args: &[&str], uri: &str) -> anyhow::Error {
-    let complaint = complaint.trim_start_matches("timeout failed: ");
-    let command = args.first().unwrap_or(&"");
-    if complaint.contains("virsh") && complaint.contains("No such file or directory") {
-        anyhow!("`virsh` is not installed: run scripts/install-deps.sh")
-    } else if complaint.contains("failed to connect to the hypervisor") {
-        anyhow!("no libvirt at {uri}: start libvirtd, or run scripts/install-deps.sh ({complaint})")
-    } else if complaint == "exit status: 124" {
-        anyhow!("virsh {command} took longer than {VIRSH_SECONDS} s: libvirtd hangs")
-    } else {
-        anyhow!("virsh {command}: {complaint}")
-    }
-}
-
-fn qemu_pid(uuid: &str) -> Option<u32> {
-    entries(Path::new("/proc")).ok()?.into_iter().filter_map(|name| name.parse::<u32>().ok()).find(|pid| {
-        let Ok(cmdline) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
-        let mut args = cmdline.split(|byte| *byte == 0);
-        args.next().is_some_and(|program| program.windows(4).any(|part| part == b"qemu"))
-            && args.any(|arg| arg == b"-uuid")
-            && args.next() == Some(uuid.as_bytes())
-    })
-}
-
-fn is_stopped(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/status"))
-        .is_ok_and(|text| text.lines().any(|line| line.starts_with("State:") && line.contains("T (stopped)")))
-}
-
-fn signal_pid(pid: u32, signal: &str) -> Result<()> {
-    // The shell's own `kill`: the program of that name is not installed everywhere.
-    host::run_as_root("sh", &["-c", "kill -s \"$1\" \"$2\"", "sh", signal, &pid.to_string()]).map(drop)
-}
-
-/// Names in a directory; none where there is no such directory.
-fn entries(dir: &Path) -> Result<Vec<String>> {
-    match fs::read_dir(dir) {
-        Ok(entries) => {
-            Ok(entries.flatten().map(|it| it.file_name().to_string_lossy().into_owned()).collect())
-        }
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(anyhow!("cannot read {}: {e}", dir.display())),
-    }
-}
-
 fn remove_dir(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(anyhow!("cannot remove {}: {e}", dir.display())),
@@ -761,48 +669,6 @@ fn remove_dir(dir: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lists_are_read() {
-        fn check(text: &str, expect: &[(&str, &str)]) {
-            let got = parse_list(text);
-            let got: Vec<_> = got.iter().map(|(uuid, name)| (uuid.as_str(), name.as_str())).collect();
-            assert_eq!(got, expect);
-        }
-        let uuid = "6b766d6c-6162-8123-a456-0123456789ab";
-        check("", &[]);
-        check("\n\n", &[]);
-        check(&format!("{uuid} plain\n"), &[(uuid, "plain")]);
-        check(&format!("{uuid} db,prod=1 \"ü\"\n\n"), &[(uuid, "db,prod=1 \"ü\"")]);
-    }
-
-    #[test]
-    fn statistics_are_read() {
-        let all = parse_domstats(
-            "Domain: 'it's 'x''\n  state.state=1\n  net.0.name=a=b\n\nDomain: 'y'\n  state.state=5\n\n",
-        );
-        assert_eq!(all.keys().map(String::as_str).collect::<Vec<_>>(), ["it's 'x'", "y"]);
-        assert_eq!(all["it's 'x'"]["net.0.name"], "a=b");
-        assert_eq!(all["y"]["state.state"], "5");
-    }
-
-    #[test]
-    fn complaints_say_what_to_do() {
-        fn check(complaint: &str, expect: &str) {
-            assert_eq!(explain_virsh(complaint, &["start", "x"], "qemu:///system").to_string(), expect);
-        }
-        check(
-            "timeout failed: timeout: failed to run command 'virsh': No such file or directory",
-            "`virsh` is not installed: run scripts/install-deps.sh",
-        );
-        check(
-            "timeout failed: failed to connect to the hypervisor; no socket",
-            "no libvirt at qemu:///system: start libvirtd, or run scripts/install-deps.sh (failed to connect to the \
-             hypervisor; no socket)",
-        );
-        check("timeout failed: exit status: 124", "virsh start took longer than 180 s: libvirtd hangs");
-        check("timeout failed: Domain is already active", "virsh start: Domain is already active");
-    }
 
     #[test]
     fn labs_own_what_they_name() {
