@@ -54,6 +54,7 @@ async fn check_host(host: &mut Host, clock: &dyn Clock, page: &mut Page) -> io::
     if let Some(why) = first.down {
         return page.bad(why);
     }
+    host.look_up().await;
     let second = host.cycle(clock.wall_ns(), &mut lines).await;
     let Some(session) = host.session() else {
         return page.bad(second.down.unwrap_or_else(|| "the connection was lost".into()));

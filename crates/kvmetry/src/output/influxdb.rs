@@ -20,7 +20,9 @@ use std::time::Duration;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use reqwest::StatusCode;
-use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER,
+};
 
 use super::{Batch, OutputError, Verdict};
 use crate::config::{Api, InfluxDb, TOKEN_VARIABLE, is_loopback};
@@ -111,28 +113,43 @@ impl Client {
     }
 }
 
-/// Asks a server's `/ping`: whether it is there, what it is, and whether it takes the token. Writes nothing, so it
-/// cannot tell whether the token may write. Returns what the server says it is.
+/// Whether a server would take our lines: asks its `/ping` who it is, and sends it a write without lines, which every
+/// server answers only after it has looked at the token and the database. Returns what the server says it is.
 ///
 /// # Errors
 /// What is wrong, in one line that says what to do.
 pub(crate) async fn probe(server: &InfluxDb) -> Result<String, String> {
     let client = Client::new(server).map_err(|error| error.to_string())?;
-    let mut url = client.write_url.clone();
-    url.set_query(None);
-    url.set_path(&format!("{}/ping", base_path(&server.url)));
-    let request = client.authorize(client.http.get(url))?;
-    let response = match request.send().await {
-        Ok(response) => response,
-        Err(error) => return Err(no_answer(&error).why()),
-    };
-    let version = response.headers().get("x-influxdb-version").and_then(|value| value.to_str().ok());
-    let version = version.map_or_else(|| "InfluxDB, version unknown".to_owned(), |v| format!("InfluxDB {v}"));
-    let answer = Answer::read(response).await;
-    if answer.status.is_success() {
-        return Ok(clean(&version));
+    let mut ping = client.write_url.clone();
+    ping.set_query(None);
+    ping.set_path(&format!("{}/ping", base_path(&server.url)));
+    let mut version = None;
+    // A server that knows no ping may take lines all the same: the write decides.
+    for request in
+        [client.http.get(ping), client.http.post(client.write_url.clone()).header(CONTENT_LENGTH, 0)]
+    {
+        let response = match client.authorize(request)?.send().await {
+            Ok(response) => response,
+            Err(error) => return Err(no_answer(&error).why()),
+        };
+        let told = response.headers().get("x-influxdb-version").and_then(|value| value.to_str().ok());
+        version = version.or_else(|| told.map(clean));
+        let is_write = response.url() == &client.write_url;
+        let answer = Answer::read(response).await;
+        if is_write && !(answer.status.is_success() || is_empty_write(&answer)) {
+            return Err(judge(server, &answer, 0).why());
+        }
     }
-    Err(judge(server, &answer, 0).why())
+    let who = version
+        .map_or_else(|| "a server that does not tell its version".to_owned(), |v| format!("InfluxDB {v}"));
+    Ok(format!("{who} takes lines for database {:?}", server.database))
+}
+
+/// The server says that there was nothing to write, which it says after all else was right: InfluxDB 3, InfluxDB 2.
+fn is_empty_write(answer: &Answer) -> bool {
+    let text = String::from_utf8_lossy(&answer.body);
+    answer.status == StatusCode::BAD_REQUEST
+        && ["incoming write was empty", "writing requires points"].iter().any(|words| text.contains(words))
 }
 
 impl Verdict {

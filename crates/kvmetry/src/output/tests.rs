@@ -507,13 +507,21 @@ async fn after_an_outage_everything_arrives_in_order() {
 
 #[tokio::test]
 async fn a_probe_says_what_the_server_is_or_what_is_wrong() {
-    async fn check(reply: String, expect: Result<&str, &str>) {
+    /// What it answers to a ping and to a write without lines.
+    async fn check(ping: String, write: Option<String>, expect: Result<&str, &str>) {
         let (address, mut requests) = stub().await;
         let server = server(address, Api::V3);
         let (found, ()) = tokio::join!(probe(&server), async {
             let request = requests.recv().await.unwrap();
             assert!(request.head.starts_with("GET /ping HTTP/1.1"), "{}", request.head);
-            request.answer.send(reply).unwrap();
+            request.answer.send(ping).unwrap();
+            let request = requests.recv().await.unwrap();
+            assert!(request.head.starts_with("POST /api/v3/write_lp?db=kvmetry&"), "{}", request.head);
+            assert!(request.head.contains("content-length: 0"), "{}", request.head);
+            match write {
+                Some(write) => request.answer.send(write).unwrap(),
+                None => drop(request),
+            }
         });
         match (found, expect) {
             (Ok(found), Ok(expect)) => assert_eq!(found, expect),
@@ -521,9 +529,18 @@ async fn a_probe_says_what_the_server_is_or_what_is_wrong() {
             (found, expect) => panic!("{found:?} instead of {expect:?}"),
         }
     }
-    check(answer("200 OK", "x-influxdb-version: 3.10.1\r\n", "{}"), Ok("InfluxDB 3.10.1")).await;
-    check(no_content(), Ok("InfluxDB, version unknown")).await;
-    check(answer("401 Unauthorized", "", ""), Err("refuses the token")).await;
+    let ping = || answer("200 OK", "x-influxdb-version: 3.10.1\r\n", "{}");
+    let refused = |text: &str| Some(answer("400 Bad Request", "", text));
+    let takes = Ok("InfluxDB 3.10.1 takes lines for database \"kvmetry\"");
+    check(ping(), refused("incoming write was empty"), takes).await;
+    let words = r#"{"code":"invalid","message":"writing requires points"}"#;
+    check(ping(), refused(words), takes).await;
+    let unnamed = Ok("a server that does not tell its version takes lines for database \"kvmetry\"");
+    check(answer("404 Not Found", "", ""), Some(no_content()), unnamed).await;
+    check(ping(), refused("db name did not adhere"), Err("does not accept the request")).await;
+    check(ping(), Some(answer("401 Unauthorized", "", "")), Err("refuses the token")).await;
+    check(ping(), Some(answer("404 Not Found", "", "database not found")), Err("make the database")).await;
+    check(ping(), None, Err("the request failed")).await;
 }
 
 #[test]
