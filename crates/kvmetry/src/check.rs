@@ -37,7 +37,7 @@ pub(crate) async fn check(config: &Config) -> anyhow::Result<bool> {
     for server in &config.influxdb {
         page.head(&server.url)?;
         match output::probe(server).await {
-            Ok(what) => page.good(format_args!("{what}, database {}", server.database))?,
+            Ok(what) => page.good(what)?,
             Err(why) => page.bad(why)?,
         }
     }

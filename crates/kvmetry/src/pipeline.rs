@@ -21,7 +21,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::collect::{Host, Report, Settings};
 use crate::config::{Config, Hypervisor};
 use crate::logging::OncePerCause;
-use crate::output::{Batch, Closed, Outputs};
+use crate::output::{Batch, Closed, OutputStats, Outputs};
 use crate::schedule::{Now, Schedule};
 
 /// From the signal to the end: goodbyes to the daemons, then what the outputs still hold.
@@ -82,16 +82,8 @@ async fn finish(mut hosts: JoinSet<()>, outputs: Arc<Outputs>, end: Instant) {
     }
     // All tasks are gone, so this is the last handle.
     if let Some(outputs) = Arc::into_inner(outputs) {
-        for stats in outputs.shutdown(end.saturating_duration_since(Instant::now())).await {
-            tracing::info!(
-                output = stats.name,
-                delivered = stats.delivered_lines,
-                refused = stats.refused_lines,
-                dropped = stats.dropped_lines,
-                failures = stats.failures,
-                "lines"
-            );
-        }
+        let last = outputs.shutdown(end.saturating_duration_since(Instant::now())).await;
+        last.iter().for_each(tell_output);
     }
 }
 
@@ -100,20 +92,22 @@ async fn tell_outputs(outputs: Weak<Outputs>) {
     loop {
         tokio::time::sleep(TELL_EVERY).await;
         let Some(outputs) = outputs.upgrade() else { return };
-        for stats in outputs.stats() {
-            tracing::info!(
-                output = stats.name,
-                delivered = stats.delivered_lines,
-                refused = stats.refused_lines,
-                dropped = stats.dropped_lines,
-                failures = stats.failures,
-                waiting_batches = stats.queued_batches,
-                waiting_bytes = stats.queued_bytes,
-                trouble = stats.trouble,
-                "lines since the start"
-            );
-        }
+        outputs.stats().iter().for_each(tell_output);
     }
+}
+
+fn tell_output(stats: &OutputStats) {
+    tracing::info!(
+        output = stats.name,
+        delivered = stats.delivered_lines,
+        refused = stats.refused_lines,
+        dropped = stats.dropped_lines,
+        failures = stats.failures,
+        waiting_batches = stats.queued_batches,
+        waiting_bytes = stats.queued_bytes,
+        trouble = stats.trouble,
+        "lines since the start"
+    );
 }
 
 /// One hypervisor's task.
@@ -180,6 +174,7 @@ impl HostTask {
             if self.outputs.is_empty() {
                 self.tell_cycle(&report);
             }
+            self.host.look_up().await;
             if Instant::now() >= tell_at {
                 tell_at += TELL_EVERY;
                 self.tell_totals();

@@ -504,7 +504,11 @@ impl Link {
     fn lost(&self, lost: &Lost, during: Procedure) -> Error {
         match lost {
             Lost::Socket { what, retryable } => {
-                let what = format!("connection lost during {}: {what}", during.name());
+                // The first call of all: there was no connection yet that could be lost.
+                let what = match during {
+                    Procedure::AUTH_LIST => what.clone(),
+                    _ => format!("connection lost during {}: {what}", during.name()),
+                };
                 Error::connection(&self.peer.label, what, *retryable, None)
             }
             Lost::Malformed { procedure, malformed } => Error::Protocol {

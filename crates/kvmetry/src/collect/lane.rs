@@ -1,66 +1,67 @@
-//! What needs no monitor, one call at a time over the place kept for it: domain info and XML beside the shards,
-//! and whatever can be had of VMs that no shard answered for.
+//! What needs no monitor, one call at a time over the place kept for it: domain info beside the shards, and
+//! whatever can be had of VMs that no shard is asked for or answered for.
 
 use std::time::Duration;
 
 use libvirt_rpc::{Connection, Domain, DomainInfo, Error};
 use tokio::time::Instant;
 
-use super::devices::DomainFacts;
 use super::failures::Failures;
+use super::round::Tally;
 use super::vm::{self, Vm};
 use super::{bulk, older};
 
-/// The older calls of a cycle's job-free lane: one at a time, over the place kept for them.
+/// The calls of a cycle's job-free lane: one at a time, over the place kept for them.
 #[derive(Default)]
-pub(crate) struct Lane {
-    pub(crate) info: Vec<(usize, Domain)>,
-    pub(crate) xml: Vec<(usize, Domain)>,
-    infos: Vec<(usize, Result<DomainInfo, Error>)>,
-    facts: Vec<(usize, Result<Option<DomainFacts>, Error>)>,
+pub(super) struct Lane {
+    /// Whose domain info is wanted, by position.
+    pub(super) info: Vec<(usize, Domain)>,
+    answers: Vec<(usize, Result<DomainInfo, Error>)>,
     /// Why the job-free part of the bulk record could not be had.
-    pub(crate) failed: Option<Error>,
+    failed: Option<Error>,
 }
 
 impl Lane {
     /// Makes the calls; an error is one that ends the connection. Where one has no answer in time, the rest is left to
     /// the next cycle: there is one place for them all, and that call keeps it.
-    pub(crate) async fn run(&mut self, connection: &Connection) -> Result<(), Error> {
+    pub(super) async fn run(
+        &mut self,
+        connection: &Connection,
+        aside: &mut [&mut Vm],
+        job_free: &bulk::Plan<'_>,
+    ) -> Result<(), Error> {
+        match bulk::ask(connection, aside, job_free, job_free.deadlines[2]).await {
+            Err(error) if error.is_connection_lost() => return Err(error),
+            Err(error) => self.failed = Some(error),
+            Ok(()) => {}
+        }
         for (at, domain) in self.info.drain(..) {
             let answer = connection.domain_info(&domain).await;
             let unanswered = matches!(answer, Err(Error::Deadline { .. }));
             match answer {
                 Err(error) if error.is_connection_lost() => return Err(error),
-                answer => self.infos.push((at, answer)),
+                answer => self.answers.push((at, answer)),
             }
             if unanswered {
-                return Ok(());
-            }
-        }
-        for (at, domain) in self.xml.drain(..) {
-            let answer = older::devices_for_vm(connection, &domain).await;
-            let unanswered = matches!(answer, Err(Error::Deadline { .. }));
-            match answer {
-                Err(error) if error.is_connection_lost() => return Err(error),
-                answer => self.facts.push((at, answer)),
-            }
-            if unanswered {
-                return Ok(());
+                break;
             }
         }
         Ok(())
     }
 
     /// Puts the answers where they belong.
-    pub(crate) fn hand_out(
+    pub(super) fn hand_out(
         self,
         vms: &mut [Vm],
         by_info: &impl Fn(&Vm) -> bool,
-        ttl: Duration,
-        failures: &mut Failures,
+        tally: &mut Tally,
     ) -> Result<(), Error> {
+        if let Some(error) = self.failed {
+            tally.failed_calls += 1;
+            tally.bulk_error = Some(error);
+        }
         let now = Instant::now();
-        for (at, answer) in self.infos {
+        for (at, answer) in self.answers {
             let vm = &mut vms[at];
             match answer {
                 Ok(info) if vm.taken.is_none() || by_info(vm) || vm.lacks_cpu() || vm.is_stuck() => {
@@ -72,14 +73,7 @@ impl Lane {
                     let spread = Duration::from_millis(u64::from(vm.domain.uuid[15]) * 100);
                     vm.vcpus = Some((info.vcpus, now + vm::VCPUS_TTL - spread));
                 }
-                Err(error) => failures.add(&vm.domain.name, "domain info", error)?,
-            }
-        }
-        for (at, answer) in self.facts {
-            let vm = &mut vms[at];
-            match answer {
-                Ok(facts) => vm.facts = facts.map(|facts| (facts, now + ttl)),
-                Err(error) => failures.add(&vm.domain.name, "domain XML", error)?,
+                Err(error) => tally.failures.add(&vm.domain.name, "domain info", error)?,
             }
         }
         Ok(())
@@ -87,7 +81,7 @@ impl Lane {
 }
 
 /// Reads what can be had without a monitor of the VMs that no shard answered for.
-pub(crate) async fn fall_back(
+pub(super) async fn fall_back(
     connection: &Connection,
     vms: &mut [Vm],
     job_free: &bulk::Plan<'_>,

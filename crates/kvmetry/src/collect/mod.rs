@@ -5,8 +5,8 @@
 //!  Host ─────┼─ vms: one per live domain (vm)
 //!            └─ tracker: telemetry's memory, writes the lines
 //!
-//!  cycle: list if an event says so ▸ bulk in shards (bulk) ─┐
-//!                                   job-free lane (lane) ──┴─▸ older calls where needed (older) ▸ encode
+//!  cycle: list if an event says so ▸ read all (round) ▸ encode
+//!  then:  look up what the next cycles want to know (XML), when the lines are on their way
 //! ```
 //!
 //! A cycle never waits for longer than 80 % of the interval plus one job-free call, whatever hangs.
@@ -17,6 +17,7 @@ mod events;
 mod failures;
 mod lane;
 mod older;
+mod round;
 mod session;
 mod vm;
 
@@ -25,15 +26,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libvirt_rpc::{Access, Backoff, Budget, Domain, Error, Event, EventKind, Uri, UriError};
-use telemetry::{
-    Collector, CpuSource, Driver, FeatureOptions, HostTracker, MemorySource, Moment, SampleReader,
-    TrackerOptions,
-};
+use telemetry::{Collector, FeatureOptions, HostTracker, MemorySource, Moment, SampleReader, TrackerOptions};
 use tokio::time::Instant;
 
 pub(crate) use self::devices::DomainFacts;
-use self::failures::{Failure, Failures};
-use self::lane::Lane;
+use self::failures::Failure;
+use self::round::{Round, Tally};
 use self::session::Session;
 use self::vm::Vm;
 use crate::clock::Clock;
@@ -43,7 +41,7 @@ use crate::schedule;
 
 /// The list of domains is kept in step by events; it is read anew this often all the same.
 const LIST_TTL: Duration = Duration::from_secs(60);
-/// XML read in one cycle where only the balloon's period is wanted of it: the rest is read in the next ones.
+/// XML looked up between two cycles: the rest is read after the next ones.
 const XML_A_CYCLE: usize = 64;
 /// First and longest wait before connecting again.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -101,6 +99,11 @@ impl Settings {
             },
         })
     }
+
+    /// How long a cycle may last: 80 % of the interval, and at least one try of a shard.
+    fn cycle_end(&self) -> Duration {
+        (self.interval * 4 / 5).max(self.deadline)
+    }
 }
 
 /// What one cycle saw.
@@ -147,6 +150,8 @@ pub(crate) struct Host {
     connect_at: Instant,
     /// When the domains are to be listed anew.
     list_at: Instant,
+    /// When what follows a cycle must be over: before the next one.
+    cycle_end: Instant,
     down: Option<String>,
     reader: SampleReader,
     tracker: HostTracker,
@@ -172,6 +177,7 @@ impl Host {
             backoff: Backoff::new(RECONNECT.0, RECONNECT.1),
             connect_at: Instant::now(),
             list_at: Instant::now(),
+            cycle_end: Instant::now(),
             down: None,
             reader: SampleReader::new(),
             tracker,
@@ -188,6 +194,7 @@ impl Host {
     /// less than 100 ms ago.
     pub(crate) async fn cycle(&mut self, tick_ns: i64, out: &mut Vec<u8>) -> Report {
         let begun = Instant::now();
+        self.cycle_end = begun + self.settings.cycle_end();
         let began_ns = self.clock.wall_ns();
         let timestamp_ns = schedule::timestamp_ns(tick_ns, began_ns);
         let failures_before = self.totals.failures;
@@ -227,6 +234,38 @@ impl Host {
             "cycle"
         );
         report
+    }
+
+    /// Looks up what the next cycles want to know of VMs and is slow to tell, and sets balloon periods where that is
+    /// wanted. To be called after a cycle, when its lines are on their way: libvirtd may take seconds for a domain's
+    /// XML, the first after its start.
+    pub(crate) async fn look_up(&mut self) {
+        let Some(session) = &self.session else { return };
+        let (connection, end) = (&session.connection, self.cycle_end);
+        let mut tally = Tally::default();
+        let looked_up = async {
+            // The older calls have read it before: they take the names of devices from it.
+            if !session.bulk_groups().is_empty() {
+                let ttl = self.settings.device_cache_ttl;
+                tally.cache_misses = older::list_devices(
+                    connection,
+                    &mut self.vms,
+                    XML_A_CYCLE,
+                    ttl,
+                    end,
+                    &mut tally.failures,
+                )
+                .await?;
+            }
+            let period = self.settings.balloon_period;
+            older::set_balloon_periods(connection, period, &mut self.vms, end, &mut tally.failures).await
+        };
+        let looked_up = looked_up.await;
+        self.count(tally);
+        if let Err(error) = looked_up {
+            self.totals.failures += 1;
+            self.disconnected(&error);
+        }
     }
 
     /// Waits until `until`, and takes note of events meanwhile: their lines are appended to `out`. Returns early
@@ -275,7 +314,7 @@ impl Host {
     }
 
     pub(crate) fn vms(&self) -> impl Iterator<Item = (&Domain, Option<&DomainFacts>)> {
-        self.vms.iter().map(|vm| (&vm.domain, vm.facts.as_ref().map(|(facts, _)| facts)))
+        self.vms.iter().map(|vm| (&vm.domain, vm.facts.as_ref()))
     }
 
     /// Opens a connection if there is none and it is time to. The error is for people.
@@ -360,121 +399,29 @@ impl Host {
             session.probe(&first.domain).await?;
         }
 
-        let deadline = self.settings.deadline;
-        let end = (self.settings.interval * 4 / 5).max(deadline);
-        let plan = bulk::Plan {
-            groups: session.bulk_groups(),
-            flags: session.flags,
-            driver: session.driver,
-            reader: &self.reader,
-            wanted: telemetry::Groups::ALL,
-            deadlines: [begun + deadline, begun + (deadline + end) / 2, begun + end],
-        };
-        let connection = &session.connection;
-        let older_groups = session.older_groups();
-        let by_info = |vm: &Vm| {
-            let source = self.tracker.cpu_source(&telemetry::Uuid(vm.domain.uuid));
-            source == Some(CpuSource::Info)
-        };
-        let mut lane = Lane::default();
-        let mut asked = Vec::new();
-        let mut aside = Vec::new();
-        let exhausted = self.budget.is_exhausted();
-        let by_older_calls = plan.groups.is_empty();
-        for (at, vm) in self.vms.iter_mut().enumerate() {
-            vm.begin(plan.wanted);
-            if vm.fresh_facts(now).is_some() {
-                self.totals.cache_hits += 1;
-            } else {
-                lane.xml.push((at, vm.domain.clone()));
-            }
-            let set_aside = vm.is_set_aside() || exhausted || by_older_calls;
-            if vm.wants_vcpus(now) || by_info(vm) || set_aside {
-                lane.info.push((at, vm.domain.clone()));
-            }
-            vm.asked = !set_aside || (by_older_calls && !exhausted);
-            if set_aside { aside.push(vm) } else { asked.push(vm) }
-        }
-        if plan.groups.is_empty() {
-            // Read by the older calls alone, which need every XML, and domain info anyway.
-            lane.info.clear();
-        } else {
-            lane.xml.truncate(XML_A_CYCLE);
-        }
-        self.totals.cache_misses += lane.xml.len() as u64;
+        let round = Round::new(session, &self.settings, &self.budget, &self.tracker, &self.reader, begun);
+        let mut tally = Tally::default();
+        let read = round.read(&mut self.vms, &mut tally).await;
+        self.count(tally);
+        read
+    }
 
-        // Side by side: the shards, which wait for monitors, and the job-free lane, one call at a time.
-        // Whatever the driver: a job-free record says nothing of what is never given.
-        let job_free = bulk::Plan {
-            groups: plan.groups.and(libvirt_rpc::Groups::JOB_FREE),
-            driver: Driver::Qemu,
-            ..plan
-        };
-        let (mut outcome, laned) = tokio::join!(
-            async {
-                if plan.groups.is_empty() {
-                    bulk::Outcome::default()
-                } else {
-                    bulk::read(connection, &mut asked, &plan).await
-                }
-            },
-            async {
-                let answer = bulk::ask(connection, &mut aside, &job_free, plan.deadlines[2]).await;
-                match answer {
-                    Err(error) if error.is_connection_lost() => return Err(error),
-                    Err(error) => lane.failed = Some(error),
-                    Ok(()) => {}
-                }
-                lane.run(connection).await
-            }
-        );
-        drop((asked, aside));
-        let mut failures = Failures::default();
-        if let Err(error) = laned {
-            outcome.lost = outcome.lost.take().or(Some(error));
-        }
-        if let Some(error) = lane.failed.take() {
-            self.totals.failures += 1;
-            outcome.error.get_or_insert(error);
-        }
-        lane.hand_out(&mut self.vms, &by_info, self.settings.device_cache_ttl, &mut failures)?;
-        self.totals.failures += outcome.failures;
-        if let Some(error) = outcome.lost {
-            return Err(error);
-        }
-        if let Some(error) = outcome.error {
+    /// Counts what a round came to, and tells of what failed.
+    fn count(&mut self, tally: Tally) {
+        self.totals.cache_hits += tally.cache_hits;
+        self.totals.cache_misses += tally.cache_misses;
+        self.totals.failures += tally.failed_calls;
+        if let Some(error) = tally.bulk_error {
             tell(&self.told, &self.clock, "bulk", &format!("bulk statistics: {error}"));
         }
-
-        if !plan.groups.is_empty() {
-            self.totals.failures += bulk::ask_again(connection, &mut self.vms, &plan).await?;
-            lane::fall_back(connection, &mut self.vms, &job_free, &mut failures).await?;
-        }
-        let exhausted = self.budget.is_exhausted();
-        let needs = |vm: &Vm| {
-            let cpu =
-                if by_info(vm) || vm.lacks_cpu() { telemetry::Groups::CPU } else { telemetry::Groups::NONE };
-            let groups = older_groups.with(cpu);
-            if exhausted { older::job_free_part(groups) } else { groups }
-        };
-        older::read_all(connection, &mut self.vms, needs, plan.deadlines[2], &mut failures).await?;
-        for vm in &mut self.vms {
-            // With the older calls there is no record to be busy: a given-up call says the same.
-            let busy =
-                if plan.groups.is_empty() { vm.is_held() } else { vm.taken.is_none() || vm.sample.busy };
-            vm.judge(busy);
-            if vm.taken.is_none() && vm.asked && !vm.unanswered {
-                self.list_at = now; // it is gone
-            }
-        }
-        older::set_balloon_periods(connection, self.settings.balloon_period, &mut self.vms, &mut failures)
-            .await?;
-        for Failure { domain, what, error } in failures.0 {
+        for Failure { domain, what, error } in tally.failures.0 {
             self.totals.failures += 1;
             let cause = format!("{domain} {what}");
             tell(&self.told, &self.clock, &cause, &format!("{domain}: {what}: {error}"));
         }
-        Ok(())
+        if tally.someone_is_gone {
+            self.list_at = Instant::now();
+        }
     }
 
     fn encode(
@@ -499,7 +446,7 @@ impl Host {
             if vm.sample.vcpus.is_none() {
                 vm.sample.vcpus = vm.vcpus.map(|(count, _)| u64::from(count).into());
             }
-            vm.sample.balloon_period = vm.facts.as_ref().and_then(|(facts, _)| facts.balloon_period);
+            vm.sample.balloon_period = vm.facts.as_ref().and_then(|facts| facts.balloon_period);
             let encoded = self.tracker.encode(&mut vm.sample, &at, out);
             report.lines += encoded.lines;
             report.whole += usize::from(encoded.ok());

@@ -8,23 +8,57 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use libvirt_rpc::{Connection, Domain, Error, ErrorCode, MONITOR_CALLS};
 use telemetry::{DeviceReading, Groups};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::bulk::note_late;
 use super::devices::DomainFacts;
 use super::failures::Failures;
 use super::vm::Vm;
 
+/// When XML that could not be had is asked for again, at the soonest.
+const XML_RETRY: Duration = Duration::from_secs(60);
+
 /// All active domains.
 pub(crate) async fn live_vms(connection: &Connection) -> Result<Vec<Domain>, Error> {
     connection.list_active().await
 }
 
-/// The names of a domain's devices, from its XML; `None` where the XML makes no sense (that is logged).
-pub(crate) async fn devices_for_vm(
+/// Reads the XML of the VMs whose devices are not known or may have changed: of at most `most` of them, until `end`.
+/// Returns how many were read.
+pub(crate) async fn list_devices(
     connection: &Connection,
-    domain: &Domain,
-) -> Result<Option<DomainFacts>, Error> {
+    vms: &mut [Vm],
+    most: usize,
+    ttl: Duration,
+    end: Instant,
+    failures: &mut Failures,
+) -> Result<u64, Error> {
+    let now = Instant::now();
+    let mut read = 0;
+    for vm in vms.iter_mut().filter(|vm| now >= vm.facts_due).take(most) {
+        // A call that is still unanswered at the end keeps the one place there is for its like.
+        let Ok(answer) = timeout_at(end, devices_for_vm(connection, &vm.domain)).await else { break };
+        read += 1;
+        match answer {
+            Ok(facts) => {
+                vm.facts = facts;
+                vm.facts_due = now + ttl;
+            }
+            Err(error) => {
+                let unanswered = matches!(error, Error::Deadline { .. });
+                vm.facts_due = now + XML_RETRY.min(ttl);
+                failures.add(&vm.domain.name, "domain XML", error)?;
+                if unanswered {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(read)
+}
+
+/// The names of a domain's devices, from its XML; `None` where the XML makes no sense (that is logged).
+async fn devices_for_vm(connection: &Connection, domain: &Domain) -> Result<Option<DomainFacts>, Error> {
     let xml = connection.domain_xml(domain).await?;
     match DomainFacts::parse(&xml) {
         Ok(facts) => Ok(Some(facts)),
@@ -160,7 +194,7 @@ async fn interface_stats(
     domain: &Domain,
     failures: &mut Failures,
 ) -> Result<(), Error> {
-    let Some(nics) = vm.facts.as_ref().map(|(facts, _)| facts.nics.clone()) else { return Ok(()) };
+    let Some(nics) = vm.facts.as_ref().map(|facts| facts.nics.clone()) else { return Ok(()) };
     vm.sample.list_nics();
     for nic in nics {
         match connection.interface_stats(domain, &nic).await {
@@ -192,7 +226,7 @@ async fn block_stats(
     domain: &Domain,
     failures: &mut Failures,
 ) -> Result<(), Error> {
-    let Some(disks) = vm.facts.as_ref().map(|(facts, _)| facts.disks.clone()) else { return Ok(()) };
+    let Some(disks) = vm.facts.as_ref().map(|facts| facts.disks.clone()) else { return Ok(()) };
     vm.sample.list_disks();
     for disk in disks {
         if vm.is_held() {
@@ -230,31 +264,31 @@ fn failed(vm: &mut Vm, failures: &mut Failures, what: &str, error: Error) -> Res
     failures.add(&vm.domain.name, what, error)
 }
 
-/// Sets the configured period on balloons that report nothing.
+/// Sets the configured period on balloons that report nothing, until `end`.
 pub(crate) async fn set_balloon_periods(
     connection: &Connection,
     period: Duration,
     vms: &mut [Vm],
+    end: Instant,
     failures: &mut Failures,
 ) -> Result<(), Error> {
     if period.is_zero() {
         return Ok(());
     }
     for vm in vms {
+        if Instant::now() >= end {
+            break;
+        }
         let held = vm.is_held();
-        let Some((facts, _)) = &mut vm.facts else { continue };
+        let Some(facts) = &mut vm.facts else { continue };
         if held || !facts.has_balloon || facts.balloon_period.is_some_and(|has| !has.is_zero()) {
             continue;
         }
+        // Whatever comes of it: not to be tried again before the XML is read anew.
+        facts.balloon_period = Some(period);
         match connection.set_memory_stats_period(&vm.domain, period).await {
-            Ok(()) => {
-                tracing::info!(domain = &*vm.domain.name, ?period, "balloon period set")
-            }
+            Ok(()) => tracing::info!(domain = &*vm.domain.name, ?period, "balloon period set"),
             Err(error) => failed(vm, failures, "setting the balloon period", error)?,
-        }
-        // Not to be tried again before the XML is read anew.
-        if let Some((facts, _)) = &mut vm.facts {
-            facts.balloon_period = Some(period);
         }
     }
     Ok(())

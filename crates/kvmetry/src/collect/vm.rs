@@ -32,8 +32,10 @@ pub(crate) struct Vm {
     pub(crate) taken: Option<Instant>,
     /// How many vCPUs it has, and until when that may be believed.
     pub(crate) vcpus: Option<(u16, Instant)>,
-    /// What its XML told, and until when that may be believed.
-    pub(crate) facts: Option<(DomainFacts, Instant)>,
+    /// What its XML told; `None` where that is not known.
+    pub(crate) facts: Option<DomainFacts>,
+    /// When its XML is to be read anew.
+    pub(crate) facts_due: Instant,
     /// A shard of this cycle was to read it.
     pub(crate) asked: bool,
     /// No try of that shard was answered.
@@ -52,6 +54,7 @@ impl Vm {
             taken: None,
             vcpus: None,
             facts: None,
+            facts_due: Instant::now(),
             asked: false,
             unanswered: false,
             busy_cycles: 0,
@@ -95,6 +98,7 @@ impl Vm {
     /// Its slow facts are to be read anew: something about it changed.
     pub(crate) fn forget_facts(&mut self, now: Instant) {
         self.facts = None;
+        self.facts_due = now;
         // The old count is better than none until the new one is there.
         self.vcpus = self.vcpus.map(|(count, _)| (count, now));
     }
@@ -120,6 +124,6 @@ impl Vm {
 
     /// The XML's facts, if they may still be believed.
     pub(crate) fn fresh_facts(&self, now: Instant) -> Option<&DomainFacts> {
-        self.facts.as_ref().filter(|(_, until)| now < *until).map(|(facts, _)| facts)
+        self.facts.as_ref().filter(|_| now < self.facts_due)
     }
 }
