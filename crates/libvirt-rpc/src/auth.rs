@@ -4,6 +4,8 @@
 //! side alone. SASL passes messages to and fro; `char data<>` is an array of characters in the protocol, so
 //! each byte travels as a whole XDR integer.
 
+use tokio::time::Instant;
+
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::procedure::Procedure;
@@ -23,10 +25,12 @@ const NONE: i32 = 0;
 const SASL: i32 = 1;
 const POLKIT: i32 = 2;
 
-pub(crate) async fn authenticate(connection: &Connection, uri: &Uri) -> Result<(), Error> {
+/// Every call has until `deadline`, the end of the whole handshake.
+pub(crate) async fn authenticate(connection: &Connection, uri: &Uri, deadline: Instant) -> Result<(), Error> {
     let types = connection
-        .call(
+        .call_by(
             Procedure::AUTH_LIST,
+            deadline,
             |_| {},
             |d| {
                 let count = d.count(MAX_TYPES, 4, "authentication types")?;
@@ -38,8 +42,8 @@ pub(crate) async fn authenticate(connection: &Connection, uri: &Uri) -> Result<(
         .await?;
     match types.first() {
         None | Some(&NONE) => Ok(()),
-        Some(&POLKIT) => polkit(connection).await,
-        Some(&SASL) => sasl(connection, uri).await,
+        Some(&POLKIT) => polkit(connection, deadline).await,
+        Some(&SASL) => sasl(connection, uri, deadline).await,
         Some(other) => Err(refused(
             connection,
             format!("the daemon wants authentication of type {other}, which this client does not know"),
@@ -47,14 +51,15 @@ pub(crate) async fn authenticate(connection: &Connection, uri: &Uri) -> Result<(
     }
 }
 
-async fn polkit(connection: &Connection) -> Result<(), Error> {
+async fn polkit(connection: &Connection, deadline: Instant) -> Result<(), Error> {
     let (action, setting) = match connection.access() {
         Access::ReadOnly => ("org.libvirt.unix.monitor", "auth_unix_ro"),
         Access::ReadWrite => ("org.libvirt.unix.manage", "auth_unix_rw"),
     };
     let answer = connection
-        .call(
+        .call_by(
             Procedure::AUTH_POLKIT,
+            deadline,
             |_| {},
             |d| {
                 let _complete = d.i32()?;
@@ -77,13 +82,14 @@ async fn polkit(connection: &Connection) -> Result<(), Error> {
 /// What one message of the daemon brought: whether it is content, and its data (absent is not empty).
 type Answer = (bool, Option<Vec<u8>>);
 
-async fn sasl(connection: &Connection, uri: &Uri) -> Result<(), Error> {
+async fn sasl(connection: &Connection, uri: &Uri, deadline: Instant) -> Result<(), Error> {
     let fault = |what: String| refused(connection, what);
     // Before the first message, which the daemon would refuse there without saying why.
     crate::sasl::check_channel(connection.channel()).map_err(fault)?;
     let offered = connection
-        .call(
+        .call_by(
             Procedure::AUTH_SASL_INIT,
+            deadline,
             |_| {},
             |d| {
                 let mechanisms = d.string()?.to_owned();
@@ -107,8 +113,9 @@ async fn sasl(connection: &Connection, uri: &Uri) -> Result<(), Error> {
         other => other,
     };
     let mut answer = connection
-        .call(
+        .call_by(
             Procedure::AUTH_SASL_START,
+            deadline,
             |e| {
                 e.string(&mechanism);
                 encode_data(e, initial.as_deref());
@@ -126,7 +133,7 @@ async fn sasl(connection: &Connection, uri: &Uri) -> Result<(), Error> {
             return Ok(());
         }
         answer = connection
-            .call(Procedure::AUTH_SASL_STEP, |e| encode_data(e, next.as_deref()), decode_answer)
+            .call_by(Procedure::AUTH_SASL_STEP, deadline, |e| encode_data(e, next.as_deref()), decode_answer)
             .await
             .map_err(refusal)?;
         if answer.0 && answer.1.is_none() && exchange.is_finished() {

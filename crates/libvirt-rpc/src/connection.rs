@@ -64,9 +64,10 @@ const OPEN_READ_ONLY: u32 = 1;
 pub struct Options {
     /// Read-only unless something must be changed.
     pub access: Access,
-    /// For reaching the daemon and for the handshake together.
+    /// For reaching the daemon and for the handshake together. Behind ssh the first answer of the handshake takes a
+    /// whole login.
     pub connect_deadline: Duration,
-    /// For each call whose method takes no deadline of its own.
+    /// For each call on the open connection whose method takes no deadline of its own.
     pub call_deadline: Duration,
     /// The host's, shared by its connections one after another.
     pub budget: Budget,
@@ -173,23 +174,22 @@ impl Connection {
     /// Reaches the daemon, proves who we are, opens the hypervisor driver and agrees on keepalive.
     ///
     /// # Errors
-    /// [`Error::Connection`] where the daemon cannot be reached or refuses us, [`Error::Remote`] where it
-    /// has no such driver, [`Error::Deadline`] where it does not answer in time.
+    /// [`Error::Connection`] where the daemon cannot be reached, refuses us or does not answer in time,
+    /// [`Error::Remote`] where it has no such driver.
     pub async fn open(uri: &Uri, options: Options) -> Result<Self, Error> {
-        let deadline = Instant::now() + options.connect_deadline;
-        let stream = transport::dial(uri, options.access, options.connect_deadline).await?;
+        let connect_deadline = options.connect_deadline;
+        let deadline = Instant::now() + connect_deadline;
+        let stream = transport::dial(uri, options.access, connect_deadline).await?;
         let mut connection = Self::over(stream, options);
         let name = uri.remote_name();
-        match timeout_at(deadline, connection.handshake(&name, uri)).await {
-            Ok(Ok(())) => Ok(connection),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(Error::connection(
-                connection.peer(),
-                "the daemon took the connection but does not answer: it may have no free worker \
-                 (a hung VM monitor?) or be starting up",
-                true,
-                None,
-            )),
+        // Each call of the handshake ends by the deadline, and nothing else in it waits.
+        match connection.handshake(&name, uri, deadline).await {
+            Ok(()) => Ok(connection),
+            Err(Error::Deadline { procedure, .. }) => {
+                let answered_before = procedure != Procedure::AUTH_LIST.name();
+                Err(connection.link.peer.silent(connect_deadline, answered_before))
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -217,8 +217,8 @@ impl Connection {
         Self { link, call_deadline: options.call_deadline, access: options.access, tasks }
     }
 
-    async fn handshake(&mut self, name: &str, uri: &Uri) -> Result<(), Error> {
-        auth::authenticate(self, uri).await?;
+    async fn handshake(&mut self, name: &str, uri: &Uri, deadline: Instant) -> Result<(), Error> {
+        auth::authenticate(self, uri, deadline).await?;
         let flags = match self.access {
             Access::ReadOnly => OPEN_READ_ONLY,
             Access::ReadWrite => 0,
@@ -226,16 +226,12 @@ impl Connection {
         let open = |e: &mut Encoder<'_>| {
             e.u32(1).string(name).u32(flags);
         };
-        self.call(Procedure::CONNECT_OPEN, open, |d| d.end()).await?;
-        let keepalive = self
-            .call(
-                Procedure::CONNECT_SUPPORTS_FEATURE,
-                |e| {
-                    e.i32(FEATURE_KEEPALIVE);
-                },
-                |d| d.i32(),
-            )
-            .await;
+        self.call_by(Procedure::CONNECT_OPEN, deadline, open, |d| d.end()).await?;
+        let feature = |e: &mut Encoder<'_>| {
+            e.i32(FEATURE_KEEPALIVE);
+        };
+        let keepalive =
+            self.call_by(Procedure::CONNECT_SUPPORTS_FEATURE, deadline, feature, |d| d.i32()).await;
         match keepalive {
             Ok(1) => {
                 let task = keep_alive(Arc::clone(&self.link));
@@ -312,7 +308,17 @@ impl Connection {
         args: impl FnOnce(&mut Encoder<'_>),
         decode: impl FnOnce(&mut Decoder<'_>) -> Result<T, Malformed>,
     ) -> Result<T, Error> {
-        let deadline = Instant::now() + self.call_deadline;
+        self.call_by(procedure, Instant::now() + self.call_deadline, args, decode).await
+    }
+
+    /// The same until `deadline`: each call of the handshake has what is left of the connect deadline.
+    pub(crate) async fn call_by<T>(
+        &self,
+        procedure: Procedure,
+        deadline: Instant,
+        args: impl FnOnce(&mut Encoder<'_>),
+        decode: impl FnOnce(&mut Decoder<'_>) -> Result<T, Malformed>,
+    ) -> Result<T, Error> {
         self.call_as(procedure, procedure.class(), deadline, args, decode).await
     }
 

@@ -82,6 +82,20 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// The error for a daemon that did not answer within `waited`. Behind ssh, before the first answer, nobody may
+    /// have taken the connection at all: then it is ssh that is asked what it has said so far.
+    pub(crate) fn silent(&self, waited: Duration, answered_before: bool) -> Error {
+        if let Some(child) = self.ssh.as_ref().filter(|_| !answered_before) {
+            let words = child.words_in_silence(waited);
+            return Error::connection(&self.label, words.what, words.retryable, None);
+        }
+        let what = format!(
+            "the daemon took the connection but does not answer within {waited:?}: it may have no free worker (a hung \
+             VM monitor?) or be starting up"
+        );
+        Error::connection(&self.label, what, true, None)
+    }
+
     /// The error for a connection that ended: `source` is what reading or writing said, None at an end of
     /// file. An ssh process is asked for its last words, which takes up to 2 s.
     pub async fn lost(&self, source: Option<io::Error>) -> Error {

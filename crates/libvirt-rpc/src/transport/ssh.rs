@@ -30,6 +30,9 @@ const MAX_STDERR: usize = 4096;
 /// all.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// How long before our own deadline ssh gives up: it has to write its words, and we have to read them.
+const SPOKEN_FIRST: Duration = Duration::from_millis(500);
+
 /// ssh asks the far side for a sign of life after so many seconds of silence, and gives up after 3 without
 /// one.
 const ALIVE_INTERVAL_S: u32 = 15;
@@ -91,38 +94,60 @@ impl Child {
     pub(super) async fn last_words(&self) -> Option<LastWords> {
         interpret(&self.stderr.at_the_end().await, &self.by_hand)
     }
+
+    /// While the pipe is open and nothing has come through it for so long: what ssh has said so far, else what may
+    /// be the matter. Whether it has logged in cannot be told from here.
+    pub(super) fn words_in_silence(&self, waited: Duration) -> LastWords {
+        let by_hand = &self.by_hand;
+        interpret(&self.stderr.so_far(), by_hand).unwrap_or_else(|| LastWords {
+            what: format!(
+                "no answer within {waited:?}: ssh has not logged in yet, or the daemon behind it does not answer (no \
+                 free worker, a hung VM monitor?); try {by_hand}"
+            ),
+            retryable: true,
+        })
+    }
 }
 
 /// The tail of the process' stderr, collected by a task that ends with the process.
 #[derive(Debug)]
 struct Stderr {
     tail: Arc<Mutex<VecDeque<u8>>>,
-    ended: watch::Receiver<()>,
+    /// Changes with every piece that is kept; its sender goes when the process has closed its stderr.
+    news: watch::Receiver<()>,
 }
 
 impl Stderr {
     fn collect(mut pipe: ChildStderr) -> Self {
         let tail = Arc::new(Mutex::new(VecDeque::new()));
-        let (running, ended) = watch::channel(());
+        let (running, news) = watch::channel(());
         let kept = Arc::clone(&tail);
         tokio::spawn(async move {
             let mut buf = [0; 1024];
             while let Ok(n @ 1..) = pipe.read(&mut buf).await {
-                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-                kept.extend(&buf[..n]);
-                let excess = kept.len().saturating_sub(MAX_STDERR);
-                kept.drain(..excess);
+                {
+                    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                    kept.extend(&buf[..n]);
+                    let excess = kept.len().saturating_sub(MAX_STDERR);
+                    kept.drain(..excess);
+                }
+                running.send_replace(());
             }
-            // Dropping it ends the wait of last_line.
+            // Dropping it ends the wait of at_the_end.
             drop(running);
         });
-        Self { tail, ended }
+        Self { tail, news }
     }
 
     /// The tail once the process has closed it, or after [`LAST_WORDS`] what has come so far.
     async fn at_the_end(&self) -> String {
-        let mut ended = self.ended.clone();
-        let _ = tokio::time::timeout(LAST_WORDS, async { while ended.changed().await.is_ok() {} }).await;
+        let mut news = self.news.clone();
+        let _ = tokio::time::timeout(LAST_WORDS, async { while news.changed().await.is_ok() {} }).await;
+        self.so_far()
+    }
+
+    /// The tail of what has come until now.
+    fn so_far(&self) -> String {
         let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&tail.iter().copied().collect::<Vec<u8>>()).into_owned()
     }
@@ -181,8 +206,7 @@ fn arguments(uri: &Uri, access: Access, timeout: Duration) -> Vec<String> {
     let mut args: Vec<String> = vec!["-T".into(), "-e".into(), "none".into()];
     let mut option = |name: &str, value: &str| args.extend(["-o".into(), format!("{name}={value}")]);
     option("BatchMode", "yes");
-    // A second less than the caller waits, so that it is ssh that says what is wrong.
-    option("ConnectTimeout", &timeout.as_secs().saturating_sub(1).max(1).to_string());
+    option("ConnectTimeout", &connect_timeout_s(timeout).to_string());
     option("ServerAliveInterval", &ALIVE_INTERVAL_S.to_string());
     option("ServerAliveCountMax", "3");
     if let Some(path) = &params.keyfile {
@@ -205,6 +229,12 @@ fn arguments(uri: &Uri, access: Access, timeout: Duration) -> Vec<String> {
     // Nothing after -- is an option, whatever it begins with.
     args.extend(["--".into(), uri.host().unwrap_or("localhost").into(), remote_command(uri, access)]);
     args
+}
+
+/// ssh's own limit, at least [`SPOKEN_FIRST`] before the caller's, so that it is ssh that says what is wrong. It counts
+/// whole seconds, one at least: with less than a second and a half to connect in all, ssh does not come to a word.
+fn connect_timeout_s(timeout: Duration) -> u64 {
+    timeout.saturating_sub(SPOKEN_FIRST).as_secs().max(1)
 }
 
 /// A path in an option: quotes because it may hold spaces, and % doubled because ssh expands %h and its like.
@@ -284,6 +314,8 @@ fn quote_for_shell(word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
 
     fn uri(text: &str) -> Uri {
@@ -428,6 +460,37 @@ mod tests {
         let tail = stderr.at_the_end().await;
         assert_eq!(tail.len(), MAX_STDERR);
         assert_eq!(telling_line(&tail).as_deref(), Some("the end"));
+    }
+
+    #[test]
+    fn ssh_gives_up_before_we_do() {
+        for (ours_ms, ssh_s) in
+            [(400, 1), (1000, 1), (1500, 1), (2000, 1), (2500, 2), (5000, 4), (60_000, 59)]
+        {
+            assert_eq!(connect_timeout_s(Duration::from_millis(ours_ms)), ssh_s, "{ours_ms} ms");
+        }
+    }
+
+    /// A process that neither logs in nor ends.
+    #[tokio::test]
+    async fn in_silence_what_was_said_so_far_counts() {
+        let mut process = Command::new("sh")
+            .args(["-c", "read go; echo 'ssh: no route' >&2; exec sleep 600"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("sh runs");
+        let mut go = process.stdin.take().expect("it is piped");
+        let stderr = Stderr::collect(process.stderr.take().expect("it is piped"));
+        let child = Child { _process: process, stderr, by_hand: "\"ssh h true\"".into() };
+        let words = child.words_in_silence(Duration::from_secs(5));
+        assert!(words.retryable);
+        assert!(words.what.starts_with("no answer within 5s: ssh has not logged in yet, or "), "{words:?}");
+        go.write_all(b"go\n").await.expect("it reads");
+        child.stderr.news.clone().changed().await.expect("a line");
+        let words = child.words_in_silence(Duration::from_secs(5));
+        assert!(words.what.starts_with("ssh: no route; is the host up"), "{words:?}");
     }
 
     /// The real ssh against a port that is closed: its words reach the error.
