@@ -33,10 +33,10 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Ledger {
-    /// Calls past their deadline whose reply has not come, orphans included.
+    /// Calls past their deadline whose reply has not come and whose socket lives.
     given_up: usize,
-    /// Given-up calls whose socket died, oldest first.
-    orphans: Vec<Place>,
+    /// Those whose socket died, oldest first.
+    orphans: Vec<Orphan>,
     /// The daemon process that held the orphans, where the transport tells.
     pid: Option<i32>,
     /// When the last orphan came or was let go.
@@ -48,6 +48,14 @@ struct Ledger {
 pub(crate) struct Place {
     budget: Arc<Shared>,
     given_up: bool,
+    /// `None` once an orphan has it.
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+/// What is left of a given-up call whose socket died. It does not point back to the budget that keeps it: that would
+/// be a ring of pointers, which is never freed.
+#[derive(Debug)]
+struct Orphan {
     _permit: OwnedSemaphorePermit,
 }
 
@@ -61,7 +69,8 @@ impl Budget {
 
     /// Calls past their deadline that the daemon has not answered yet.
     pub fn abandoned(&self) -> usize {
-        self.0.ledger().given_up
+        let ledger = self.0.ledger();
+        ledger.given_up + ledger.orphans.len()
     }
 
     /// True where no call that can reach a monitor may be sent: only job-free ones.
@@ -72,31 +81,26 @@ impl Budget {
     /// Tells which process the daemon is now, after a (re)connect; `None` where the transport cannot know.
     /// A new process holds none of the old one's calls. Returns the number of orphans let go.
     pub fn daemon_is(&self, pid: Option<i32>) -> usize {
-        let freed = {
-            let mut ledger = self.0.ledger();
-            let renewed = pid.is_some() && ledger.pid.is_some() && pid != ledger.pid;
-            if pid.is_some() {
-                ledger.pid = pid;
-            }
-            if renewed { std::mem::take(&mut ledger.orphans) } else { Vec::new() }
-        };
-        freed.len() // dropped here, outside the lock that dropping takes
+        let mut ledger = self.0.ledger();
+        let renewed = pid.is_some() && ledger.pid.is_some() && pid != ledger.pid;
+        if pid.is_some() {
+            ledger.pid = pid;
+        }
+        if renewed { std::mem::take(&mut ledger.orphans).len() } else { 0 }
     }
 
     /// Lets the oldest orphan go if [`ORPHAN_RELEASE`] has passed since the last one came or went.
     /// To be called now and then, once a cycle say. Returns true if one was let go.
     pub fn release_due(&self) -> bool {
-        let freed = {
-            let mut ledger = self.0.ledger();
-            match ledger.orphans_since {
-                Some(since) if !ledger.orphans.is_empty() && since.elapsed() >= ORPHAN_RELEASE => {
-                    ledger.orphans_since = Some(Instant::now());
-                    Some(ledger.orphans.remove(0))
-                }
-                _ => None,
+        let mut ledger = self.0.ledger();
+        match ledger.orphans_since {
+            Some(since) if !ledger.orphans.is_empty() && since.elapsed() >= ORPHAN_RELEASE => {
+                ledger.orphans_since = Some(Instant::now());
+                ledger.orphans.remove(0);
+                true
             }
-        };
-        freed.is_some()
+            _ => false,
+        }
     }
 
     /// A place for a call, as soon as one is free; `None` where all are taken by given-up calls.
@@ -105,7 +109,7 @@ impl Budget {
             return None;
         }
         let permit = Arc::clone(&self.0.places).acquire_owned().await.ok()?;
-        Some(Place { budget: Arc::clone(&self.0), given_up: false, _permit: permit })
+        Some(Place { budget: Arc::clone(&self.0), given_up: false, permit: Some(permit) })
     }
 }
 
@@ -130,12 +134,13 @@ impl Place {
     }
 
     /// The socket died. A call within its deadline leaves its place; a given-up one becomes an orphan.
-    pub(crate) fn socket_died(self) {
-        if self.given_up {
-            let budget = Arc::clone(&self.budget);
-            let mut ledger = budget.ledger();
+    pub(crate) fn socket_died(mut self) {
+        if let Some(permit) = self.permit.take_if(|_| self.given_up) {
+            let mut ledger = self.budget.ledger();
+            ledger.given_up -= 1;
+            self.given_up = false;
             ledger.orphans_since = Some(Instant::now());
-            ledger.orphans.push(self);
+            ledger.orphans.push(Orphan { _permit: permit });
         }
     }
 }
@@ -183,6 +188,18 @@ mod tests {
         assert_eq!(budget.abandoned(), 1);
         assert_eq!(budget.daemon_is(Some(101)), 1);
         assert_eq!(budget.abandoned(), 0);
+    }
+
+    #[tokio::test]
+    async fn orphans_do_not_keep_their_budget_alive() {
+        let budget = Budget::new(2);
+        let mut place = budget.place().await.expect("place");
+        place.give_up();
+        place.socket_died();
+        assert_eq!(budget.abandoned(), 1);
+        let shared = Arc::downgrade(&budget.0);
+        drop(budget);
+        assert!(shared.upgrade().is_none());
     }
 
     #[tokio::test(start_paused = true)]
