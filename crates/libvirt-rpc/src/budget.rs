@@ -3,21 +3,31 @@
 //! A call that meets a stuck QEMU keeps one of the daemon's workers (20 by default) for as long as that QEMU
 //! is stuck. Closing the socket does not free the worker. A client that gives up, reconnects and asks again
 //! therefore hangs the daemon for everyone. So every call that can reach a monitor takes a place here, and
-//! keeps it past its deadline, until the reply comes. If the socket dies first, the place is an *orphan*: it
-//! is kept until the daemon is known to be a new process, else one orphan is let go every ten minutes.
+//! keeps it past its deadline, until the reply comes. If the socket dies first, the place is an *orphan*: nobody
+//! will ever see its reply. Orphans go
+//!
+//! - all that were left at a process which no longer exists, or which is not the daemon any more, where the process
+//!   is known (see [`DaemonProcess`]);
+//! - one every ten minutes, whatever is known: the calls of a daemon that stays may have ended long ago, and time is
+//!   the only evidence that is left.
 //!
 //! One [`Budget`] belongs to one host and outlives its connections.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use crate::transport::DaemonProcess;
+
 /// Given-up calls that a host may hold for us, unless configured: a fifth of a daemon's 20 workers.
 pub const DEFAULT_MAX_ABANDONED: usize = 4;
 
-/// How often one orphan is let go where nothing tells that the daemon is a new process (TCP, TLS, SSH).
+/// How often one orphan is let go, also where the daemon is known to be the same process: its call may have ended since,
+/// and the reply went to a dead socket. A call that still hangs then costs the daemon one worker more than we count, at
+/// most one each ten minutes.
 pub const ORPHAN_RELEASE: Duration = Duration::from_secs(600);
 
 /// The places of one host, shared by all its connections, one after another.
@@ -29,6 +39,8 @@ struct Shared {
     limit: usize,
     places: Arc<Semaphore>,
     ledger: Mutex<Ledger>,
+    /// `/proc`.
+    proc: PathBuf,
 }
 
 #[derive(Debug, Default)]
@@ -37,9 +49,7 @@ struct Ledger {
     given_up: usize,
     /// Those whose socket died, oldest first.
     orphans: Vec<Orphan>,
-    /// The daemon process that held the orphans, where the transport tells.
-    pid: Option<i32>,
-    /// When the last orphan came or was let go.
+    /// When the last orphan came or was let go because its time had come.
     orphans_since: Option<Instant>,
 }
 
@@ -56,6 +66,8 @@ pub(crate) struct Place {
 /// be a ring of pointers, which is never freed.
 #[derive(Debug)]
 struct Orphan {
+    /// The process that has the call, where it is known.
+    process: Option<DaemonProcess>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -63,8 +75,14 @@ impl Budget {
     /// Room for `max_abandoned` calls (at least one), which may all be given up in the end: no more than that
     /// can be in flight at once either.
     pub fn new(max_abandoned: usize) -> Self {
+        Self::beside(max_abandoned, "/proc".into())
+    }
+
+    /// [`Self::new`], with the processes that are found in `proc`.
+    fn beside(max_abandoned: usize, proc: PathBuf) -> Self {
         let limit = max_abandoned.clamp(1, Semaphore::MAX_PERMITS);
-        Self(Arc::new(Shared { limit, places: Arc::new(Semaphore::new(limit)), ledger: Mutex::default() }))
+        let places = Arc::new(Semaphore::new(limit));
+        Self(Arc::new(Shared { limit, places, ledger: Mutex::default(), proc }))
     }
 
     /// Calls past their deadline that the daemon has not answered yet.
@@ -78,28 +96,25 @@ impl Budget {
         self.abandoned() >= self.0.limit
     }
 
-    /// Tells which process the daemon is now, after a (re)connect; `None` where the transport cannot know.
-    /// A new process holds none of the old one's calls. Returns the number of orphans let go.
-    pub fn daemon_is(&self, pid: Option<i32>) -> usize {
-        let mut ledger = self.0.ledger();
-        let renewed = pid.is_some() && ledger.pid.is_some() && pid != ledger.pid;
-        if pid.is_some() {
-            ledger.pid = pid;
-        }
-        if renewed { std::mem::take(&mut ledger.orphans).len() } else { 0 }
+    /// Tells which process the daemon is now, after a (re)connect; `None` where nothing tells. Orphans that were
+    /// left at another process go, and those whose process no longer exists. Returns how many.
+    pub fn daemon_is(&self, process: Option<DaemonProcess>) -> usize {
+        let is_another = |left_at: DaemonProcess| process.is_some_and(|now| now != left_at);
+        self.0.release(|left_at| is_another(left_at) || left_at.is_gone(&self.0.proc))
     }
 
-    /// Lets the oldest orphan go if [`ORPHAN_RELEASE`] has passed since the last one came or went.
-    /// To be called now and then, once a cycle say. Returns true if one was let go.
-    pub fn release_due(&self) -> bool {
+    /// Lets those orphans go whose process no longer exists, and the oldest of the others if [`ORPHAN_RELEASE`] has
+    /// passed since the last one came or was due. To be called now and then, once a cycle say. Returns how many went.
+    pub fn release_due(&self) -> usize {
+        let gone = self.0.release(|left_at| left_at.is_gone(&self.0.proc));
         let mut ledger = self.0.ledger();
         match ledger.orphans_since {
             Some(since) if !ledger.orphans.is_empty() && since.elapsed() >= ORPHAN_RELEASE => {
                 ledger.orphans_since = Some(Instant::now());
                 ledger.orphans.remove(0);
-                true
+                gone + 1
             }
-            _ => false,
+            _ => gone,
         }
     }
 
@@ -117,6 +132,14 @@ impl Shared {
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Lets the orphans go whose process is known and for which `is_over` holds. Returns how many.
+    fn release(&self, is_over: impl Fn(DaemonProcess) -> bool) -> usize {
+        let mut ledger = self.ledger();
+        let before = ledger.orphans.len();
+        ledger.orphans.retain(|orphan| !orphan.process.is_some_and(&is_over));
+        before - ledger.orphans.len()
+    }
 }
 
 impl Place {
@@ -133,14 +156,15 @@ impl Place {
         self.given_up
     }
 
-    /// The socket died. A call within its deadline leaves its place; a given-up one becomes an orphan.
-    pub(crate) fn socket_died(mut self) {
+    /// The socket died, whose other end was `process`. A call within its deadline leaves its place; a given-up one
+    /// becomes an orphan.
+    pub(crate) fn socket_died(mut self, process: Option<DaemonProcess>) {
         if let Some(permit) = self.permit.take_if(|_| self.given_up) {
             let mut ledger = self.budget.ledger();
             ledger.given_up -= 1;
             self.given_up = false;
             ledger.orphans_since = Some(Instant::now());
-            ledger.orphans.push(Orphan { _permit: permit });
+            ledger.orphans.push(Orphan { process, _permit: permit });
         }
     }
 }
@@ -155,7 +179,43 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    /// A `/proc` with daemons in it.
+    struct Machine(tempfile::TempDir);
+
+    impl Machine {
+        fn new() -> Self {
+            Self(tempfile::tempdir().expect("a temporary directory"))
+        }
+
+        fn budget(&self, max_abandoned: usize) -> Budget {
+            Budget::beside(max_abandoned, self.0.path().to_owned())
+        }
+
+        /// A daemon begins.
+        fn daemon(&self, pid: i32) -> DaemonProcess {
+            let dir = self.0.path().join(pid.to_string());
+            fs::create_dir(&dir).expect("a directory");
+            fs::write(dir.join("comm"), "libvirtd\n").expect("a file");
+            let stat = format!("{pid} (libvirtd) S{} 4711\n", " 0".repeat(18));
+            fs::write(dir.join("stat"), stat).expect("a file");
+            DaemonProcess::of(self.0.path(), pid).expect("a daemon")
+        }
+
+        fn end(&self, daemon: DaemonProcess) {
+            fs::remove_dir_all(self.0.path().join(daemon.pid.to_string())).expect("removed");
+        }
+    }
+
+    /// A call is given up, then its socket dies.
+    async fn orphan(budget: &Budget, process: Option<DaemonProcess>) {
+        let mut place = budget.place().await.expect("place");
+        place.give_up();
+        place.socket_died(process);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn given_up_calls_keep_their_places_until_they_are_answered() {
@@ -176,26 +236,43 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn orphans_go_with_the_daemon_process() {
-        let budget = Budget::new(2);
-        budget.daemon_is(Some(100));
-        let mut stuck = budget.place().await.expect("place");
-        let fine = budget.place().await.expect("place");
-        stuck.give_up();
-        stuck.socket_died();
-        fine.socket_died();
-        assert_eq!(budget.abandoned(), 1, "a call within its deadline leaves no orphan");
-        assert_eq!(budget.daemon_is(Some(100)), 0, "the same process still holds it");
-        assert_eq!(budget.abandoned(), 1);
-        assert_eq!(budget.daemon_is(Some(101)), 1);
-        assert_eq!(budget.abandoned(), 0);
+        let machine = Machine::new();
+        let budget = machine.budget(3);
+        let (old, new) = (machine.daemon(100), machine.daemon(101));
+        budget.daemon_is(Some(old));
+        orphan(&budget, Some(old)).await;
+        orphan(&budget, Some(old)).await;
+        orphan(&budget, None).await;
+        assert_eq!(budget.daemon_is(Some(old)), 0, "the same process still holds them");
+        assert_eq!(budget.daemon_is(None), 0, "nothing is known");
+        assert_eq!(budget.abandoned(), 3);
+        assert_eq!(budget.daemon_is(Some(new)), 2);
+        assert_eq!(budget.abandoned(), 1, "nobody knows where this one was left");
+    }
+
+    /// The daemon is restarted, and what the next connection sees of it tells nothing.
+    #[tokio::test(start_paused = true)]
+    async fn orphans_go_when_their_process_no_longer_exists() {
+        type Ask = fn(&Budget) -> usize;
+        let asks: [Ask; 2] = [Budget::release_due, |budget| budget.daemon_is(None)];
+        for ask in asks {
+            let machine = Machine::new();
+            let budget = machine.budget(3);
+            let old = machine.daemon(100);
+            orphan(&budget, Some(old)).await;
+            orphan(&budget, Some(old)).await;
+            orphan(&budget, None).await;
+            assert_eq!(ask(&budget), 0);
+            machine.end(old);
+            assert_eq!(ask(&budget), 2);
+            assert_eq!(budget.abandoned(), 1);
+        }
     }
 
     #[tokio::test]
     async fn orphans_do_not_keep_their_budget_alive() {
         let budget = Budget::new(2);
-        let mut place = budget.place().await.expect("place");
-        place.give_up();
-        place.socket_died();
+        orphan(&budget, None).await;
         assert_eq!(budget.abandoned(), 1);
         let shared = Arc::downgrade(&budget.0);
         drop(budget);
@@ -203,19 +280,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_a_pid_one_orphan_goes_every_ten_minutes() {
-        let budget = Budget::new(2);
-        for _ in 0..2 {
-            let mut place = budget.place().await.expect("place");
-            place.give_up();
-            place.socket_died();
-        }
-        assert_eq!(budget.daemon_is(None), 0);
-        assert!(!budget.release_due());
+    async fn one_orphan_goes_every_ten_minutes_whatever_is_known() {
+        let machine = Machine::new();
+        let budget = machine.budget(2);
+        orphan(&budget, None).await;
+        orphan(&budget, Some(machine.daemon(100))).await;
+        assert_eq!(budget.release_due(), 0);
         for left in [1, 0] {
             tokio::time::advance(ORPHAN_RELEASE).await;
-            assert!(budget.release_due());
-            assert!(!budget.release_due());
+            assert_eq!(budget.release_due(), 1);
+            assert_eq!(budget.release_due(), 0);
             assert_eq!(budget.abandoned(), left);
         }
     }

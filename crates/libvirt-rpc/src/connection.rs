@@ -29,7 +29,7 @@ use crate::error::{Error, ErrorCode};
 use crate::events::{self, Event, EventQueue};
 use crate::frame::{self, HEADER, Header, KEEPALIVE, REMOTE, Type};
 use crate::procedure::{Class, Procedure};
-use crate::transport::{self, Access, Channel, Peer, Stream};
+use crate::transport::{self, Access, Channel, DaemonProcess, Peer, Stream};
 use crate::uri::Uri;
 use crate::xdr::{Decoder, Encoder, Malformed};
 
@@ -197,7 +197,7 @@ impl Connection {
     pub(crate) fn over(stream: Stream, options: Options) -> Self {
         let Stream { reader, writer, peer } = stream;
         let (out, frames) = mpsc::channel(WRITE_QUEUE);
-        options.budget.daemon_is(peer.pid);
+        options.budget.daemon_is(peer.process);
         let link = Arc::new(Link {
             peer,
             out,
@@ -257,9 +257,9 @@ impl Connection {
         &self.link.peer.label
     }
 
-    /// The daemon's process, where the transport tells (unix sockets).
-    pub fn daemon_pid(&self) -> Option<i32> {
-        self.link.peer.pid
+    /// The daemon's process, where the transport tells: see [`Peer::process`].
+    pub fn daemon_process(&self) -> Option<DaemonProcess> {
+        self.link.peer.process
     }
 
     /// How the daemon is reached.
@@ -550,7 +550,7 @@ impl Link {
         };
         for (_, call) in pending {
             if let Some(place) = call.place {
-                place.socket_died();
+                place.socket_died(self.peer.process);
             }
             call.late.set_over();
             // A waiter that is gone does not want to know.

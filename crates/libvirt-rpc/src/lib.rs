@@ -61,6 +61,6 @@ pub use connection::{Connection, Late, MONITOR_CALLS, Options};
 pub use error::{Error, ErrorCode};
 pub use events::{Event, EventKind};
 pub use stats::{Groups, MAX_DOMAINS, StatsFlags, StatsVisitor, Value};
-pub use transport::Access;
+pub use transport::{Access, DaemonProcess};
 pub use uri::{Uri, UriError};
 pub use xdr::Malformed;

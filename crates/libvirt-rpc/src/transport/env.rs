@@ -20,6 +20,8 @@ pub(crate) struct Env {
     pub(crate) user_pki: Option<PathBuf>,
     /// `/etc`.
     pub(crate) etc: PathBuf,
+    /// `/proc`.
+    pub(crate) proc: PathBuf,
     /// `$LIBVIRT_AUTH_FILE`.
     pub(crate) auth_file: Option<PathBuf>,
 }
@@ -44,6 +46,7 @@ impl Env {
             user_config: config.map(|dir| dir.join("libvirt")),
             user_pki: below_home(".pki/libvirt"),
             etc: "/etc".into(),
+            proc: "/proc".into(),
             auth_file: dir("LIBVIRT_AUTH_FILE"),
         }
     }

@@ -11,6 +11,7 @@
 //! A dial that takes longer than its timeout is given up and leaves nothing behind.
 
 mod env;
+mod process;
 mod ssh;
 mod tcp;
 mod tls;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub(crate) use self::env::{Env, read_limited};
+pub use self::process::DaemonProcess;
 use crate::error::Error;
 use crate::uri::Uri;
 
@@ -70,10 +72,9 @@ pub struct Stream {
 pub struct Peer {
     /// For messages: `unix:/run/libvirt/libvirt-sock-ro`, `tcp:h:16509`, `tls:h:16514`, `ssh:user@h`.
     pub label: String,
-    /// The daemon's process, by the socket's credentials (`SO_PEERCRED`): a new number means a new daemon.
-    /// Only over unix sockets, and None where init holds the listening socket (socket activation), because
-    /// then the credentials are init's and never change.
-    pub pid: Option<i32>,
+    /// The daemon's process, by the socket's credentials (`SO_PEERCRED`): another one means a new daemon. Only
+    /// over unix sockets, and only where the credentials are those of a libvirt daemon that still exists.
+    pub process: Option<DaemonProcess>,
     /// How the daemon is reached.
     pub channel: Channel,
     /// The host whose password is looked up in `auth.conf`: `localhost` for local sockets.

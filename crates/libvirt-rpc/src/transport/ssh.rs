@@ -65,7 +65,7 @@ pub(super) fn dial(uri: &Uri, access: Access, timeout: Duration) -> Result<Strea
     };
     let peer = Peer {
         label: label(uri),
-        pid: None,
+        process: None,
         channel: Channel::Ssh,
         host_for_auth: uri.host().unwrap_or("localhost").to_owned(),
         ssh: Some(Child { _process: child, stderr: Stderr::collect(stderr), by_hand: by_hand(uri) }),

@@ -20,7 +20,7 @@ pub(super) async fn dial(uri: &Uri, timeout: Duration) -> Result<Stream, Error> 
     let (reader, writer) = stream.into_split();
     let peer = Peer {
         label: label(uri),
-        pid: None,
+        process: None,
         channel: Channel::Tcp,
         host_for_auth: host.to_owned(),
         ssh: None,

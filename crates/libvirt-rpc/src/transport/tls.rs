@@ -69,7 +69,7 @@ pub(super) async fn dial(env: &Env, uri: &Uri, timeout: Duration) -> Result<Stre
     let (reader, writer) = tokio::io::split(tls);
     let peer = Peer {
         label: label(uri),
-        pid: None,
+        process: None,
         channel: Channel::Tls,
         host_for_auth: host.to_owned(),
         ssh: None,

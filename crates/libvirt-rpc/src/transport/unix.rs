@@ -10,12 +10,9 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::UnixStream;
 
-use super::{Access, Channel, Env, Peer, Stream};
+use super::{Access, Channel, DaemonProcess, Env, Peer, Stream};
 use crate::error::Error;
 use crate::uri::{Mode, Uri};
-
-/// Init's process id: as the peer of a unix socket it stands for systemd's socket activation.
-const INIT_PID: i32 = 1;
 
 pub(super) async fn dial(env: &Env, uri: &Uri, access: Access) -> Result<Stream, Error> {
     let candidates = candidates(env, uri, access);
@@ -24,7 +21,7 @@ pub(super) async fn dial(env: &Env, uri: &Uri, access: Access) -> Result<Stream,
     let mut refused = None;
     for path in &candidates {
         match UnixStream::connect(path).await {
-            Ok(stream) => return Ok(connected(stream, path)),
+            Ok(stream) => return Ok(connected(env, stream, path)),
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) if e.kind() == ErrorKind::ConnectionRefused => refused = refused.or(Some((path, e))),
             Err(e) => return Err(failure(path, access, e)),
@@ -36,23 +33,17 @@ pub(super) async fn dial(env: &Env, uri: &Uri, access: Access) -> Result<Stream,
     }
 }
 
-fn connected(stream: UnixStream, path: &Path) -> Stream {
-    let pid = stream.peer_cred().ok().and_then(|cred| cred.pid()).and_then(daemon_pid);
+fn connected(env: &Env, stream: UnixStream, path: &Path) -> Stream {
+    let pid = stream.peer_cred().ok().and_then(|cred| cred.pid());
     let (reader, writer) = stream.into_split();
     let peer = Peer {
         label: label(path),
-        pid,
+        process: pid.and_then(|pid| DaemonProcess::of(&env.proc, pid)),
         channel: Channel::Unix,
         host_for_auth: "localhost".into(),
         ssh: None,
     };
     Stream { reader: Box::new(reader), writer: Box::new(writer), peer }
-}
-
-/// The daemon's process, where the socket's credentials tell it. They are of who called listen(2): systemd,
-/// where it holds the socket. Zero stands for a process outside our PID namespace.
-fn daemon_pid(pid: i32) -> Option<i32> {
-    (pid > INIT_PID).then_some(pid)
 }
 
 /// The sockets to try, the best first.
@@ -261,13 +252,20 @@ mod tests {
 
     #[tokio::test]
     async fn the_peers_process_is_known() {
-        let fixture = Fixture::new();
+        let mut fixture = Fixture::new();
         let _listener = fixture.listen("run/libvirt-sock-ro");
         let stream = fixture.dial().await.expect("somebody listens");
-        // We are our own peer here.
-        assert_eq!(stream.peer.pid, i32::try_from(std::process::id()).ok());
         assert_eq!(stream.peer.host_for_auth, "localhost");
-        assert_eq!([0, 1, 2].map(daemon_pid), [None, None, Some(2)]);
+        assert_eq!(stream.peer.process, None, "we are our own peer here, and no libvirt daemon");
+        // What the kernel would tell of us if we were one.
+        let pid = std::process::id();
+        let files = fixture.dir.path().join(pid.to_string());
+        fs::create_dir(&files).expect("a directory");
+        fs::copy("/proc/self/stat", files.join("stat")).expect("a copy");
+        fs::write(files.join("comm"), "virtqemud\n").expect("a file");
+        fixture.env.proc = fixture.dir.path().to_owned();
+        let stream = fixture.dial().await.expect("somebody listens");
+        assert_eq!(stream.peer.process.map(|process| process.pid), i32::try_from(pid).ok());
     }
 
     #[tokio::test]

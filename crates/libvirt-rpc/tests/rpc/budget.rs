@@ -1,6 +1,6 @@
 //! Given-up calls across connections: closing a socket does not free the daemon's worker.
 
-use libvirt_rpc::{Budget, Error, MONITOR_CALLS, ORPHAN_RELEASE};
+use libvirt_rpc::{Budget, DaemonProcess, Error, MONITOR_CALLS, ORPHAN_RELEASE};
 
 use crate::daemon::{ALL_DOMAIN_STATS, Client, Daemon, Xdr, after, bulk};
 
@@ -29,10 +29,11 @@ async fn answered(connection: &libvirt_rpc::Connection, client: &mut Client) {
 
 #[tokio::test(start_paused = true)]
 async fn a_reconnect_to_the_same_process_frees_nothing() {
-    let daemon = Daemon::start();
+    let daemon = Daemon::named();
     let budget = orphaned(&daemon).await;
     let (connection, mut client) = daemon.open(&budget).await;
-    assert_eq!(connection.daemon_pid(), Some(std::process::id() as i32));
+    let process = connection.daemon_process().expect("named as a daemon is");
+    assert_eq!(process.pid, std::process::id() as i32);
     assert!(budget.is_exhausted());
     let refused = bulk(&connection, after(2)).await;
     assert!(matches!(refused, Err(Error::Budget { outstanding: MONITOR_CALLS, .. })), "{refused:?}");
@@ -41,10 +42,12 @@ async fn a_reconnect_to_the_same_process_frees_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_new_process_holds_none_of_the_old_ones_calls() {
-    let daemon = Daemon::start();
+    let daemon = Daemon::named();
     let budget = orphaned(&daemon).await;
-    // As if the calls had been another process's, which the next connection finds replaced by this one.
-    assert_eq!(budget.daemon_is(Some(1_000_000_000)), MONITOR_CALLS);
+    assert_eq!(budget.abandoned(), MONITOR_CALLS);
+    // As if the next connection found another process in this one's place.
+    let another = DaemonProcess { pid: std::process::id() as i32, started_ticks: 0 };
+    assert_eq!(budget.daemon_is(Some(another)), MONITOR_CALLS);
     let (connection, mut client) = daemon.open(&budget).await;
     assert_eq!(budget.abandoned(), 0);
     answered(&connection, &mut client).await;
@@ -54,10 +57,10 @@ async fn a_new_process_holds_none_of_the_old_ones_calls() {
 async fn every_ten_minutes_one_orphan_goes() {
     let daemon = Daemon::start();
     let budget = orphaned(&daemon).await;
-    assert!(!budget.release_due());
+    assert_eq!(budget.release_due(), 0);
     tokio::time::advance(ORPHAN_RELEASE).await;
-    assert!(budget.release_due());
-    assert!(!budget.release_due());
+    assert_eq!(budget.release_due(), 1);
+    assert_eq!(budget.release_due(), 0);
     assert_eq!(budget.abandoned(), MONITOR_CALLS - 1);
     let (connection, mut client) = daemon.open(&budget).await;
     answered(&connection, &mut client).await;
