@@ -4,7 +4,11 @@
 //! is stuck. Closing the socket does not free the worker. A client that gives up, reconnects and asks again
 //! therefore hangs the daemon for everyone. So every call that can reach a monitor takes a place here, and
 //! keeps it past its deadline, until the reply comes. If the socket dies first, the place is an *orphan*: nobody
-//! will ever see its reply. Orphans go
+//! will ever see its reply. Where the daemon's process is known, a call within its deadline becomes one too, for the
+//! daemon hangs on it all the same unless it is the daemon that ended, which will show. Where no process is known it
+//! leaves its place: there each fault of the network would hold up all reading for up to 40 minutes.
+//!
+//! Orphans go
 //!
 //! - all that were left at a process which no longer exists, or which is not the daemon any more, where the process
 //!   is known (see [`DaemonProcess`]);
@@ -47,7 +51,7 @@ struct Shared {
 struct Ledger {
     /// Calls past their deadline whose reply has not come and whose socket lives.
     given_up: usize,
-    /// Those whose socket died, oldest first.
+    /// Calls whose socket died and that may still hang, oldest first.
     orphans: Vec<Orphan>,
     /// When the last orphan came or was let go because its time had come.
     orphans_since: Option<Instant>,
@@ -62,7 +66,7 @@ pub(crate) struct Place {
     permit: Option<OwnedSemaphorePermit>,
 }
 
-/// What is left of a given-up call whose socket died. It does not point back to the budget that keeps it: that would
+/// What is left of a call whose socket died. It does not point back to the budget that keeps it: that would
 /// be a ring of pointers, which is never freed.
 #[derive(Debug)]
 struct Orphan {
@@ -85,7 +89,7 @@ impl Budget {
         Self(Arc::new(Shared { limit, places, ledger: Mutex::default(), proc }))
     }
 
-    /// Calls past their deadline that the daemon has not answered yet.
+    /// Calls that the daemon may still be at and nobody waits for any more: past their deadline, or orphaned.
     pub fn abandoned(&self) -> usize {
         let ledger = self.0.ledger();
         ledger.given_up + ledger.orphans.len()
@@ -156,13 +160,15 @@ impl Place {
         self.given_up
     }
 
-    /// The socket died, whose other end was `process`. A call within its deadline leaves its place; a given-up one
-    /// becomes an orphan.
+    /// The socket died, whose other end was `process`. A call that may still hang there becomes an orphan: a given-up
+    /// one, and one within its deadline if it will be seen when the process ends. Any other leaves its place.
     pub(crate) fn socket_died(mut self, process: Option<DaemonProcess>) {
-        if let Some(permit) = self.permit.take_if(|_| self.given_up) {
+        let may_hang = self.given_up || process.is_some();
+        if let Some(permit) = self.permit.take_if(|_| may_hang) {
             let mut ledger = self.budget.ledger();
-            ledger.given_up -= 1;
-            self.given_up = false;
+            if std::mem::take(&mut self.given_up) {
+                ledger.given_up -= 1;
+            }
             ledger.orphans_since = Some(Instant::now());
             ledger.orphans.push(Orphan { process, _permit: permit });
         }
@@ -248,6 +254,22 @@ mod tests {
         assert_eq!(budget.abandoned(), 3);
         assert_eq!(budget.daemon_is(Some(new)), 2);
         assert_eq!(budget.abandoned(), 1, "nobody knows where this one was left");
+    }
+
+    /// Its waiter is told that the connection is lost; whether the daemon is done with it nobody knows.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_within_its_deadline_is_orphaned_where_the_process_is_known() {
+        let machine = Machine::new();
+        let budget = machine.budget(1);
+        let daemon = machine.daemon(100);
+        budget.place().await.expect("place").socket_died(None);
+        assert_eq!(budget.abandoned(), 0);
+        budget.place().await.expect("place").socket_died(Some(daemon));
+        assert_eq!(budget.abandoned(), 1);
+        assert!(budget.place().await.is_none(), "the only place is taken");
+        machine.end(daemon);
+        assert_eq!(budget.release_due(), 1);
+        assert!(budget.place().await.is_some());
     }
 
     /// The daemon is restarted, and what the next connection sees of it tells nothing.

@@ -539,7 +539,7 @@ impl Link {
         }
     }
 
-    /// Ends the connection for everyone: waiters get `why`, given-up places become orphans.
+    /// Ends the connection for everyone: waiters get `why`, places of calls that may still hang become orphans.
     fn lose(&self, why: Lost) {
         let pending = {
             let mut table = self.table();

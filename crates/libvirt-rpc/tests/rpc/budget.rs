@@ -53,6 +53,23 @@ async fn a_new_process_holds_none_of_the_old_ones_calls() {
     answered(&connection, &mut client).await;
 }
 
+/// A daemon that closes the socket of a client, or is cut off from it, still hangs on the call.
+#[tokio::test(start_paused = true)]
+async fn a_call_in_flight_when_the_socket_dies_keeps_its_place() {
+    let daemon = Daemon::named();
+    let budget = Budget::new(MONITOR_CALLS);
+    let (connection, mut client) = daemon.open(&budget).await;
+    let (result, ()) = tokio::join!(bulk(&connection, after(60)), async {
+        client.call(ALL_DOMAIN_STATS).await;
+        drop(client);
+    });
+    assert!(result.as_ref().is_err_and(Error::is_connection_lost), "{result:?}");
+    assert_eq!(budget.abandoned(), 1);
+    // The same daemon: it is still at it.
+    let (_connection, _client) = daemon.open(&budget).await;
+    assert_eq!(budget.abandoned(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn every_ten_minutes_one_orphan_goes() {
     let daemon = Daemon::start();
