@@ -12,6 +12,7 @@
 //!
 //! - all that were left at a process which no longer exists, or which is not the daemon any more, where the process
 //!   is known (see [`DaemonProcess`]);
+//! - all, when the caller says that it is a new daemon ([`Budget::daemon_is_new`]);
 //! - one every ten minutes, whatever is known: the calls of a daemon that stays may have ended long ago, and time is
 //!   the only evidence that is left.
 //!
@@ -105,6 +106,12 @@ impl Budget {
     pub fn daemon_is(&self, process: Option<DaemonProcess>) -> usize {
         let is_another = |left_at: DaemonProcess| process.is_some_and(|now| now != left_at);
         self.0.release(|left_at| is_another(left_at) || left_at.is_gone(&self.0.proc))
+    }
+
+    /// For a caller with other evidence that the daemon is a new process, as a host that was started again: all
+    /// orphans go. Returns how many.
+    pub fn daemon_is_new(&self) -> usize {
+        std::mem::take(&mut self.0.ledger().orphans).len()
     }
 
     /// Lets those orphans go whose process no longer exists, and the oldest of the others if [`ORPHAN_RELEASE`] has
@@ -289,6 +296,19 @@ mod tests {
             assert_eq!(ask(&budget), 2);
             assert_eq!(budget.abandoned(), 1);
         }
+    }
+
+    #[tokio::test]
+    async fn a_new_daemon_holds_no_orphan_and_still_what_it_was_sent() {
+        let machine = Machine::new();
+        let budget = machine.budget(3);
+        orphan(&budget, None).await;
+        orphan(&budget, Some(machine.daemon(100))).await;
+        let mut sent = budget.place().await.expect("place");
+        sent.give_up();
+        assert_eq!(budget.daemon_is_new(), 2);
+        assert_eq!(budget.abandoned(), 1);
+        assert_eq!(budget.daemon_is_new(), 0);
     }
 
     #[tokio::test]
