@@ -15,7 +15,7 @@
 //! |---|---|---|---|
 //! | CA | `DIR/cacert.pem` | `~/.pki/libvirt/cacert.pem` | `/etc/pki/CA/cacert.pem` |
 //! | CRL, optional | `DIR/cacrl.pem` | `~/.pki/libvirt/cacrl.pem` | `/etc/pki/CA/cacrl.pem` |
-//! | certificate | `DIR/clientcert.pem` | `~/.pki/libvirt/clientcert.pem` | `/etc/pki/libvirt/clientcert.pem` |
+//! | certificate, optional | `DIR/clientcert.pem` | `~/.pki/libvirt/clientcert.pem` | `/etc/pki/libvirt/clientcert.pem` |
 //! | its key | `DIR/clientkey.pem` | `~/.pki/libvirt/clientkey.pem` | `/etc/pki/libvirt/private/clientkey.pem` |
 
 use std::collections::BTreeSet;
@@ -100,21 +100,18 @@ struct Files {
     crl: PathBuf,
     certificate: PathBuf,
     key: PathBuf,
-    /// Told by `pkipath=`: then all of them must be there.
-    explicit: bool,
 }
 
 impl Files {
     fn locate(env: &Env, uri: &Uri) -> Self {
-        let in_dir = |dir: &Path, explicit| Self {
+        let in_dir = |dir: &Path| Self {
             ca: dir.join("cacert.pem"),
             crl: dir.join("cacrl.pem"),
             certificate: dir.join("clientcert.pem"),
             key: dir.join("clientkey.pem"),
-            explicit,
         };
         if let Some(dir) = &uri.params.pkipath {
-            return in_dir(Path::new(dir), true);
+            return in_dir(Path::new(dir));
         }
         let pki = env.etc.join("pki");
         let mut files = Self {
@@ -122,10 +119,9 @@ impl Files {
             crl: pki.join("CA/cacrl.pem"),
             certificate: pki.join("libvirt/clientcert.pem"),
             key: pki.join("libvirt/private/clientkey.pem"),
-            explicit: false,
         };
         if let Some(dir) = env.user_pki.as_deref().filter(|_| !env.is_root()) {
-            let users = in_dir(dir, false);
+            let users = in_dir(dir);
             if users.ca.exists() {
                 files.ca = users.ca;
             }
@@ -199,19 +195,36 @@ type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 /// None where there is none to show: whether one is needed is the server's decision.
 fn client_certificate(files: &Files) -> Result<Option<Identity>, String> {
     let (cert_path, key_path) = (&files.certificate, &files.key);
-    let absent = |e: &io::Error| e.kind() == ErrorKind::NotFound && !files.explicit;
-    let chain = match read_limited(cert_path, MAX_PEM_LEN) {
-        Ok(bytes) => parse_all::<CertificateDer<'_>>("client certificate", cert_path, &bytes)?,
-        Err(e) if absent(&e) => return Ok(None),
+    let certificate = match read_limited(cert_path, MAX_PEM_LEN) {
+        Ok(bytes) => Some(bytes),
+        Err(e) if e.kind() == ErrorKind::NotFound => None,
         Err(e) => return Err(cannot_read("client certificate", cert_path, &e)),
     };
     let key = match read_limited(key_path, MAX_PEM_LEN) {
-        Ok(bytes) => PrivateKeyDer::from_pem_slice(&bytes),
-        Err(e) if absent(&e) => return Ok(None),
+        Ok(bytes) => Some(bytes),
+        Err(e) if e.kind() == ErrorKind::NotFound => None,
+        // The directory of keys may be closed to this user, and empty.
+        Err(e) if e.kind() == ErrorKind::PermissionDenied && certificate.is_none() => None,
         Err(e) => return Err(cannot_read("client key", key_path, &e)),
     };
-    let key = key.map_err(|e| not_pem("client key", key_path, &e))?;
-    Ok(Some((chain, key)))
+    let without = |there: &str, path: &Path, absent: &str, missing: &Path| {
+        format!(
+            "there is a client {there} {} but no client {absent} {}: they go together, add the one or take the other \
+             away",
+            path.display(),
+            missing.display()
+        )
+    };
+    match (certificate, key) {
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(without("certificate", cert_path, "key", key_path)),
+        (None, Some(_)) => Err(without("key", key_path, "certificate", cert_path)),
+        (Some(certificate), Some(key)) => {
+            let chain = parse_all::<CertificateDer<'_>>("client certificate", cert_path, &certificate)?;
+            let key = PrivateKeyDer::from_pem_slice(&key).map_err(|e| not_pem("client key", key_path, &e))?;
+            Ok(Some((chain, key)))
+        }
+    }
 }
 
 fn parse_all<T: PemObject>(what: &str, path: &Path, bytes: &[u8]) -> Result<Vec<T>, String> {
@@ -228,7 +241,6 @@ fn cannot_read(what: &str, path: &Path, e: &io::Error) -> String {
         ErrorKind::PermissionDenied => {
             format!("permission refused to read the {what} {}: make it readable to this user", path.display())
         }
-        ErrorKind::NotFound => format!("there is no {what} {}, as pkipath= demands", path.display()),
         _ => format!("cannot read the {what} {}: {e}", path.display()),
     }
 }
@@ -463,16 +475,29 @@ mod tests {
         check(format!("cannot read the CA certificate {path}/cacert.pem: longer than 8388608 bytes"));
     }
 
+    /// Whether a certificate of ours is needed is the server's decision, but half a pair helps nobody.
     #[test]
-    fn a_pkipath_must_be_complete() {
+    fn a_client_certificate_and_its_key_go_together() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().display();
         let uri = uri(&format!("qemu://h/system?no_verify=1&pkipath={path}"));
-        let what = config(&uri, &Files::locate(&Env::of_process(), &uri)).expect_err("no certificate");
-        assert_eq!(
-            what,
-            format!("there is no client certificate {path}/clientcert.pem, as pkipath= demands")
-        );
+        let config = || config(&uri, &Files::locate(&Env::of_process(), &uri));
+        let shown = config().expect("none is needed yet");
+        assert!(!shown.client_auth_cert_resolver.has_certs());
+        for (there, absent) in [("certificate", "key"), ("key", "certificate")] {
+            let file = |which: &str| {
+                dir.path().join(if which == "key" { "clientkey.pem" } else { "clientcert.pem" })
+            };
+            fs::write(file(there), "").expect("a file");
+            let expect = format!(
+                "there is a client {there} {} but no client {absent} {}: they go together, add the one or take the \
+                 other away",
+                file(there).display(),
+                file(absent).display()
+            );
+            assert_eq!(config().expect_err("half a pair"), expect);
+            fs::remove_file(file(there)).expect("removed");
+        }
     }
 
     /// What the other side does in place of a TLS handshake, and what is said about it.
