@@ -28,6 +28,7 @@ use crate::budget::{Budget, Place};
 use crate::error::{Error, ErrorCode};
 use crate::events::{self, Event, EventQueue};
 use crate::frame::{self, HEADER, Header, KEEPALIVE, REMOTE, Type};
+use crate::printable::printable;
 use crate::procedure::{Class, Procedure};
 use crate::transport::{self, Access, Channel, DaemonProcess, Peer, Stream};
 use crate::uri::Uri;
@@ -395,22 +396,23 @@ impl Drop for Ticket<'_> {
     }
 }
 
-/// `virNetMessageError`; only the parts that say something are kept.
+/// `virNetMessageError`; only the parts that say something are kept, the message as a line fit to be shown.
 pub(crate) fn remote_error(d: &mut Decoder<'_>) -> Result<(ErrorCode, i32, String), Malformed> {
     fn text(d: &mut Decoder<'_>) -> Result<(), Malformed> {
-        d.option(|d| d.string()).map(drop)
+        d.option(|d| d.text()).map(drop)
     }
     let code = ErrorCode(d.i32()?);
     let domain = d.i32()?;
-    let message = d.option(|d| d.string())?.unwrap_or("error without a message").to_owned();
+    let message = d.option(|d| d.text())?.map(|message| printable(&message));
+    let message = message.unwrap_or_else(|| "error without a message".to_owned());
     let _level = d.i32()?;
-    d.option(|d| d.string().and_then(|_| d.fixed::<16>()).and_then(|_| d.i32()))?;
+    d.option(|d| d.text().and_then(|_| d.fixed::<16>()).and_then(|_| d.i32()))?;
     text(d)?;
     text(d)?;
     text(d)?;
     d.i32()?;
     d.i32()?;
-    d.option(|d| d.string().and_then(|_| d.fixed::<16>()))?;
+    d.option(|d| d.text().and_then(|_| d.fixed::<16>()))?;
     d.end()?;
     Ok((code, domain, message))
 }

@@ -53,7 +53,7 @@ pub enum Error {
         code: ErrorCode,
         /// `virErrorDomain`: the part of libvirt that raised it.
         domain: i32,
-        /// The daemon's words.
+        /// The daemon's words: one line, cut where it is longer than 300 characters.
         message: String,
     },
 

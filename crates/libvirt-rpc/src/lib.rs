@@ -10,7 +10,7 @@
 //!                                       Budget (the host's, across reconnects)
 //! ```
 //!
-//! Read in this order: [`uri`], [`transport`], `auth` and `sasl`; `xdr`, `frame`, `procedure`;
+//! Read in this order: [`uri`], [`transport`], `auth` and `sasl`; `printable`, `xdr`, `frame`, `procedure`;
 //! `connection` (the heart), [`Budget`]; `calls`, `stats`, `events`.
 //!
 //! *Invariant:* every length that comes from the wire is checked before it is believed, every call has a
@@ -47,6 +47,7 @@ pub mod decode;
 mod error;
 mod events;
 mod frame;
+mod printable;
 mod procedure;
 mod sasl;
 mod stats;

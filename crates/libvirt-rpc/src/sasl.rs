@@ -14,6 +14,7 @@ use rsasl::mechanisms::scram::SCRAM_SHA256;
 use rsasl::prelude::{Mechanism, Mechname, Registry, SASLClient, Session, SessionError};
 use rsasl::property::{AuthId, Password};
 
+use crate::printable::printable;
 use crate::transport::Channel;
 
 /// Mechanisms in the order in which they are preferred.
@@ -112,7 +113,8 @@ impl Sasl {
             SessionError::MutualAuthenticationFailed => {
                 "the daemon did not prove that it knows the password: somebody may pose as it".to_owned()
             }
-            e => format!("the SASL exchange failed: {e}"),
+            // It may quote the daemon's message.
+            e => format!("the SASL exchange failed: {}", printable(&e.to_string())),
         })?;
         self.finished = state.is_finished();
         Ok(state.has_sent_message().then_some(message))
@@ -142,13 +144,6 @@ fn check_iterations(message: &[u8]) -> Result<(), String> {
         }
         _ => Ok(()),
     }
-}
-
-/// The server's words for an error message: one line, not too long.
-fn printable(text: &str) -> String {
-    /// Characters of the server's words in a message.
-    const MAX_SHOWN: usize = 100;
-    text.chars().filter(|c| !c.is_control()).take(MAX_SHOWN).collect()
 }
 
 #[cfg(test)]

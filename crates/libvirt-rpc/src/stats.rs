@@ -14,6 +14,7 @@
 use std::ops::BitOr;
 
 use crate::calls::DomainRef;
+use crate::printable::printable;
 use crate::xdr::{Decoder, Malformed};
 
 /// REMOTE_DOMAIN_LIST_MAX: domains in one reply or argument.
@@ -171,7 +172,10 @@ pub(crate) fn param<'a>(d: &mut Decoder<'a>) -> Result<(&'a str, Value<'a>), Mal
         5 => Value::Double(d.f64()?),
         6 => Value::Bool(d.u32()? != 0),
         7 => Value::Str(d.string()?),
-        other => return Err(before.malformed(format!("parameter type 1 to 7, not {other}, for {key:?}"))),
+        other => {
+            let key = printable(key);
+            return Err(before.malformed(format!("parameter type 1 to 7, not {other}, for \"{key}\"")));
+        }
     };
     Ok((key, value))
 }

@@ -13,6 +13,8 @@
 //! Decoding borrows from the message and allocates nothing. Every length is compared with the bytes that
 //! are really there, and with the protocol's own limit, before it is used.
 
+use std::borrow::Cow;
+
 /// Longest string that libvirt sends or takes: REMOTE_STRING_MAX of `remote_protocol.x`.
 pub(crate) const MAX_STRING: usize = 4 * 1024 * 1024;
 
@@ -126,7 +128,7 @@ impl<'a> Decoder<'a> {
         Ok(std::array::from_fn(|i| bytes[i]))
     }
 
-    /// A string that must be UTF-8, as all of libvirt's are.
+    /// A string that must be UTF-8, as all of libvirt's are but the words of its errors.
     #[inline]
     pub(crate) fn string(&mut self) -> Result<&'a str, Malformed> {
         let before = self.at;
@@ -138,6 +140,12 @@ impl<'a> Decoder<'a> {
                 Err(self.malformed("string in UTF-8"))
             }
         }
+    }
+
+    /// A string that is only shown. libvirt cuts long messages at a number of bytes, and takes the operating system's
+    /// words in whatever locale the daemon has: what is no UTF-8 is replaced.
+    pub(crate) fn text(&mut self) -> Result<Cow<'a, str>, Malformed> {
+        Ok(String::from_utf8_lossy(self.opaque(MAX_STRING, "string")?))
     }
 
     /// A pointer: absent or one element.

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 
 use super::{Access, Channel, Peer, Stream, label, unix};
 use crate::error::Error;
+use crate::printable::printable;
 use crate::uri::{HostKeys, Proxy, Uri};
 
 /// Bytes kept of what ssh and the far side write to stderr; older ones are dropped.
@@ -155,8 +156,6 @@ impl Stderr {
 
 /// What ssh's, the helper's or the far shell's words mean, and what to do. None where they said nothing.
 fn interpret(stderr: &str, by_hand: &str) -> Option<LastWords> {
-    /// Characters of their line in a message.
-    const MAX_SHOWN: usize = 300;
     let line = telling_line(stderr)?;
     let has = |words: &[&str]| words.iter().any(|word| line.contains(word));
     // What stays as it is until a person acts is not retryable: keys, logins, missing programs.
@@ -185,16 +184,14 @@ fn interpret(stderr: &str, by_hand: &str) -> Option<LastWords> {
     } else {
         (format!("try {by_hand}"), true)
     };
-    let line = line.strip_prefix("ssh: ").unwrap_or(&line).trim_end_matches('.');
-    let line: String = line.chars().take(MAX_SHOWN).collect();
-    Some(LastWords { what: format!("ssh: {line}; {advice}"), retryable })
+    let line = line.strip_prefix("ssh: ").unwrap_or(line).trim_end_matches('.');
+    Some(LastWords { what: format!("ssh: {}; {advice}", printable(line)), retryable })
 }
 
 /// The last line that is neither empty nor one of ssh's warnings and closing remarks.
-fn telling_line(stderr: &str) -> Option<String> {
+fn telling_line(stderr: &str) -> Option<&str> {
     let noise = ["Warning:", "** ", "Connection closed", "Connection to ", "Shared connection", "debug"];
-    let printable = |line: &str| line.chars().filter(|c| !c.is_control()).collect::<String>();
-    let lines = || stderr.lines().rev().map(|line| printable(line.trim())).filter(|line| !line.is_empty());
+    let lines = || stderr.lines().rev().map(str::trim).filter(|line| !line.is_empty());
     let telling = lines().find(|line| !noise.iter().any(|noise| line.starts_with(noise)));
     telling.or_else(|| lines().next())
 }
@@ -446,7 +443,7 @@ mod tests {
                 false,
             )),
         );
-        check("odd \x1b[31mwords\n", Some(("ssh: odd [31mwords; try \"ssh h true\"", true)));
+        check("odd \x1b[31mwords\n", Some(("ssh: odd �[31mwords; try \"ssh h true\"", true)));
     }
 
     #[tokio::test]
@@ -459,7 +456,7 @@ mod tests {
         let stderr = Stderr::collect(child.stderr.take().expect("it is piped"));
         let tail = stderr.at_the_end().await;
         assert_eq!(tail.len(), MAX_STDERR);
-        assert_eq!(telling_line(&tail).as_deref(), Some("the end"));
+        assert_eq!(telling_line(&tail), Some("the end"));
     }
 
     #[test]

@@ -39,6 +39,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{Channel, Env, Peer, Stream, label, read_limited, tcp};
 use crate::error::Error;
+use crate::printable::printable;
 use crate::uri::Uri;
 
 /// libvirt's port for TLS (`LIBVIRTD_TLS_PORT`).
@@ -304,7 +305,7 @@ fn server_certificate(uri: &Uri, files: &Files, why: &CertificateError) -> Strin
             /// Names shown of a certificate that may hold hundreds.
             const SHOWN: usize = 4;
             let names: Vec<_> = presented.iter().take(SHOWN).map(|name| bare_name(name)).collect();
-            let names = names.join(", ");
+            let names = printable(&names.join(", "));
             format!(
                 "the server's certificate is for {names}, not for {host}: connect by such a name, or issue it again"
             )
@@ -326,7 +327,10 @@ fn server_certificate(uri: &Uri, files: &Files, why: &CertificateError) -> Strin
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "the server's certificate is not meant for servers: issue it again with tls_www_server".to_owned()
         }
-        other => format!("the server's certificate is not accepted: {other} (CA: {ca})"),
+        other => {
+            let why = printable(&other.to_string());
+            format!("the server's certificate is not accepted: {why} (CA: {ca})")
+        }
     }
 }
 

@@ -316,3 +316,23 @@ async fn a_refusal_is_the_daemons_and_leaves_the_connection_whole() {
     assert!(!error.is_connection_lost());
     client.hostname(&connection).await;
 }
+
+/// A message as long as it may be, with a line's end in it, cut in the middle of a character.
+#[tokio::test(start_paused = true)]
+async fn a_refusals_words_are_shown_as_one_short_line() {
+    let (connection, mut client) = open().await;
+    let mut message = "x".repeat(4 << 20).into_bytes();
+    message[1..5].copy_from_slice(b"\n\x1b[1");
+    message[5..7].copy_from_slice(b"\xc3 ");
+    let domain = domain(1);
+    let (result, ()) = tokio::join!(connection.memory_stats(&domain), async {
+        let call = client.call(MEMORY_STATS).await;
+        client.refuse_in_bytes(&call, 1, &message).await;
+    });
+    let error = result.expect_err("refused");
+    let shown = error.to_string();
+    assert!(shown.contains("DOMAIN_MEMORY_STATS: x �[1� xx"), "{shown}");
+    assert!(shown.ends_with("xx… (libvirt error 1, domain 7)") && shown.chars().count() < 500, "{shown}");
+    assert!(!error.is_connection_lost());
+    client.hostname(&connection).await;
+}

@@ -53,7 +53,11 @@ impl Xdr {
     }
 
     pub(crate) fn string(self, text: &str) -> Self {
-        let mut xdr = self.u32(text.len() as u32).bytes(text.as_bytes());
+        self.opaque(text.as_bytes())
+    }
+
+    pub(crate) fn opaque(self, bytes: &[u8]) -> Self {
+        let mut xdr = self.u32(bytes.len() as u32).bytes(bytes);
         while !xdr.0.len().is_multiple_of(4) {
             xdr.0.push(0);
         }
@@ -205,11 +209,16 @@ impl Client {
 
     /// Answers with a `virNetMessageError`.
     pub(crate) async fn refuse(&mut self, call: &Frame, code: u32, message: &str) {
+        self.refuse_in_bytes(call, code, message.as_bytes()).await;
+    }
+
+    /// The same, in words that need not be UTF-8.
+    pub(crate) async fn refuse_in_bytes(&mut self, call: &Frame, code: u32, message: &[u8]) {
         let error = Xdr::default()
             .u32(code)
             .u32(7)
             .u32(1)
-            .string(message)
+            .opaque(message)
             .u32(2)
             .u32(0) // no domain
             .u32(1)
