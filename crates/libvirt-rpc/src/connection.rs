@@ -152,22 +152,43 @@ struct Ticket<'a> {
 }
 
 /// Tells of a given-up call whether the daemon is still at it.
-#[derive(Clone, Debug, Default)]
-pub struct Late(Arc<AtomicBool>);
+#[derive(Clone, Debug)]
+pub struct Late(LateState);
+
+#[derive(Clone, Debug)]
+enum LateState {
+    /// No turn, or no room, until the deadline.
+    NeverSent,
+    /// Sent; true once it is over.
+    Sent(Arc<AtomicBool>),
+}
 
 impl Late {
-    /// True once the reply has come (and was dropped) or the connection was lost.
+    /// True once the reply has come (and was dropped) or the connection was lost, and for a call that was never sent.
     pub fn is_over(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        match &self.0 {
+            LateState::NeverSent => true,
+            LateState::Sent(over) => over.load(Ordering::Acquire),
+        }
+    }
+
+    /// True where the daemon has been asked at all: else it was earlier calls that were not answered.
+    pub fn was_sent(&self) -> bool {
+        matches!(self.0, LateState::Sent(_))
     }
 
     fn set_over(&self) {
-        self.0.store(true, Ordering::Release);
+        if let LateState::Sent(over) = &self.0 {
+            over.store(true, Ordering::Release);
+        }
     }
 
-    /// For a call that was never sent.
-    fn over() -> Self {
-        Self(Arc::new(AtomicBool::new(true)))
+    fn sent() -> Self {
+        Self(LateState::Sent(Arc::default()))
+    }
+
+    fn never_sent() -> Self {
+        Self(LateState::NeverSent)
     }
 }
 
@@ -347,19 +368,19 @@ impl Connection {
         let (turn, place) = match granted {
             // A deadline that has passed: what is sent now would be given up at once, and hold its place.
             Ok(Some(_)) if Instant::now() >= deadline => {
-                return Err(link.deadline(procedure, begun, Late::over()));
+                return Err(link.deadline(procedure, begun, Late::never_sent()));
             }
             Ok(Some(granted)) => granted,
             Ok(None) => return Err(link.no_place(procedure)),
             // The calls that were waited for may have been given up meanwhile.
             Err(_) if class == Class::Monitor && link.is_exhausted() => return Err(link.no_place(procedure)),
-            Err(_) => return Err(link.deadline(procedure, begun, Late::over())),
+            Err(_) => return Err(link.deadline(procedure, begun, Late::never_sent())),
         };
         // Room in the queue comes before the table: what is in the table is sent, and so answered some time.
         let room = match timeout_at(deadline, link.out.reserve()).await {
             Ok(Ok(room)) => room,
             Ok(Err(_)) => return Err(link.lost_now(procedure)),
-            Err(_) => return Err(link.deadline(procedure, begun, Late::over())),
+            Err(_) => return Err(link.deadline(procedure, begun, Late::never_sent())),
         };
         let mut ticket = link.enter(procedure, turn, place)?;
         let header = Header {
@@ -453,7 +474,7 @@ impl Link {
         place: Option<Place>,
     ) -> Result<Ticket<'_>, Error> {
         let (reply_to, reply) = oneshot::channel();
-        let late = Late::default();
+        let late = Late::sent();
         let mut table = self.table();
         if let Some(lost) = &table.lost {
             return Err(self.lost(lost, procedure));

@@ -57,21 +57,26 @@ pub enum Error {
         message: String,
     },
 
-    /// No reply in time. The daemon may still be at it: see [`crate::Budget`].
-    #[error("{peer}: {procedure}: no answer within {after:?}")]
+    /// No reply in time. The daemon may still be at it, see [`crate::Budget`]; or it was never asked, because earlier
+    /// calls were in the way until the deadline ([`Late::was_sent`]).
+    #[error("{peer}: {procedure}: {}", too_late(*.after, .late))]
     Deadline {
         /// Who did not answer.
         peer: String,
         /// The call that was given up.
         procedure: &'static str,
-        /// How long was waited.
+        /// How long was waited, for the reply or for being sent.
         after: Duration,
         /// Tells when the daemon is done with it after all.
         late: Late,
     },
 
     /// The call was never sent: as many as may be outstanding already are (see [`crate::Budget`]).
-    #[error("{peer}: {procedure}: not sent, {outstanding} earlier calls have no answer yet")]
+    #[error(
+        "{peer}: {procedure}: not sent, {outstanding} earlier calls have no answer yet: most likely QEMU processes hang \
+         there, state D or T in \"ps ax -o pid,stat,args | grep qemu\": repair their storage, continue them (kill \
+         -CONT) or end them"
+    )]
     Budget {
         /// Who would have been asked.
         peer: String,
@@ -80,6 +85,14 @@ pub enum Error {
         /// Calls that the daemon still has to answer.
         outstanding: usize,
     },
+}
+
+fn too_late(after: Duration, late: &Late) -> String {
+    match (late.was_sent(), after) {
+        (true, _) => format!("no answer within {after:?}"),
+        (false, Duration::ZERO) => "not sent, its deadline had passed".to_owned(),
+        (false, _) => format!("not sent within {after:?}, earlier calls have not been answered"),
+    }
 }
 
 /// `virErrorNumber`, with names for those that this crate or its callers decide by.

@@ -88,7 +88,10 @@ async fn four_given_up_calls_leave_only_job_free_ones() {
         let refused = bulk(&connection, after(2)).await;
         assert!(matches!(refused, Err(Error::Budget { .. })), "{places} places: {refused:?}");
         assert_eq!(asked.elapsed(), Duration::ZERO, "refused at once");
-        assert!(refused.expect_err("refused").is_retryable());
+        let refused = refused.expect_err("refused");
+        assert!(refused.is_retryable());
+        let shown = refused.to_string();
+        assert!(shown.contains("not sent, 4 earlier calls have no answer yet: most likely QEMU"), "{shown}");
         // The fifth frame is the job-free call: the refused one was not sent.
         client.hostname(&connection).await;
         let mut seen = Count::default();
@@ -177,13 +180,20 @@ async fn job_free_calls_go_one_at_a_time() {
 async fn a_given_up_job_free_call_keeps_its_turn_and_takes_no_place() {
     let (connection, mut client) = open().await;
     let (result, first) = tokio::join!(connection.hostname(), client.call(GET_HOSTNAME));
-    let Err(Error::Deadline { late: first_late, .. }) = result else { panic!("{result:?}") };
-    assert!(!first_late.is_over());
+    let error = result.expect_err("no answer");
+    assert!(error.to_string().ends_with(": CONNECT_GET_HOSTNAME: no answer within 4s"), "{error}");
+    let Error::Deadline { late: first_late, .. } = error else { panic!("{error:?}") };
+    assert!(!first_late.is_over() && first_late.was_sent());
     assert_eq!(connection.budget().abandoned(), 0);
     // The next one is not sent: nobody is at it.
-    let result = connection.hostname().await;
-    let Err(Error::Deadline { late, .. }) = result else { panic!("{result:?}") };
-    assert!(late.is_over());
+    let error = connection.hostname().await.expect_err("no turn");
+    let shown = error.to_string();
+    assert!(
+        shown.ends_with(": CONNECT_GET_HOSTNAME: not sent within 4s, earlier calls have not been answered"),
+        "{shown}"
+    );
+    let Error::Deadline { late, .. } = error else { panic!("{error:?}") };
+    assert!(late.is_over() && !late.was_sent());
     client.reply(&first, Xdr::default().string("late")).await;
     client.hostname(&connection).await;
     assert!(first_late.is_over());
@@ -226,8 +236,9 @@ async fn a_call_dropped_before_it_was_sent_leaves_nothing() {
 #[tokio::test(start_paused = true)]
 async fn after_its_deadline_a_call_is_not_sent() {
     let (connection, mut client) = open().await;
-    let result = bulk(&connection, Instant::now()).await;
-    let Err(Error::Deadline { late, .. }) = result else { panic!("{result:?}") };
+    let error = bulk(&connection, Instant::now()).await.expect_err("too late");
+    assert!(error.to_string().ends_with(": not sent, its deadline had passed"), "{error}");
+    let Error::Deadline { late, .. } = error else { panic!("{error:?}") };
     assert!(late.is_over());
     assert_eq!(connection.budget().abandoned(), 0);
     client.hostname(&connection).await;
