@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -130,6 +130,14 @@ enum Lost {
 impl Lost {
     fn socket(what: impl Into<String>) -> Self {
         Self::Socket { what: what.into(), retryable: true }
+    }
+
+    /// What the transport says of its end.
+    fn of(error: Error) -> Self {
+        match error {
+            Error::Connection { what, retryable, .. } => Self::Socket { what, retryable },
+            other => Self::socket(other.to_string()),
+        }
     }
 }
 
@@ -556,10 +564,7 @@ impl Link {
 
     /// Why the socket ended, as far as the transport can tell (an ssh process has words of its own).
     async fn last_words(&self, source: Option<io::Error>) -> Lost {
-        match self.peer.lost(source).await {
-            Error::Connection { what, retryable, .. } => Lost::Socket { what, retryable },
-            other => Lost::socket(other.to_string()),
-        }
+        Lost::of(self.peer.lost(source).await)
     }
 
     /// Ends the connection for everyone: waiters get `why`, places of calls that may still hang become orphans.
@@ -642,6 +647,13 @@ async fn until_lost(link: Arc<Link>, task: impl Future<Output = ()>) {
 
 async fn read_frames(link: Arc<Link>, reader: impl AsyncRead + Unpin) {
     let mut reader = BufReader::with_capacity(8 * 1024, reader);
+    // What cannot be read is found out again below.
+    if let Ok(start) = reader.fill_buf().await
+        && let Some(text) = link.peer.text_first(start)
+    {
+        link.lose(Lost::of(text));
+        return;
+    }
     let why = loop {
         let bytes = match read_frame(&mut reader).await {
             Ok(Ok(bytes)) => bytes,

@@ -97,6 +97,18 @@ impl Peer {
         Error::connection(&self.label, what, true, None)
     }
 
+    /// The error for bytes that begin with text in place of a frame, if they do: through ssh it was not the daemon that
+    /// wrote it. (No frame is so long that its first byte is a character.)
+    pub(crate) fn text_first(&self, start: &[u8]) -> Option<Error> {
+        let child = self.ssh.as_ref()?;
+        start
+            .first()
+            .filter(|byte| byte.is_ascii_graphic() || matches!(byte, b'\t'..=b'\r' | b' ' | 0x1b))?;
+        let text = String::from_utf8_lossy(start);
+        let words = child.words_of_text(text.trim_start().lines().next().unwrap_or_default());
+        Some(Error::connection(&self.label, words.what, words.retryable, None))
+    }
+
     /// The error for a connection that ended: `source` is what reading or writing said, None at an end of
     /// file. An ssh process is asked for its last words, which takes up to 2 s.
     pub async fn lost(&self, source: Option<io::Error>) -> Error {
@@ -111,6 +123,9 @@ impl Peer {
         };
         let why = match self.channel {
             Channel::Tcp => "restarted, at its limit max_clients, or this is its TLS port",
+            Channel::Ssh => {
+                "restarted, at its limit max_clients, or it was ssh that ended, before or after its login"
+            }
             _ => "restarted, or at its limit max_clients",
         };
         let what = format!("{happened} ({why})");

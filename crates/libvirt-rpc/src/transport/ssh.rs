@@ -96,6 +96,17 @@ impl Child {
         interpret(&self.stderr.at_the_end().await, &self.by_hand)
     }
 
+    /// The first bytes that came through the pipe are text: who wrote it.
+    pub(super) fn words_of_text(&self, text: &str) -> LastWords {
+        let what = format!(
+            "the login shell on that host printed \"{}\" on standard output, where only libvirt's bytes may come: let \
+             its start files (.bashrc and the like) print nothing without a terminal, until {} prints nothing",
+            printable(text),
+            self.by_hand
+        );
+        LastWords { what, retryable: false }
+    }
+
     /// While the pipe is open and nothing has come through it for so long: what ssh has said so far, else what may
     /// be the matter. Whether it has logged in cannot be told from here.
     pub(super) fn words_in_silence(&self, waited: Duration) -> LastWords {
@@ -203,6 +214,8 @@ fn arguments(uri: &Uri, access: Access, timeout: Duration) -> Vec<String> {
     let mut args: Vec<String> = vec!["-T".into(), "-e".into(), "none".into()];
     let mut option = |name: &str, value: &str| args.extend(["-o".into(), format!("{name}={value}")]);
     option("BatchMode", "yes");
+    // Banners come at level INFO, to stderr, where they would be taken for the cause of whatever happens next.
+    option("LogLevel", "ERROR");
     option("ConnectTimeout", &connect_timeout_s(timeout).to_string());
     option("ServerAliveInterval", &ALIVE_INTERVAL_S.to_string());
     option("ServerAliveCountMax", "3");
@@ -321,7 +334,7 @@ mod tests {
 
     #[test]
     fn arguments_are_libvirts() {
-        let always = "-T -e none -o BatchMode=yes -o ConnectTimeout=4 -o ServerAliveInterval=15 \
+        let always = "-T -e none -o BatchMode=yes -o LogLevel=ERROR -o ConnectTimeout=4 -o ServerAliveInterval=15 \
                       -o ServerAliveCountMax=3";
         let check = |text: &str, expect: &str| {
             let mut args = arguments(&uri(text), Access::ReadOnly, Duration::from_secs(5));

@@ -148,15 +148,39 @@ async fn each_answer_of_the_handshake_may_take_what_is_left_to_connect() {
     client.hostname(&connection).await;
 }
 
+/// A shell script in place of ssh.
+fn ssh_is(script: &str) -> (tempfile::TempDir, Uri) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let program = dir.path().join("ssh");
+    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("a script");
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).expect("its mode");
+    let uri = format!("qemu+ssh://hv1/system?command={}", program.display());
+    (dir, uri.parse().expect("a good URI"))
+}
+
+/// Real time: the script is a process of its own.
+#[tokio::test]
+async fn a_login_shell_that_talks_is_told_from_a_daemon() {
+    let check = async |script: &str, retryable: bool, expect: &str| {
+        let (_dir, uri) = ssh_is(script);
+        let error = Connection::open(&uri, options(&Budget::new(4))).await.expect_err("no daemon");
+        let shown = error.to_string();
+        assert!(shown.contains(expect), "{script}: {shown}");
+        assert_eq!(error.is_retryable(), retryable, "{script}: {shown}");
+        assert!(!shown.contains('\n'), "{shown}");
+    };
+    let talks = "ssh:hv1: the login shell on that host printed \"Welcome to hv1\" on standard output";
+    check("printf 'Welcome to hv1\\nLast login\\n'; exec sleep 600", false, talks).await;
+    check("printf '\\nWelcome to hv1\\n'; exec sleep 600", false, talks).await;
+    // Bytes that are no text are a malformed frame, whoever sent them.
+    check("head -c 100 /dev/zero; exec sleep 600", true, "frame: malformed message at byte 0").await;
+    check("exit 255", true, "or it was ssh that ended, before or after its login").await;
+}
+
 /// A program in place of ssh that never logs in.
 #[tokio::test(start_paused = true)]
 async fn an_ssh_that_does_not_log_in_is_not_taken_for_a_silent_daemon() {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let program = dir.path().join("ssh");
-    std::fs::write(&program, "#!/bin/sh\nexec sleep 600\n").expect("a script");
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).expect("its mode");
-    let uri: Uri =
-        format!("qemu+ssh://hv1/system?command={}", program.display()).parse().expect("a good URI");
+    let (_dir, uri) = ssh_is("exec sleep 600");
     let begun = Instant::now();
     let error = Connection::open(&uri, options(&Budget::new(4))).await.expect_err("no login");
     assert_eq!(begun.elapsed().as_secs(), 10);
