@@ -68,13 +68,14 @@ async fn polkit(connection: &Connection, deadline: Instant) -> Result<(), Error>
         )
         .await;
     match answer {
-        Err(Error::Remote { message, .. }) => Err(refused(
-            connection,
-            format!(
+        Err(Error::Remote { code, message, .. }) => {
+            let what = format!(
                 "polkit refused this user ({message}): are polkitd and dbus running, and does a rule in \
                  /etc/polkit-1/rules.d allow {action} (or set {setting} = \"none\" in libvirtd.conf)"
-            ),
-        )),
+            );
+            // polkitd and dbus may come up without anybody telling us.
+            Err(Error::connection(connection.peer(), what, !code.is_denial(), None))
+        }
         other => other,
     }
 }
@@ -102,7 +103,7 @@ async fn sasl(connection: &Connection, uri: &Uri, deadline: Instant) -> Result<(
     let (mut exchange, mechanism, initial) =
         crate::sasl::Sasl::start(&offered, &credentials, connection.channel()).map_err(fault)?;
     let refusal = |error| match error {
-        Error::Remote { message, .. } => refused(
+        Error::Remote { code, message, .. } if code.is_denial() => refused(
             connection,
             format!(
                 "the daemon refused the {mechanism} login of {:?} ({message}); check the user name and password \

@@ -106,12 +106,22 @@ impl ErrorCode {
     pub const INVALID_ARG: Self = Self(8);
     /// VIR_ERR_OPERATION_DENIED: forbidden for read-only access.
     pub const OPERATION_DENIED: Self = Self(29);
+    /// VIR_ERR_SYSTEM_ERROR: the daemon's operating system refused it something.
+    pub const SYSTEM_ERROR: Self = Self(38);
     /// VIR_ERR_RPC: the RPC layer failed, e.g. an unknown procedure.
     pub const RPC: Self = Self(39);
     /// VIR_ERR_NO_DOMAIN: the domain is not there (any more).
     pub const NO_DOMAIN: Self = Self(42);
     /// VIR_ERR_AUTH_FAILED: authentication failed.
     pub const AUTH_FAILED: Self = Self(45);
+    /// VIR_ERR_AUTH_CANCELLED: whoever was asked for a password gave none.
+    pub const AUTH_CANCELLED: Self = Self(79);
+    /// VIR_ERR_ACCESS_DENIED: the daemon's access control forbids it to this user.
+    pub const ACCESS_DENIED: Self = Self(88);
+    /// VIR_ERR_DBUS_SERVICE: a service on the bus, e.g. polkit, gave the daemon no answer.
+    pub const DBUS_SERVICE: Self = Self(89);
+    /// VIR_ERR_AUTH_UNAVAILABLE: polkit wants a password and there is no agent to ask for it.
+    pub const AUTH_UNAVAILABLE: Self = Self(94);
     /// VIR_ERR_OPERATION_INVALID: not possible in the domain's state, e.g. it is shut off.
     pub const OPERATION_INVALID: Self = Self(55);
     /// VIR_ERR_OPERATION_TIMEOUT: the daemon gave up, e.g. waiting 30 s for a domain's job.
@@ -120,6 +130,20 @@ impl ErrorCode {
     pub const CONFIG_UNSUPPORTED: Self = Self(67);
     /// VIR_ERR_ARGUMENT_UNSUPPORTED: e.g. a statistics group that the driver lacks, with ENFORCE_STATS.
     pub const ARGUMENT_UNSUPPORTED: Self = Self(74);
+}
+
+impl ErrorCode {
+    /// True where the daemon decided against this user: only a person can change that.
+    pub(crate) fn is_denial(self) -> bool {
+        [
+            Self::AUTH_FAILED,
+            Self::AUTH_CANCELLED,
+            Self::AUTH_UNAVAILABLE,
+            Self::ACCESS_DENIED,
+            Self::OPERATION_DENIED,
+        ]
+        .contains(&self)
+    }
 }
 
 impl fmt::Debug for ErrorCode {
@@ -140,7 +164,13 @@ impl Error {
             Self::Uri(_) => false,
             Self::Connection { retryable, .. } => *retryable,
             Self::Protocol { .. } | Self::Deadline { .. } | Self::Budget { .. } => true,
-            Self::Remote { code, .. } => *code == ErrorCode::OPERATION_TIMEOUT || *code == ErrorCode::RPC,
+            Self::Remote { code, .. } => [
+                ErrorCode::OPERATION_TIMEOUT,
+                ErrorCode::RPC,
+                ErrorCode::SYSTEM_ERROR,
+                ErrorCode::DBUS_SERVICE,
+            ]
+            .contains(code),
         }
     }
 

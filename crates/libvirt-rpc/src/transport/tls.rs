@@ -5,7 +5,7 @@
 //! client                      server
 //!   │ ◀──── TLS handshake ────▶ │   each side verifies the other's chain against the same CA
 //!   │ ◀──────── 0x01 ────────── │   first byte inside TLS: "your certificate is accepted"
-//!   │ ◀──── RPC messages ─────▶ │   (closing without it means refused)
+//!   │ ◀──── RPC messages ─────▶ │   (closing without it means refused, or that the server goes down)
 //! ```
 //!
 //! Files are where libvirt has them (`virNetTLSContextLocateCredentials` in `virnettlscontext.c`), read again
@@ -282,7 +282,15 @@ fn fail_because(uri: &Uri, during: During, files: &Files, has_certificate: bool,
                                 the plain one, 16509, is reached by +tcp)?";
                     return fail(uri, what.to_owned(), true);
                 }
-                During::Acceptance => client_refused(files, has_certificate, ""),
+                // libvirt's server says no by closing. One that is going down, or full, closes too.
+                During::Acceptance => {
+                    let what = client_refused(files, has_certificate, "");
+                    return fail(
+                        uri,
+                        format!("{what}; or it was restarted, or is at its limit max_clients"),
+                        true,
+                    );
+                }
             },
             _ => return fail(uri, format!("TLS failed: {e}"), true),
         },
@@ -596,10 +604,12 @@ mod tests {
             "the server wants a client certificate (CertificateRequired) and we have none: put it at /p/clientcert.pem \
              and its key at /p/clientkey.pem",
         );
-        let closed = fail_because(&uri, During::Acceptance, &files, true, ErrorKind::UnexpectedEof.into());
-        assert!(
-            closed.to_string().contains("the server refused our certificate /p/clientcert.pem: "),
-            "{closed}"
-        );
+        for kind in [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset] {
+            let closed = fail_because(&uri, During::Acceptance, &files, true, kind.into());
+            let shown = closed.to_string();
+            assert!(shown.contains("the server refused our certificate /p/clientcert.pem: "), "{shown}");
+            assert!(shown.ends_with("; or it was restarted, or is at its limit max_clients"), "{shown}");
+            assert!(closed.is_retryable(), "{shown}");
+        }
     }
 }

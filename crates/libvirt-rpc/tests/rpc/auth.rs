@@ -67,6 +67,24 @@ async fn refusals_say_what_to_do() {
     }
 }
 
+/// The error code, and whether it may go away by itself.
+#[tokio::test(start_paused = true)]
+async fn a_polkit_that_cannot_be_asked_is_asked_again() {
+    for (code, retryable) in [(45, false), (79, false), (94, false), (38, true), (89, true), (1, true)] {
+        let daemon = Daemon::start();
+        let uri = daemon.uri();
+        let (result, ()) = tokio::join!(Connection::open(&uri, options(&Budget::new(4))), async {
+            let mut client = daemon.accept().await;
+            offer(&mut client, &[2]).await;
+            let call = client.call(AUTH_POLKIT).await;
+            client.refuse(&call, code, "words").await;
+        });
+        let error = result.expect_err("refused");
+        assert!(error.to_string().contains("polkit refused this user (words)"), "{error}");
+        assert_eq!(error.is_retryable(), retryable, "code {code}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn polkit_may_say_yes() {
     let daemon = Daemon::start();

@@ -328,6 +328,21 @@ async fn a_refusal_is_the_daemons_and_leaves_the_connection_whole() {
     client.hostname(&connection).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_may_pass_is_retryable() {
+    let (connection, mut client) = open().await;
+    for (code, retryable) in
+        [(38, true), (39, true), (68, true), (89, true), (29, false), (42, false), (88, false)]
+    {
+        let domain = domain(1);
+        let (result, ()) = tokio::join!(connection.memory_stats(&domain), async {
+            let call = client.call(MEMORY_STATS).await;
+            client.refuse(&call, code, "no").await;
+        });
+        assert_eq!(result.expect_err("refused").is_retryable(), retryable, "code {code}");
+    }
+}
+
 /// A message as long as it may be, with a line's end in it, cut in the middle of a character.
 #[tokio::test(start_paused = true)]
 async fn a_refusals_words_are_shown_as_one_short_line() {
