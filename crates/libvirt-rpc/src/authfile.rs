@@ -13,12 +13,14 @@
 //! ```
 //!
 //! One file is read, the first of: `$LIBVIRT_AUTH_FILE`, the URI's `authfile=`,
-//! `$XDG_CONFIG_HOME/libvirt/auth.conf`, `/etc/libvirt/auth.conf`; the last two only if they can be read.
+//! `$XDG_CONFIG_HOME/libvirt/auth.conf`, `/etc/libvirt/auth.conf`; the last two only if they can be read. One that exists
+//! and cannot be is named where a password is missing.
 //!
 //! Limits: [`MAX_LEN`] bytes, UTF-8. The syntax is GLib's key file: `#` begins a comment line, values know
 //! the escapes `\s \t \n \r \\`. Where a key stands twice the last one counts.
 
 use std::fs::File;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -35,9 +37,9 @@ pub(crate) fn find(uri: &Uri, host: &str) -> Result<Credentials, String> {
 }
 
 fn find_in(env: &Env, uri: &Uri, host: &str) -> Result<Credentials, String> {
-    let (path, looked_at) = choose(env, uri);
+    let Choice { path, looked_at, closed } = choose(env, uri);
     let Some(path) = path else {
-        return Err(missing(&looked_at, host));
+        return Err(missing(&looked_at, host, &closed));
     };
     let shown = path.display();
     let bytes = read_limited(&path, MAX_LEN)
@@ -47,29 +49,53 @@ fn find_in(env: &Env, uri: &Uri, host: &str) -> Result<Credentials, String> {
         .map_err(|e| format!("{shown}: byte {} is no UTF-8", e.utf8_error().valid_up_to()))?;
     match look_up(&text, host) {
         Ok(Some(credentials)) => Ok(credentials),
-        Ok(None) => Err(missing(&[path], host)),
+        Ok(None) => Err(missing(&[path], host, &closed)),
         Err(what) => Err(format!("{shown}: {what}")),
     }
 }
 
-/// The file that counts, if any, and all that were looked at.
-fn choose(env: &Env, uri: &Uri) -> (Option<PathBuf>, Vec<PathBuf>) {
-    // These two were named by a person: they are not passed over when they cannot be read.
-    if let Some(path) = env.auth_file.clone().or_else(|| uri.params.authfile.as_ref().map(PathBuf::from)) {
-        return (Some(path), vec![]);
-    }
-    let users = env.user_config.as_ref().map(|dir| dir.join("auth.conf"));
-    let paths: Vec<PathBuf> = users.into_iter().chain([env.etc.join("libvirt/auth.conf")]).collect();
-    (paths.iter().find(|path| File::open(path).is_ok()).cloned(), paths)
+/// Which file counts.
+#[derive(Default)]
+struct Choice {
+    path: Option<PathBuf>,
+    /// All that were looked at.
+    looked_at: Vec<PathBuf>,
+    /// Those passed over that exist, and why they cannot be read.
+    closed: Vec<(PathBuf, io::Error)>,
 }
 
-fn missing(paths: &[PathBuf], host: &str) -> String {
+fn choose(env: &Env, uri: &Uri) -> Choice {
+    // These two were named by a person: they are not passed over when they cannot be read.
+    if let Some(path) = env.auth_file.clone().or_else(|| uri.params.authfile.as_ref().map(PathBuf::from)) {
+        return Choice { path: Some(path), ..Choice::default() };
+    }
+    let users = env.user_config.as_ref().map(|dir| dir.join("auth.conf"));
+    let mut choice = Choice::default();
+    for path in users.into_iter().chain([env.etc.join("libvirt/auth.conf")]) {
+        choice.looked_at.push(path.clone());
+        match File::open(&path) {
+            Ok(_) => {
+                choice.path = Some(path);
+                break;
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => choice.closed.push((path, e)),
+        }
+    }
+    choice
+}
+
+fn missing(paths: &[PathBuf], host: &str, closed: &[(PathBuf, io::Error)]) -> String {
     let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
-    format!(
+    let mut what = format!(
         "the daemon wants a password, and {} has none for {host}: write there [credentials-c] username=NAME \
          password=WORD and [auth-libvirt-{host}] credentials=c, each on a line of its own",
         paths.join(" or ")
-    )
+    );
+    for (path, e) in closed {
+        what += &format!("; {} cannot be read by this user ({e})", path.display());
+    }
+    what
 }
 
 fn warn_if_open_to_all(path: &Path) {
@@ -219,7 +245,17 @@ mod tests {
         let advice = "write there [credentials-c] username=NAME password=WORD and [auth-libvirt-h] credentials=c, each \
                       on a line of its own";
         let none = format!("the daemon wants a password, and {user} or {etc} has none for h: {advice}");
-        check(&env, plain, Err(none));
+        check(&env, plain, Err(none.clone()));
+        // Root may read everything, but nobody a link to itself.
+        let link = at("user/auth.conf");
+        fs::create_dir(at("user")).and_then(|()| std::os::unix::fs::symlink(&link, &link)).expect("a link");
+        let closed = "cannot be read by this user (Too many levels of symbolic links (os error 40))";
+        check(&env, plain, Err(format!("{none}; {user} {closed}")));
+        fs::create_dir(at("etc")).and_then(|()| fs::create_dir(at("etc/libvirt"))).expect("directories");
+        fs::write(&etc, "").expect("a file");
+        let none = format!("the daemon wants a password, and {etc} has none for h: {advice}");
+        check(&env, plain, Err(format!("{none}; {user} {closed}")));
+        fs::remove_file(&link).expect("removed");
         write("etc/libvirt/auth.conf", "etc");
         check(&env, plain, Ok("etc"));
         write("user/auth.conf", "user");
