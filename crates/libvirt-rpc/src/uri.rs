@@ -54,6 +54,9 @@ const PARAMETERS: [&str; 17] = [
     "authfile",
 ];
 
+/// The path that means the user's own daemon.
+const SESSION: &str = "/session";
+
 /// What stays as it is in a path handed on to the daemon (libxml2's `xmlSaveUri`, by which libvirt writes
 /// it).
 const PATH_ESCAPES: &AsciiSet = &VALUE_ESCAPES
@@ -187,7 +190,7 @@ impl Uri {
 
     /// True for the per-user daemon (`qemu:///session`).
     pub fn is_session(&self) -> bool {
-        self.path == "/session"
+        self.path == SESSION
     }
 
     /// How the daemon is reached.
@@ -260,7 +263,7 @@ fn parse(text: &str) -> Result<Uri, String> {
     };
     let path = decode("path", if path.is_empty() { "/" } else { path })?;
     let (params, handed_on) = parse_query(query)?;
-    check_combination(channel, &params)?;
+    check_combination(channel, &path, &params)?;
     if params.name.is_none() {
         check_path(&driver, &path)?;
     }
@@ -498,10 +501,18 @@ fn ssh_path(name: &str, value: String) -> Result<Option<String>, String> {
     Ok(Some(value))
 }
 
-fn check_combination(channel: Channel, params: &Params) -> Result<(), String> {
+fn check_combination(channel: Channel, path: &str, params: &Params) -> Result<(), String> {
     if channel == Channel::Ssh && params.mode == Mode::Direct && params.socket.is_none() {
         return Err(
             "mode=direct does not go with ssh: use proxy=native, or socket= for a certain socket".into()
+        );
+    }
+    let by_netcat = params.proxy == Proxy::Netcat || (params.proxy == Proxy::Auto && params.netcat.is_some());
+    if channel == Channel::Ssh && path == SESSION && by_netcat && params.socket.is_none() {
+        return Err(
+            "netcat would reach the system's daemon, for it does not know where the user's own (/session) listens: \
+             use proxy=native, or give that socket by socket="
+                .into(),
         );
     }
     if params.proxy == Proxy::Native {
@@ -627,6 +638,7 @@ mod tests {
         );
         check("qemu+tls://h:/system", (Tls, Some("h"), None, None, "qemu:///system"));
         check("qemu+ssh://root@hv1:22/system", (Ssh, Some("hv1"), Some(22), Some("root"), "qemu:///system"));
+        check("qemu+ssh://h/session?netcat=nc&socket=/s", (Ssh, Some("h"), None, None, "qemu:///session"));
         check("qemu+ssh://a%40b@hv1/system", (Ssh, Some("hv1"), None, Some("a@b"), "qemu:///system"));
         // libvirt's own parameters stay here, the driver's go to the daemon, name= replaces all.
         check("xen:///system?no_verify=1&a=b%20c&d", (Unix, None, None, None, "xen:///system?a=b%20c&d="));
@@ -720,6 +732,15 @@ mod tests {
             "qemu+ssh://h/system?mode=direct: mode=direct does not go with ssh: use proxy=native, or socket= for a \
              certain socket",
         );
+        for way in ["proxy=netcat", "netcat=nc", "proxy=netcat&netcat=nc"] {
+            check(
+                &format!("qemu+ssh://h/session?{way}"),
+                &format!(
+                    "qemu+ssh://h/session?{way}: netcat would reach the system's daemon, for it does not know where the \
+                     user's own (/session) listens: use proxy=native, or give that socket by socket="
+                ),
+            );
+        }
         check(
             "qemu+ssh://h/system?proxy=native&netcat=nc",
             "qemu+ssh://h/system?proxy=native&netcat=nc: netcat= has no meaning with proxy=native: virt-ssh-helper \
