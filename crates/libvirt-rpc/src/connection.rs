@@ -14,11 +14,13 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -97,7 +99,7 @@ struct Link {
     budget: Budget,
     events: EventQueue,
     epoch: Instant,
-    /// Milliseconds after `epoch` at which the last frame came.
+    /// Milliseconds after `epoch` at which the last bytes came.
     heard_ms: AtomicU32,
 }
 
@@ -646,7 +648,7 @@ async fn until_lost(link: Arc<Link>, task: impl Future<Output = ()>) {
 }
 
 async fn read_frames(link: Arc<Link>, reader: impl AsyncRead + Unpin) {
-    let mut reader = BufReader::with_capacity(8 * 1024, reader);
+    let mut reader = BufReader::with_capacity(8 * 1024, Heard { reader, link: &link });
     // What cannot be read is found out again below.
     if let Ok(start) = reader.fill_buf().await
         && let Some(text) = link.peer.text_first(start)
@@ -664,12 +666,33 @@ async fn read_frames(link: Arc<Link>, reader: impl AsyncRead + Unpin) {
                     .await;
             }
         };
-        link.heard_ms.store(millis(link.epoch.elapsed()), Ordering::Relaxed);
         if let Err(lost) = link.receive(bytes) {
             break lost;
         }
     };
     link.lose(why);
+}
+
+/// Notes each piece that comes, so that a long frame on a slow line, with no room for a keepalive answer in between, is
+/// not taken for silence.
+struct Heard<'a, R> {
+    reader: R,
+    link: &'a Link,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Heard<'_, R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.reader).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.link.heard_ms.store(millis(self.link.epoch.elapsed()), Ordering::Relaxed);
+        }
+        read
+    }
 }
 
 /// Reads one whole frame. Memory grows with the bytes that really come, not with the length that is claimed.
@@ -747,11 +770,6 @@ fn millis(d: Duration) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::pin::Pin;
-    use std::task::{Context, Poll};
-
-    use tokio::io::ReadBuf;
-
     use super::*;
 
     /// Gives a few bytes at a time and notes the most room that it was ever offered, beyond what it had given.

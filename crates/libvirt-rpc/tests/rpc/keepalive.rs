@@ -64,6 +64,25 @@ async fn a_daemon_that_answers_is_never_lost() {
     assert!(connection.lost().is_none());
 }
 
+/// A long reply on a slow line: the daemon cannot answer a PING in the middle of a frame.
+#[tokio::test(start_paused = true)]
+async fn a_frame_that_comes_slowly_is_no_silence() {
+    let (connection, mut client) = open().await;
+    let begun = Instant::now();
+    let slowly = async {
+        let call = client.call(ALL_DOMAIN_STATS).await;
+        let reply = call.reply(Xdr::default().u32(1).string("guest").bytes(&[0; 24]));
+        for piece in reply.chunks(4) {
+            // The line's own pace: nothing is waited for.
+            tokio::time::sleep(Duration::from_secs(9)).await;
+            client.send(piece).await;
+        }
+    };
+    let (result, ()) = tokio::join!(bulk(&connection, after(3600)), slowly);
+    assert_eq!(result.expect("an answer"), 1);
+    assert!(begun.elapsed().as_secs() > 100);
+}
+
 /// Takes all five requests: four bulk calls are given up, a host name call waits.
 async fn take_all_five(connection: &Connection, client: &mut Client) -> Vec<crate::daemon::Frame> {
     let mut calls = Vec::new();
