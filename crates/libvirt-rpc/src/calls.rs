@@ -165,8 +165,8 @@ impl Connection {
     /// job-free turn, if `groups` is within [`Groups::JOB_FREE`].
     ///
     /// # Errors
-    /// See [`Self::list_active`]; [`Error::Budget`] while given-up calls hold every place. After
-    /// [`Error::Protocol`] the visitor may have seen some records.
+    /// See [`Self::list_active`]; [`Error::Budget`] while given-up calls hold every place; [`Error::Argument`] for
+    /// more than [`MAX_DOMAINS`]. After [`Error::Protocol`] the visitor may have seen some records.
     pub async fn stats(
         &self,
         domains: &[Domain],
@@ -175,10 +175,14 @@ impl Connection {
         deadline: Instant,
         visitor: &mut impl StatsVisitor,
     ) -> Result<usize, Error> {
+        let procedure = Procedure::CONNECT_GET_ALL_DOMAIN_STATS;
+        if domains.len() > MAX_DOMAINS {
+            let what = format!("{} domains in one call: libvirt takes at most {MAX_DOMAINS}", domains.len());
+            return Err(Error::Argument { procedure: procedure.name(), what });
+        }
         let job_free = !groups.is_empty() && Groups::JOB_FREE.contains(groups);
         let class = if job_free { Class::JobFree } else { Class::Monitor };
         let args = |e: &mut Encoder<'_>| encode_stats(e, domains, groups.0, flags);
-        let procedure = Procedure::CONNECT_GET_ALL_DOMAIN_STATS;
         self.call_as(procedure, class, deadline, args, |d| stats::visit(d, visitor)).await
     }
 

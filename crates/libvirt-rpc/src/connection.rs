@@ -29,7 +29,7 @@ use crate::auth;
 use crate::budget::{Budget, Place};
 use crate::error::{Error, ErrorCode};
 use crate::events::{self, Event, EventQueue};
-use crate::frame::{self, HEADER, Header, KEEPALIVE, REMOTE, Type};
+use crate::frame::{self, HEADER, Header, KEEPALIVE, MAX_FRAME, REMOTE, Type};
 use crate::printable::printable;
 use crate::procedure::{Class, Procedure};
 use crate::transport::{self, Access, Channel, DaemonProcess, Peer, Stream};
@@ -359,7 +359,8 @@ impl Connection {
     ///
     /// # Errors
     /// [`Error::Deadline`], after which the daemon may still be at it; [`Error::Budget`] if every place is
-    /// held by a given-up call; [`Error::Remote`], [`Error::Connection`], [`Error::Protocol`].
+    /// held by a given-up call; [`Error::Argument`] if the frame would be too long; [`Error::Remote`],
+    /// [`Error::Connection`], [`Error::Protocol`].
     pub(crate) async fn call_as<T>(
         &self,
         procedure: Procedure,
@@ -369,6 +370,7 @@ impl Connection {
         decode: impl FnOnce(&mut Decoder<'_>) -> Result<T, Malformed>,
     ) -> Result<T, Error> {
         let link = &*self.link;
+        let mut bytes = encode(procedure, args)?;
         let begun = Instant::now();
         let granted = tokio::select! {
             biased;
@@ -393,20 +395,27 @@ impl Connection {
             Err(_) => return Err(link.deadline(procedure, begun, Late::never_sent())),
         };
         let mut ticket = link.enter(procedure, turn, place)?;
-        let header = Header {
-            program: REMOTE,
-            procedure: procedure as i32,
-            kind: Type::Call,
-            serial: ticket.serial,
-            failed: false,
-        };
-        room.send(frame::encode(header, args));
+        frame::set_serial(&mut bytes, ticket.serial);
+        room.send(bytes);
         match timeout_at(deadline, &mut ticket.reply).await {
             Ok(Ok(reply)) => link.decode(procedure, reply, decode),
             Ok(Err(_)) => Err(link.lost_now(procedure)),
             Err(_) => Err(link.deadline(procedure, ticket.sent, ticket.late.clone())),
         }
     }
+}
+
+/// A call's frame, with no serial yet: that is given when it is sent.
+fn encode(procedure: Procedure, args: impl FnOnce(&mut Encoder<'_>)) -> Result<Vec<u8>, Error> {
+    let header =
+        Header { program: REMOTE, procedure: procedure as i32, kind: Type::Call, serial: 0, failed: false };
+    let bytes = frame::encode(header, args);
+    // The daemon would close the connection on it, without a word.
+    if bytes.len() > MAX_FRAME {
+        let what = format!("a message of {} bytes: libvirt takes at most {MAX_FRAME}", bytes.len());
+        return Err(Error::Argument { procedure: procedure.name(), what });
+    }
+    Ok(bytes)
 }
 
 impl Drop for Connection {

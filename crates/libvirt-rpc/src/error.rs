@@ -14,6 +14,15 @@ pub enum Error {
     #[error(transparent)]
     Uri(#[from] UriError),
 
+    /// The caller's fault: more than one call may hold. It was not sent. Never retryable.
+    #[error("{procedure}: {what}")]
+    Argument {
+        /// The call that was not sent.
+        procedure: &'static str,
+        /// What is too much, and the limit.
+        what: String,
+    },
+
     /// The way to the daemon: it cannot be reached, refuses us, or went away.
     #[error("{peer}: {what}")]
     Connection {
@@ -161,7 +170,7 @@ impl Error {
     /// True where the same call on a new connection, later, may well succeed without anyone's help.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Uri(_) => false,
+            Self::Uri(_) | Self::Argument { .. } => false,
             Self::Connection { retryable, .. } => *retryable,
             Self::Protocol { .. } | Self::Deadline { .. } | Self::Budget { .. } => true,
             Self::Remote { code, .. } => [

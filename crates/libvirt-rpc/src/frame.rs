@@ -91,6 +91,11 @@ pub(crate) fn header(frame: &[u8]) -> Result<Header, Malformed> {
     Ok(Header { program, procedure, kind, serial, failed })
 }
 
+/// Gives a frame its serial.
+pub(crate) fn set_serial(frame: &mut [u8], serial: u32) {
+    frame[20..24].copy_from_slice(&serial.to_be_bytes());
+}
+
 /// A whole frame around what `payload` writes.
 pub(crate) fn encode(header: Header, payload: impl FnOnce(&mut Encoder<'_>)) -> Vec<u8> {
     let mut frame = Vec::with_capacity(128);
@@ -117,9 +122,10 @@ mod tests {
 
     #[test]
     fn a_frame_is_read_back() {
-        let frame = encode(CALL, |e| {
+        let mut frame = encode(Header { serial: 0, ..CALL }, |e| {
             e.u32(1);
         });
+        set_serial(&mut frame, CALL.serial);
         assert_eq!(frame.len(), HEADER + 4);
         assert_eq!(length([frame[0], frame[1], frame[2], frame[3]]), Ok(HEADER + 4));
         assert_eq!(header(&frame), Ok(CALL));

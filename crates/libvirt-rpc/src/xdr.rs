@@ -187,7 +187,8 @@ impl Encoder<'_> {
     }
 
     pub(crate) fn opaque(&mut self, bytes: &[u8]) -> &mut Self {
-        // Nothing that this client sends comes near 4 GiB: names are read from replies of at most 32 MiB.
+        // Nothing that this client sends comes near 4 GiB: names are read from replies of at most 32 MiB, and a frame
+        // that is too long is not sent.
         self.u32(bytes.len() as u32);
         self.fixed(bytes)
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use libvirt_rpc::{Budget, Connection, Error, Groups, MONITOR_CALLS, StatsFlags};
+use libvirt_rpc::{Budget, Connection, Domain, Error, Groups, MONITOR_CALLS, StatsFlags};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
@@ -242,6 +242,29 @@ async fn after_its_deadline_a_call_is_not_sent() {
     assert!(late.is_over());
     assert_eq!(connection.budget().abandoned(), 0);
     client.hostname(&connection).await;
+}
+
+/// The daemon would close the connection on it, for everybody.
+#[tokio::test(start_paused = true)]
+async fn more_than_a_call_may_hold_is_not_sent() {
+    let (connection, mut client) = open().await;
+    let many: Vec<_> = (0..=16_384).map(domain).collect();
+    let long = Domain { name: "x".repeat(32 << 20).into(), ..domain(1) };
+    for (domains, expect) in [
+        (&many[..], "16385 domains in one call: libvirt takes at most 16384"),
+        (&[long][..], "a message of 33554496 bytes: libvirt takes at most 33554436"),
+    ] {
+        let error = bulk_of(&connection, domains, after(2)).await.expect_err(expect);
+        assert_eq!(error.to_string(), format!("CONNECT_GET_ALL_DOMAIN_STATS: {expect}"));
+        assert!(!error.is_retryable() && !error.is_connection_lost());
+        client.hostname(&connection).await;
+    }
+    // As many as may be are sent.
+    let (result, ()) = tokio::join!(bulk_of(&connection, &many[1..], after(2)), async {
+        let call = client.call(ALL_DOMAIN_STATS).await;
+        client.reply(&call, Xdr::default().u32(0)).await;
+    });
+    assert_eq!(result.expect("an answer"), 0);
 }
 
 /// A daemon that does not read: calls still end by their deadlines, and what cannot be sent is not counted.
