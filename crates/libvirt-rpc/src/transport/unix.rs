@@ -117,6 +117,12 @@ fn failure(path: &Path, access: Access, e: io::Error) -> Error {
                         \"systemctl restart libvirtd\"";
             Error::connection(label(path), what, true, Some(e))
         }
+        // The queue of connections is full (unix(7), EAGAIN).
+        ErrorKind::WouldBlock => {
+            let what = "the daemon accepts nobody: it hangs (\"systemctl status libvirtd\" and its log tell), or is at its limit \
+                        max_clients";
+            Error::connection(label(path), what, true, Some(e))
+        }
         ErrorKind::PermissionDenied => {
             Error::connection(label(path), no_permission(path, access), false, Some(e))
         }
@@ -282,6 +288,25 @@ mod tests {
             "retryable=true unix:/run/libvirt-sock-ro: nobody listens on this socket (left behind by a daemon that \
              ended): start it again with \"systemctl restart libvirtd\""
         );
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_accepts_nobody_is_told_from_one_that_is_not_there() {
+        let fixture = Fixture::new();
+        let socket = tokio::net::UnixSocket::new_stream().expect("a socket");
+        socket.bind(fixture.dir.path().join("run/libvirt-sock-ro")).expect("its name");
+        let _listener = socket.listen(1).expect("a listener");
+        let mut waiting = Vec::new();
+        let error = loop {
+            match fixture.dial().await {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+            assert!(waiting.len() < 10, "nobody is accepted, and everybody gets in");
+        };
+        assert!(error.is_retryable());
+        let shown = error.to_string();
+        assert!(shown.contains(": the daemon accepts nobody: it hangs ("), "{shown}");
     }
 
     /// Root is refused nowhere, so the kernel's refusal is not provoked here but its words are.
