@@ -220,22 +220,7 @@ impl Connection {
     /// # Errors
     /// See [`Self::list_active`].
     pub async fn domain_info(&self, domain: &Domain) -> Result<DomainInfo, Error> {
-        self.call(
-            Procedure::DOMAIN_GET_INFO,
-            |e| domain.encode(e),
-            |d| {
-                let info = DomainInfo {
-                    state: d.u32()?.min(255) as u8,
-                    max_mem_kib: d.u64()?,
-                    memory_kib: d.u64()?,
-                    vcpus: d.u32()?.min(u32::from(u16::MAX)) as u16,
-                    cpu_time_ns: d.u64()?,
-                };
-                d.end()?;
-                Ok(info)
-            },
-        )
-        .await
+        self.call(Procedure::DOMAIN_GET_INFO, |e| domain.encode(e), domain_info).await
     }
 
     /// `virDomainMemoryStats`: pairs of tag (`virDomainMemoryStatTags`) and value (KiB, counts, seconds).
@@ -249,11 +234,7 @@ impl Connection {
                 domain.encode(e);
                 e.u32(MAX_MEMORY_STATS as u32).u32(0);
             },
-            |d| {
-                let stats = list(d, MAX_MEMORY_STATS, 12, "statistics", |d| Ok((d.i32()?, d.u64()?)))?;
-                d.end()?;
-                Ok(stats)
-            },
+            memory_stats,
         )
         .await
     }
@@ -272,22 +253,7 @@ impl Connection {
                 // From CPU -1, one: the total.
                 e.u32(PARAMS).i32(-1).u32(1).u32(0);
             },
-            |d| {
-                let params = list(d, MAX_CPU_STATS, 12, "parameters", stats::param)?;
-                let _nparams = d.i32()?;
-                d.end()?;
-                let mut totals = CpuTotals::default();
-                for (key, value) in params {
-                    let Value::UInt(value) = value else { continue };
-                    match key {
-                        "cpu_time" => totals.cpu_time_ns = Some(value),
-                        "user_time" => totals.user_time_ns = Some(value),
-                        "system_time" => totals.system_time_ns = Some(value),
-                        _ => {}
-                    }
-                }
-                Ok(totals)
-            },
+            cpu_totals,
         )
         .await
     }
@@ -427,28 +393,7 @@ impl Connection {
     /// # Errors
     /// See [`Self::list_active`].
     pub async fn node_info(&self) -> Result<NodeInfo, Error> {
-        self.call(
-            Procedure::NODE_GET_INFO,
-            |_| {},
-            |d| {
-                // `char model[32]`: rpcgen writes each char as a whole XDR integer.
-                let mut model = [0u8; 32];
-                for byte in &mut model {
-                    *byte = d.u32()? as u8;
-                }
-                let end = model.iter().position(|&b| b == 0).unwrap_or(model.len());
-                let info = NodeInfo {
-                    model: String::from_utf8_lossy(&model[..end]).into_owned(),
-                    memory_kib: d.u64()?,
-                    cpus: d.u32()?,
-                    mhz: d.u32()?,
-                    topology: [d.u32()?, d.u32()?, d.u32()?, d.u32()?],
-                };
-                d.end()?;
-                Ok(info)
-            },
-        )
-        .await
+        self.call(Procedure::NODE_GET_INFO, |_| {}, node_info).await
     }
 
     /// The host's CPU time over all CPUs, ns by kind: `kernel`, `user`, `idle`, `iowait`
@@ -558,6 +503,63 @@ fn encode_stats(e: &mut Encoder<'_>, domains: &[Domain], groups: u32, flags: Sta
         domain.encode(e);
     }
     e.u32(groups).u32(flags.0);
+}
+
+/// `remote_domain_get_info_ret`
+pub(crate) fn domain_info(d: &mut Decoder<'_>) -> Result<DomainInfo, Malformed> {
+    let info = DomainInfo {
+        state: d.u32()?.min(255) as u8,
+        max_mem_kib: d.u64()?,
+        memory_kib: d.u64()?,
+        vcpus: d.u32()?.min(u32::from(u16::MAX)) as u16,
+        cpu_time_ns: d.u64()?,
+    };
+    d.end()?;
+    Ok(info)
+}
+
+/// `remote_domain_memory_stats_ret`
+pub(crate) fn memory_stats(d: &mut Decoder<'_>) -> Result<Vec<(i32, u64)>, Malformed> {
+    let stats = list(d, MAX_MEMORY_STATS, 12, "statistics", |d| Ok((d.i32()?, d.u64()?)))?;
+    d.end()?;
+    Ok(stats)
+}
+
+/// `remote_domain_get_cpu_stats_ret`: parameters, and how many a CPU has.
+pub(crate) fn cpu_totals(d: &mut Decoder<'_>) -> Result<CpuTotals, Malformed> {
+    let params = list(d, MAX_CPU_STATS, 12, "parameters", stats::param)?;
+    let _nparams = d.i32()?;
+    d.end()?;
+    let mut totals = CpuTotals::default();
+    for (key, value) in params {
+        let Value::UInt(value) = value else { continue };
+        match key {
+            "cpu_time" => totals.cpu_time_ns = Some(value),
+            "user_time" => totals.user_time_ns = Some(value),
+            "system_time" => totals.system_time_ns = Some(value),
+            _ => {}
+        }
+    }
+    Ok(totals)
+}
+
+/// `remote_node_get_info_ret`
+fn node_info(d: &mut Decoder<'_>) -> Result<NodeInfo, Malformed> {
+    // `char model[32]`: rpcgen writes each char as a whole XDR integer.
+    let mut model = [0u8; 32];
+    for byte in &mut model {
+        *byte = d.u32()? as u8;
+    }
+    let end = model.iter().position(|&b| b == 0).unwrap_or(model.len());
+    let info = NodeInfo {
+        model: String::from_utf8_lossy(&model[..end]).into_owned(),
+        memory_kib: d.u64()?,
+        cpus: d.u32()?,
+        mhz: d.u32()?,
+        topology: [d.u32()?, d.u32()?, d.u32()?, d.u32()?],
+    };
+    d.end()?;
+    Ok(info)
 }
 
 /// Statistics and how many of them there are.

@@ -1,5 +1,6 @@
 //! Decoding of captured bytes, without a connection: for fuzzing, for benches, for looking at a capture.
 
+use crate::calls::{self, CpuTotals, DomainInfo};
 use crate::connection::remote_error;
 use crate::error::ErrorCode;
 use crate::frame::{self, HEADER};
@@ -21,6 +22,30 @@ pub fn frame(bytes: &[u8]) -> Result<&[u8], Malformed> {
 /// Where the payload is not well formed; the visitor may have seen some records.
 pub fn bulk_reply(payload: &[u8], visitor: &mut impl StatsVisitor) -> Result<usize, Malformed> {
     stats::visit(&mut Decoder::new(payload, HEADER), visitor)
+}
+
+/// The payload of a reply to DOMAIN_GET_INFO.
+///
+/// # Errors
+/// Where the payload is not well formed.
+pub fn domain_info(payload: &[u8]) -> Result<DomainInfo, Malformed> {
+    calls::domain_info(&mut Decoder::new(payload, HEADER))
+}
+
+/// The payload of a reply to DOMAIN_MEMORY_STATS: pairs of tag and value.
+///
+/// # Errors
+/// Where the payload is not well formed.
+pub fn memory_stats(payload: &[u8]) -> Result<Vec<(i32, u64)>, Malformed> {
+    calls::memory_stats(&mut Decoder::new(payload, HEADER))
+}
+
+/// The payload of a reply to DOMAIN_GET_CPU_STATS.
+///
+/// # Errors
+/// Where the payload is not well formed.
+pub fn cpu_stats(payload: &[u8]) -> Result<CpuTotals, Malformed> {
+    calls::cpu_totals(&mut Decoder::new(payload, HEADER))
 }
 
 /// The code, domain and message of an error reply's payload.

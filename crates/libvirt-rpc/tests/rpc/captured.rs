@@ -4,7 +4,7 @@
 //! balloon, interface and block. `error.bin` answers a look-up of a domain that is not there. The rest are events, a
 //! keepalive PING and replies to the older calls.
 
-use libvirt_rpc::{DomainRef, ErrorCode, Event, StatsVisitor, Value, decode};
+use libvirt_rpc::{CpuTotals, DomainInfo, DomainRef, ErrorCode, Event, StatsVisitor, Value, decode};
 
 pub(crate) const BULK: &[u8] = include_bytes!("../data/bulk-3.bin");
 pub(crate) const ERROR: &[u8] = include_bytes!("../data/error.bin");
@@ -13,11 +13,9 @@ pub(crate) const DEVICE_ADDED: &[u8] = include_bytes!("../data/device-added.bin"
 pub(crate) const DEVICE_REMOVED: &[u8] = include_bytes!("../data/device-removed.bin");
 pub(crate) const BALLOON_CHANGE: &[u8] = include_bytes!("../data/balloon-change.bin");
 pub(crate) const PING: &[u8] = include_bytes!("../data/ping.bin");
-pub(crate) const OLDER: [&[u8]; 3] = [
-    include_bytes!("../data/memory-stats.bin"),
-    include_bytes!("../data/cpu-stats.bin"),
-    include_bytes!("../data/domain-info.bin"),
-];
+pub(crate) const MEMORY_STATS: &[u8] = include_bytes!("../data/memory-stats.bin");
+pub(crate) const CPU_STATS: &[u8] = include_bytes!("../data/cpu-stats.bin");
+pub(crate) const DOMAIN_INFO: &[u8] = include_bytes!("../data/domain-info.bin");
 
 #[derive(Default)]
 struct Text(String);
@@ -57,6 +55,36 @@ fn a_bulk_reply_is_visited_whole() {
     assert_eq!(keys("  balloon.current=UInt(32768)"), 3);
     assert_eq!(keys("  net.0.name=Str(\"vnet"), 3);
     assert_eq!(keys("  cpu.time=UInt("), 3);
+}
+
+/// One guest of 32 MiB and two vCPUs, asked by the older calls.
+#[test]
+fn replies_to_the_older_calls_are_read() {
+    let payload = |frame| decode::frame(frame).expect("a frame");
+    let info =
+        DomainInfo { state: 1, max_mem_kib: 32_768, memory_kib: 32_768, vcpus: 2, cpu_time_ns: 310_000_000 };
+    assert_eq!(decode::domain_info(payload(DOMAIN_INFO)), Ok(info));
+    // By virDomainMemoryStatTags: all but the huge pages.
+    let stats = vec![
+        (6, 32_768),
+        (0, 12),
+        (1, 24),
+        (2, 9),
+        (3, 3_007),
+        (4, 16_122),
+        (5, 32_628),
+        (8, 24_279),
+        (9, 1_795_392_469),
+        (10, 4_078),
+        (7, 50_216),
+    ];
+    assert_eq!(decode::memory_stats(payload(MEMORY_STATS)), Ok(stats));
+    let totals = CpuTotals {
+        cpu_time_ns: Some(263_462_000),
+        user_time_ns: Some(156_602_000),
+        system_time_ns: Some(106_859_000),
+    };
+    assert_eq!(decode::cpu_stats(payload(CPU_STATS)), Ok(totals));
 }
 
 #[test]
@@ -116,4 +144,15 @@ fn no_real_frame_can_be_shorter_or_longer() {
         assert!(decode::error(&payload[..end]).is_err(), "{end}");
     }
     assert!(decode::error(&[payload, &[0]].concat()).is_err());
+    type Decode = fn(&[u8]) -> bool;
+    let older: [(&[u8], Decode); 3] = [
+        (DOMAIN_INFO, |payload| decode::domain_info(payload).is_ok()),
+        (MEMORY_STATS, |payload| decode::memory_stats(payload).is_ok()),
+        (CPU_STATS, |payload| decode::cpu_stats(payload).is_ok()),
+    ];
+    for (frame, is_read) in older {
+        let payload = decode::frame(frame).expect("a frame");
+        assert!((0..payload.len()).all(|end| !is_read(&payload[..end])));
+        assert!(!is_read(&[payload, &[0]].concat()));
+    }
 }

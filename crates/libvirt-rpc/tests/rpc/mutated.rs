@@ -4,11 +4,25 @@
 use libvirt_rpc::{Malformed, decode};
 use proptest::prelude::*;
 
-use crate::captured::{BALLOON_CHANGE, BULK, DEVICE_ADDED, DEVICE_REMOVED, ERROR, LIFECYCLE, OLDER, PING};
+use crate::captured::{
+    BALLOON_CHANGE, BULK, CPU_STATS, DEVICE_ADDED, DEVICE_REMOVED, DOMAIN_INFO, ERROR, LIFECYCLE,
+    MEMORY_STATS, PING,
+};
 use crate::daemon::{Count, HEADER};
 
-const FRAMES: [&[u8]; 10] =
-    [BULK, BULK, ERROR, LIFECYCLE, DEVICE_ADDED, DEVICE_REMOVED, BALLOON_CHANGE, OLDER[0], OLDER[1], PING];
+const FRAMES: [&[u8]; 11] = [
+    BULK,
+    BULK,
+    ERROR,
+    LIFECYCLE,
+    DEVICE_ADDED,
+    DEVICE_REMOVED,
+    BALLOON_CHANGE,
+    MEMORY_STATS,
+    CPU_STATS,
+    DOMAIN_INFO,
+    PING,
+];
 
 /// Words that have broken decoders: limits, signs, and what lies just beside them.
 const WORDS: [u32; 12] =
@@ -102,6 +116,9 @@ fn decode_everything(bytes: &[u8]) {
     // A parameter takes at least twelve bytes: nothing was shown that is not there.
     assert!(seen.params * 12 <= payload.len(), "{seen:?} of {} bytes", payload.len());
     blame(decode::error(payload), payload);
+    blame(decode::domain_info(payload), payload);
+    blame(decode::memory_stats(payload), payload);
+    blame(decode::cpu_stats(payload), payload);
     for procedure in EVENTS {
         blame(decode::event(procedure, payload), payload);
     }
