@@ -3,6 +3,7 @@
 //! Time is paused where deadlines matter: it moves on only when nobody has anything left to do, so no test waits
 //! for real, and none depends on how fast the machine is.
 
+mod answers;
 mod auth;
 mod budget;
 mod calls;
