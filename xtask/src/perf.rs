@@ -91,7 +91,7 @@ pub fn run(binary: &Path, sizes: &[usize]) -> Result<()> {
 
 async fn measure(binary: &Path, vms: usize) -> Result<Figures> {
     let connection = connect().await?;
-    let daemon = connection.daemon_pid().context("libvirtd's process is not known")? as u32;
+    let daemon = connection.daemon_process().context("libvirtd's process is not known")?.pid as u32;
     let file = std::env::temp_dir().join(format!("kvmetry-perf-{}.lp", std::process::id()));
     let _ = fs::remove_file(&file);
 
