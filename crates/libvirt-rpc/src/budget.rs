@@ -25,7 +25,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::transport::DaemonProcess;
+use crate::transport::{DaemonProcess, PROC};
 
 /// Given-up calls that a host may hold for us, unless configured: a fifth of a daemon's 20 workers.
 pub const DEFAULT_MAX_ABANDONED: usize = 4;
@@ -80,7 +80,7 @@ impl Budget {
     /// Room for `max_abandoned` calls (at least one), which may all be given up in the end: no more than that
     /// can be in flight at once either.
     pub fn new(max_abandoned: usize) -> Self {
-        Self::beside(max_abandoned, "/proc".into())
+        Self::beside(max_abandoned, PROC.into())
     }
 
     /// [`Self::new`], with the processes that are found in `proc`.

@@ -14,6 +14,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,7 +33,7 @@ use crate::events::{self, Event, EventQueue};
 use crate::frame::{self, HEADER, Header, KEEPALIVE, MAX_FRAME, REMOTE, Type};
 use crate::printable::printable;
 use crate::procedure::{Class, Procedure};
-use crate::transport::{self, Access, Channel, DaemonProcess, Peer, Stream};
+use crate::transport::{self, Access, Channel, DaemonProcess, PROC, Peer, Stream};
 use crate::uri::Uri;
 use crate::xdr::{Decoder, Encoder, Malformed};
 
@@ -108,6 +109,8 @@ struct Table {
     last_serial: u32,
     pending: HashMap<u32, Pending>,
     lost: Option<Lost>,
+    /// The daemon's, as far as it is known.
+    process: Option<DaemonProcess>,
 }
 
 /// A call that was sent and has no reply yet.
@@ -216,7 +219,10 @@ impl Connection {
         let name = uri.remote_name();
         // Each call of the handshake ends by the deadline, and nothing else in it waits.
         match connection.handshake(&name, uri, deadline).await {
-            Ok(()) => Ok(connection),
+            Ok(()) => {
+                connection.link.confirm_process();
+                Ok(connection)
+            }
             Err(Error::Deadline { procedure, .. }) => {
                 let answered_before = procedure != Procedure::AUTH_LIST.name();
                 Err(connection.link.peer.silent(connect_deadline, answered_before))
@@ -230,10 +236,11 @@ impl Connection {
         let Stream { reader, writer, peer } = stream;
         let (out, frames) = mpsc::channel(WRITE_QUEUE);
         options.budget.daemon_is(peer.process);
+        let table = Table { process: peer.process, ..Table::default() };
         let link = Arc::new(Link {
             peer,
             out,
-            table: Mutex::default(),
+            table: Mutex::new(table),
             gone: watch::Sender::new(false),
             monitor_turns: Arc::new(Semaphore::new(MONITOR_CALLS)),
             job_free_turns: Arc::new(Semaphore::new(1)),
@@ -289,9 +296,9 @@ impl Connection {
         &self.link.peer.label
     }
 
-    /// The daemon's process, where the transport tells: see [`Peer::process`].
+    /// The daemon's process, where the transport tells (see [`Peer::process`]) and it is the one that answered.
     pub fn daemon_process(&self) -> Option<DaemonProcess> {
-        self.link.peer.process
+        self.link.table().process
     }
 
     /// How the daemon is reached.
@@ -462,6 +469,11 @@ impl Link {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Once the handshake has been answered: a process that no longer exists is not the one that did so.
+    fn confirm_process(&self) {
+        self.table().process.take_if(|process| process.is_gone(Path::new(PROC)));
+    }
+
     /// Returns once the connection is lost.
     async fn gone(&self) {
         // The sender is ours: it outlives the wait.
@@ -580,16 +592,16 @@ impl Link {
 
     /// Ends the connection for everyone: waiters get `why`, places of calls that may still hang become orphans.
     fn lose(&self, why: Lost) {
-        let pending = {
+        let (pending, process) = {
             let mut table = self.table();
             if table.lost.is_none() {
                 table.lost = Some(why.clone());
             }
-            std::mem::take(&mut table.pending)
+            (std::mem::take(&mut table.pending), table.process)
         };
         for (_, call) in pending {
             if let Some(place) = call.place {
-                place.socket_died(self.peer.process);
+                place.socket_died(process);
             }
             call.late.set_over();
             // A waiter that is gone does not want to know.

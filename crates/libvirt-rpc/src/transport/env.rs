@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use super::process::PROC;
+
 /// Directories and identity that libvirt's defaults depend on.
 #[derive(Clone, Debug)]
 pub(crate) struct Env {
@@ -46,7 +48,7 @@ impl Env {
             user_config: config.map(|dir| dir.join("libvirt")),
             user_pki: below_home(".pki/libvirt"),
             etc: "/etc".into(),
-            proc: "/proc".into(),
+            proc: PROC.into(),
             auth_file: dir("LIBVIRT_AUTH_FILE"),
         }
     }

@@ -24,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub(crate) use self::env::{Env, read_limited};
 pub use self::process::DaemonProcess;
+pub(crate) use self::process::PROC;
 use crate::error::Error;
 use crate::uri::Uri;
 

@@ -6,8 +6,9 @@
 //! ```
 //!
 //! The credentials are those of whoever called listen(2) on the socket: the daemon itself, which does so again on a
-//! socket that systemd handed it, but init, a user's systemd, socat or virtproxyd as well, which outlive it. Right
-//! after a restart they can be the old daemon's, whose process is gone: then nothing is known.
+//! socket that systemd handed it, but init, a user's systemd, socat or virtproxyd as well, which outlive it. And who
+//! connects while a daemon of systemd's is ending waits for its successor with the credentials of the old one: so they
+//! count only if the process still exists when the handshake has been answered.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -21,6 +22,9 @@ pub struct DaemonProcess {
     /// When it began, in clock ticks since the machine started (proc_pid_stat(5), field 22).
     pub started_ticks: u64,
 }
+
+/// Where the kernel shows processes.
+pub(crate) const PROC: &str = "/proc";
 
 impl DaemonProcess {
     /// The process `pid`, if it exists, may be looked at, and is a libvirt daemon by its name.

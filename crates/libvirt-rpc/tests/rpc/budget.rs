@@ -1,8 +1,8 @@
 //! Given-up calls across connections: closing a socket does not free the daemon's worker.
 
-use libvirt_rpc::{Budget, DaemonProcess, Error, MONITOR_CALLS, ORPHAN_RELEASE};
+use libvirt_rpc::{Budget, Connection, DaemonProcess, Error, MONITOR_CALLS, ORPHAN_RELEASE};
 
-use crate::daemon::{ALL_DOMAIN_STATS, Client, Daemon, Xdr, after, bulk};
+use crate::daemon::{ALL_DOMAIN_STATS, AUTH_LIST, Client, Daemon, Xdr, after, bulk, options};
 
 /// A budget whose places are all held by calls of a connection that is gone.
 async fn orphaned(daemon: &Daemon) -> Budget {
@@ -68,6 +68,28 @@ async fn a_call_in_flight_when_the_socket_dies_keeps_its_place() {
     // The same daemon: it is still at it.
     let (_connection, _client) = daemon.open(&budget).await;
     assert_eq!(budget.abandoned(), 1);
+}
+
+/// systemd holds the socket while one daemon ends and the next begins: who connects in between is told of the old one.
+#[tokio::test]
+async fn the_process_is_the_one_that_answers() {
+    for ends in [false, true] {
+        let (daemon, mut process) = Daemon::listened_to_by_another().await;
+        let pid = process.id().map(|pid| pid as i32);
+        let uri = daemon.uri();
+        let budget = Budget::new(MONITOR_CALLS);
+        let (connection, _client) = tokio::join!(Connection::open(&uri, options(&budget)), async {
+            let mut client = daemon.accept().await;
+            let first = client.call(AUTH_LIST).await;
+            if ends {
+                process.kill().await.expect("ours");
+            }
+            client.let_in(&first, 1).await;
+            client
+        });
+        let known = connection.expect("an open connection").daemon_process().map(|process| process.pid);
+        assert_eq!(known, pid.filter(|_| !ends));
+    }
 }
 
 #[tokio::test(start_paused = true)]

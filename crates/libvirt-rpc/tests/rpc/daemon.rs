@@ -1,6 +1,8 @@
 //! A libvirt daemon that does what the test says, frame by frame. It knows the wire format by itself, so that a
 //! mistake in the client is not made twice.
 
+use std::os::fd::AsFd;
+use std::process::Stdio;
 use std::time::Duration;
 
 use libvirt_rpc::{
@@ -9,7 +11,8 @@ use libvirt_rpc::{
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixSocket};
+use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
 pub(crate) const HEADER: usize = 28;
@@ -113,6 +116,25 @@ impl Daemon {
     pub(crate) fn named() -> Self {
         std::fs::write("/proc/self/comm", "virtqemud").expect("a process may name itself");
         Self::start()
+    }
+
+    /// One whose socket another process, which looks like libvirt's, has called listen(2) on.
+    pub(crate) async fn listened_to_by_another() -> (Self, Child) {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let socket = UnixSocket::new_stream().expect("a socket");
+        socket.bind(dir.path().join("sock")).expect("its name");
+        let fd = socket.as_fd().try_clone_to_owned().expect("a second descriptor");
+        let mut other = Command::new("perl")
+            .args(["-e", "$0 = 'libvirtd'; listen(STDIN, 9) or die; $| = 1; print 1; sleep 600"])
+            .stdin(fd)
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("perl runs");
+        other.stdout.take().expect("it is piped").read_u8().await.expect("it listens");
+        let fd = socket.as_fd().try_clone_to_owned().expect("a third descriptor");
+        let listener = UnixListener::from_std(fd.into()).expect("it is one by now");
+        (Self { dir, listener }, other)
     }
 
     pub(crate) fn uri(&self) -> Uri {
@@ -233,8 +255,13 @@ impl Client {
 
     /// The handshake as libvirtd does it on a socket without authentication.
     pub(crate) async fn welcome(&mut self, keepalive: u32) {
-        let call = self.call(AUTH_LIST).await;
-        self.reply(&call, Xdr::default().u32(1).u32(0)).await;
+        let first = self.call(AUTH_LIST).await;
+        self.let_in(&first, keepalive).await;
+    }
+
+    /// The handshake from the answer to its first call.
+    pub(crate) async fn let_in(&mut self, first: &Frame, keepalive: u32) {
+        self.reply(first, Xdr::default().u32(1).u32(0)).await;
         let call = self.call(CONNECT_OPEN).await;
         self.reply(&call, Xdr::default()).await;
         let call = self.call(SUPPORTS_FEATURE).await;
