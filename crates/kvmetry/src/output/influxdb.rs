@@ -280,6 +280,15 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or(serde_json::Value::Null)
     }
 
+    /// The server's own words in lower case, to look for signs in.
+    fn words(&self) -> String {
+        let json = self.json();
+        match json["error"].as_str().or(json["message"].as_str()) {
+            Some(said) => said.to_lowercase(),
+            None => String::from_utf8_lossy(&self.body).to_lowercase(),
+        }
+    }
+
     /// What the server says is wrong, in one short line.
     fn reason(&self) -> String {
         let json = self.json();
@@ -317,7 +326,10 @@ fn judge(server: &InfluxDb, answer: &Answer, lines: u64) -> Verdict {
         },
         400 | 422 => match refused_lines(answer) {
             Some(refused) => Verdict::Delivered { refused_lines: refused.min(lines), why },
-            None if is_about_lines(server.api, answer) => Verdict::Refused { why },
+            None if is_about_lines(answer) => Verdict::Refused { why },
+            None if asks_for_org(answer) => Verdict::NeedsAPerson {
+                why: format!("the server wants to know the organisation ({why}); set org"),
+            },
             None => Verdict::NeedsAPerson { why: format!("the server does not accept the request ({why})") },
         },
         401 | 403 => Verdict::NeedsAPerson {
@@ -326,6 +338,9 @@ fn judge(server: &InfluxDb, answer: &Answer, lines: u64) -> Verdict {
                 server.database,
                 server.token_file.as_ref().map_or(PathBuf::from(TOKEN_VARIABLE), Clone::clone).display()
             ),
+        },
+        404 if answer.words().contains("organization") => Verdict::NeedsAPerson {
+            why: format!("the server does not know the organisation ({why}); set org"),
         },
         404 => Verdict::NeedsAPerson {
             why: format!(
@@ -362,13 +377,18 @@ fn refused_lines(answer: &Answer) -> Option<u64> {
     None
 }
 
-/// Whether a 400 or 422 is about the lines, so that the same request will never be taken.
-fn is_about_lines(api: Api, answer: &Answer) -> bool {
-    let json = answer.json();
-    let text = json["error"].as_str().or(json["message"].as_str()).map(str::to_owned);
-    let text = text.unwrap_or_else(|| String::from_utf8_lossy(&answer.body).into_owned()).to_lowercase();
-    let signs = ["line protocol", "partial write", "unable to parse", "column type", "field type conflict"];
-    signs.iter().any(|sign| text.contains(sign)) || (api == Api::V2 && json["code"] == "invalid")
+/// Whether a 400 or 422 is about the lines, so that the same request will never be taken. Only words that servers
+/// use for lines and nothing else count: the lines of any other request wait until a person has mended it.
+/// (InfluxDB 2's `"code":"invalid"` is no such word: it stands in every 400.)
+fn is_about_lines(answer: &Answer) -> bool {
+    let said = answer.words();
+    let signs = ["line protocol", "partial write", "unable to parse '", "column type", "field type conflict"];
+    signs.iter().any(|sign| said.contains(sign))
+}
+
+/// Whether InfluxDB 2 misses the organisation: "Please provide either orgID or org".
+fn asks_for_org(answer: &Answer) -> bool {
+    answer.words().contains("orgid")
 }
 
 /// What it means that no answer came.
@@ -532,6 +552,20 @@ mod tests {
         );
         check(
             Api::V2,
+            400,
+            r#"{"code":"invalid","message":"Please provide either orgID or org"}"#,
+            "person: the server wants to know the organisation (status 400, Please provide either orgID or org); \
+             set org",
+        );
+        // Not about the lines, as far as we know: they are kept.
+        check(
+            Api::V2,
+            400,
+            r#"{"code":"invalid","message":"unable to parse the request"}"#,
+            "person: the server does not accept the request (status 400, unable to parse the request)",
+        );
+        check(
+            Api::V2,
             422,
             r#"{"code":"unprocessable entity","message":"failure writing points to database: partial write: field type conflict: x dropped=3"}"#,
             "delivered but 3: status 422, failure writing points to database: partial write: field type \
@@ -549,6 +583,13 @@ mod tests {
             r#"{"code":"not found","message":"bucket \"kvmetry\" not found"}"#,
             "person: the server does not know the database \"kvmetry\" or has no such API (status 404, bucket \
              \"kvmetry\" not found); make the database, or set api and url",
+        );
+        check(
+            Api::V2,
+            404,
+            r#"{"code":"not found","message":"organization name \"kvm\" not found"}"#,
+            "person: the server does not know the organisation (status 404, organization name \"kvm\" not found); \
+             set org",
         );
         check(
             Api::V1,
