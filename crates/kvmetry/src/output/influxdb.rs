@@ -372,7 +372,9 @@ fn refused_lines(answer: &Answer) -> Option<u64> {
     if text.contains("partial write") {
         let after = text.rsplit_once("dropped=")?.1;
         let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
-        return digits.parse().ok();
+        // InfluxDB 1.6 names each line that it cannot parse, and counts none of them: "dropped=0".
+        let unparsed = u64::try_from(text.matches("unable to parse '").count()).ok()?;
+        return Some(digits.parse::<u64>().ok()?.max(unparsed));
     }
     None
 }
@@ -596,6 +598,13 @@ mod tests {
             400,
             r#"{"error":"partial write: field type conflict: input field \"v\" dropped=12"}"#,
             "delivered but 10: status 400, partial write: field type conflict: input field \"v\" dropped=12",
+        );
+        check(
+            Api::V1,
+            400,
+            r#"{"error":"partial write: unable to parse 'b': missing fields\nunable to parse 'c': missing fields dropped=0"}"#,
+            "delivered but 2: status 400, partial write: unable to parse 'b': missing fields unable to parse 'c': \
+             missing fields dropped=0",
         );
         check(
             Api::V1,
