@@ -297,7 +297,8 @@ impl Worker {
                 }
                 Verdict::Retry { why, after } => {
                     self.failed(&why, false);
-                    after.map_or_else(|| pause(self.failures_in_a_row), |after| after.min(MAX_ASKED_PAUSE))
+                    // A server may ask for more patience than ours, not for less: with "0" it would be asked without end.
+                    pause(self.failures_in_a_row).max(after.unwrap_or_default().min(MAX_ASKED_PAUSE))
                 }
                 Verdict::NeedsAPerson { why } => {
                     self.failed(&why, true);

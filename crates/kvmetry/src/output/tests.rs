@@ -103,8 +103,9 @@ async fn a_failure_is_tried_again_after_a_growing_pause() {
     let many = |verdict: fn() -> Verdict, times: usize| (0..times).map(|_| verdict()).collect();
     check(many(|| retry(None), 8), &[1, 2, 4, 8, 16, 30, 30, 30]).await;
     check(many(|| Verdict::NeedsAPerson { why: "a token".to_owned() }, 2), &[60, 60]).await;
-    check(vec![retry(Some(Duration::from_secs(7))), retry(Some(Duration::from_secs(86_400)))], &[7, 300])
-        .await;
+    let asked = |seconds| retry(Some(Duration::from_secs(seconds)));
+    check(vec![asked(7), asked(86_400)], &[7, 300]).await;
+    check(vec![asked(0), asked(0), asked(0)], &[1, 2, 4]).await;
 }
 
 #[tokio::test]
@@ -494,7 +495,14 @@ async fn after_an_outage_everything_arrives_in_order() {
     outputs.send(&batch(1));
     let refused = requests.recv().await.unwrap();
     outputs.send(&batch(2));
-    refused.answer.send(answer("503 Service Unavailable", "retry-after: 0\r\n", "")).unwrap();
+    refused.answer.send(answer("503 Service Unavailable", "", "")).unwrap();
+    while outputs.stats()[0].failures == 0 {
+        tokio::task::yield_now().await;
+    }
+    // The pause begins in the step that counts the failure, so it can be skipped.
+    tokio::time::pause();
+    tokio::time::advance(2 * FIRST_PAUSE).await;
+    tokio::time::resume();
     let request = requests.recv().await.unwrap();
     assert_eq!(request.body, format!("a v=1i {S}\na v=2i {}\n", 2 * S));
     let stats = &outputs.stats()[0];
