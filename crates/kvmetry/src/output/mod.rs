@@ -149,9 +149,9 @@ impl Outputs {
                 sink,
                 clock: outputs.clock.clone(),
                 close: close.clone(),
-                told: OncePerCause::default(),
+                refusals: OncePerCause::default(),
+                troubles: OncePerCause::default(),
                 failures_in_a_row: 0,
-                recovery_is_news: false,
             };
             outputs.workers.push(tokio::spawn(worker.run()));
             outputs.queues.push(queue);
@@ -267,10 +267,11 @@ struct Worker {
     sink: Sink,
     clock: Arc<dyn Clock>,
     close: Arc<watch::Sender<Option<Closed>>>,
-    told: OncePerCause,
+    /// Why lines were refused.
+    refusals: OncePerCause,
+    /// Why nothing could be delivered since it last worked: a new outage is told anew.
+    troubles: OncePerCause,
     failures_in_a_row: u32,
-    /// Whether the present trouble stands in the log, so that its end belongs there too.
-    recovery_is_news: bool,
 }
 
 impl Worker {
@@ -297,7 +298,7 @@ impl Worker {
                 }
                 Verdict::Retry { why, after } => {
                     self.failed(&why, false);
-                    // A server may ask for more patience than ours, not for less: with "0" it would be asked without end.
+                    // A server may ask for more patience than ours, not for less: "0" would mean no pause at all.
                     pause(self.failures_in_a_row).max(after.unwrap_or_default().min(MAX_ASKED_PAUSE))
                 }
                 Verdict::NeedsAPerson { why } => {
@@ -325,17 +326,16 @@ impl Worker {
         let output = self.queue.name();
         let now = self.clock.monotonic();
         self.queue.settle(batches, refused_lines);
-        if refused_lines > 0 {
-            // The key is the reason without its numbers, which differ from line to line.
-            let key: String = why.chars().filter(|c| !c.is_ascii_digit()).collect();
-            if let Some(held_back) = self.told.tell(&key, now) {
-                tracing::error!(output, lines = refused_lines, held_back, "lines refused for good: {why}");
-            }
+        if refused_lines > 0
+            && let Some(held_back) = self.refusals.tell(&cause(why), now)
+        {
+            tracing::error!(output, lines = refused_lines, held_back, "lines refused for good: {why}");
         }
-        if std::mem::take(&mut self.recovery_is_news) {
+        if self.failures_in_a_row > 0 {
             tracing::info!(output, failures = self.failures_in_a_row, "delivers again");
+            self.failures_in_a_row = 0;
+            self.troubles = OncePerCause::default();
         }
-        self.failures_in_a_row = 0;
         self.queue.tell_losses();
     }
 
@@ -343,8 +343,7 @@ impl Worker {
         let output = self.queue.name();
         self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
         self.queue.fail(why);
-        if let Some(held_back) = self.told.tell(why, self.clock.monotonic()) {
-            self.recovery_is_news = true;
+        if let Some(held_back) = self.troubles.tell(&cause(why), self.clock.monotonic()) {
             if needs_a_person {
                 tracing::error!(output, held_back, "cannot deliver until this is changed: {why}");
             } else {
@@ -352,6 +351,12 @@ impl Worker {
             }
         }
     }
+}
+
+/// A reason without the words that have digits: line numbers, times and a request's id make no new cause.
+fn cause(why: &str) -> String {
+    let words = why.split(|c: char| !c.is_alphanumeric());
+    words.filter(|word| !word.contains(|c: char| c.is_ascii_digit())).collect::<Vec<_>>().join(" ")
 }
 
 /// The pause after this many failures in a row (from 1).

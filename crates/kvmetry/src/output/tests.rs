@@ -108,6 +108,61 @@ async fn a_failure_is_tried_again_after_a_growing_pause() {
     check(vec![asked(0), asked(0), asked(0)], &[1, 2, 4]).await;
 }
 
+/// What is logged on this thread while the guard lives, a line each without time and colours.
+fn log() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = Log::default();
+    let lines = log.0.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || log.clone())
+        .with_ansi(false)
+        .with_target(false)
+        .without_time()
+        .finish();
+    (lines, tracing::subscriber::set_default(subscriber))
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_told_once_and_so_are_its_end_and_the_next_one() {
+    let busy = |id: &str| Verdict::Retry { why: format!("status 503, busy (request {id})"), after: None };
+    let (lines, _guard) = log();
+    let verdicts = vec![
+        busy("7f3a-01"),
+        busy("09bc-02"),
+        Verdict::NeedsAPerson { why: "a token".to_owned() },
+        Verdict::delivered(),
+        busy("55ef-03"),
+        Verdict::delivered(),
+    ];
+    let deliveries = verdicts.len();
+    let (outputs, mut seen) = scripted(verdicts);
+    outputs.send(&batch(1));
+    outputs.send(&batch(2));
+    for _ in 0..deliveries {
+        seen.recv().await.unwrap();
+    }
+    outputs.shutdown(Duration::from_secs(3600)).await;
+    let told = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
+    let expect = [
+        r#"WARN cannot deliver, trying again: status 503, busy (request 7f3a-01) output="test" held_back=0"#,
+        r#"ERROR cannot deliver until this is changed: a token output="test" held_back=0"#,
+        r#"INFO delivers again output="test" failures=3"#,
+        r#"WARN cannot deliver, trying again: status 503, busy (request 55ef-03) output="test" held_back=0"#,
+        r#"INFO delivers again output="test" failures=1"#,
+    ];
+    assert_eq!(told.lines().map(str::trim_start).collect::<Vec<_>>(), expect);
+}
+
 #[tokio::test]
 async fn lines_refused_for_good_are_counted_and_not_tried_again() {
     let why = || "no float".to_owned();
