@@ -5,8 +5,8 @@
 //!
 //! A file gets whole batches or nothing: when a write fails half-way (a full disk) the file is cut back to where
 //! it was, and the batch is tried again later. A file that was moved away (logrotate) is made anew before the
-//! next batch. What a crash left of a broken last line is cut off when the file is opened. One process
-//! a file: two writers would cut off each other's lines. Files are not synced: they are for looking at and
+//! next batch. What a crash left of a broken last line is cut off when the file is opened; a file that ends in a
+//! broken line of somebody else's is not touched but refused, because it was hardly meant. One process a file: two writers would cut off each other's lines. Files are not synced: they are for looking at and
 //! for passing on, and a power loss may take the last seconds.
 
 use std::fs::{File, OpenOptions};
@@ -15,6 +15,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
+use telemetry::catalogue;
 use tokio::sync::oneshot;
 
 use super::{Batch, Closed, OutputError, Verdict};
@@ -23,6 +24,16 @@ use super::{Batch, Closed, OutputError, Verdict};
 const FILE_MODE: u32 = 0o640;
 /// How far back from its end a file is searched for the end of its last whole line, bytes: far above any line.
 const MAX_TORN_BYTES: u64 = 1 << 20;
+
+/// What our lines begin with.
+const MEASUREMENTS: [&str; 6] = [
+    catalogue::VM_METRICS.name,
+    catalogue::VM_DEVICES.name,
+    catalogue::VM_TOTALS.name,
+    catalogue::VM_FEATURES.name,
+    catalogue::VM_EVENTS.name,
+    catalogue::COLLECTOR.name,
+];
 
 /// A thread that writes one batch at a time.
 pub(super) struct Writer {
@@ -104,7 +115,7 @@ impl LinesFile {
         let mut file = open.map_err(|error| format!("cannot be opened: {error}"))?;
         let regular = file.metadata().map_err(|error| format!("cannot be examined: {error}"))?.is_file();
         if regular {
-            cut_torn_line(&mut file).map_err(|error| format!("its last line cannot be checked: {error}"))?;
+            cut_torn_line(&mut file, path)?;
         }
         Ok(Self { path: path.to_owned(), file, regular, torn: false })
     }
@@ -122,12 +133,11 @@ impl LinesFile {
         if self.regular && self.was_moved() {
             *self = Self::open(&self.path)?;
         }
-        let examine = |error| format!("its last line cannot be checked: {error}");
         if self.torn {
-            cut_torn_line(&mut self.file).map_err(examine)?;
+            cut_torn_line(&mut self.file, &self.path)?;
             self.torn = false;
         }
-        let length = self.file.metadata().map_err(examine)?.len();
+        let length = self.file.metadata().map_err(|error| format!("cannot be examined: {error}"))?.len();
         let Err(error) = write(&mut self.file, lines) else { return Ok(()) };
         self.torn = self.regular && self.file.set_len(length).is_err();
         Err(format!("cannot be written: {error}"))
@@ -143,25 +153,53 @@ impl LinesFile {
     }
 }
 
-/// Cuts a file back to the end of its last whole line.
-fn cut_torn_line(file: &mut File) -> io::Result<()> {
+/// Cuts a file back to the end of its last whole line, if what stands after that is the beginning of one of ours.
+fn cut_torn_line(file: &mut File, path: &Path) -> Result<(), String> {
+    let torn = torn_line(file).map_err(|error| format!("its last line cannot be checked: {error}"))?;
+    if torn.is_empty() {
+        return Ok(());
+    }
+    if !is_ours(&torn) {
+        return Err(
+            "its last line has no end and is none of kvmetry's, so the file is left as it is; name another \
+                    file, or end that line if this is the right one"
+                .to_owned(),
+        );
+    }
+    let bytes = torn.len() as u64;
+    let cut = file.metadata().and_then(|about| file.set_len(about.len().saturating_sub(bytes)));
+    cut.map_err(|error| format!("its broken last line cannot be cut off: {error}"))?;
+    tracing::warn!(file = %path.display(), bytes, "a broken last line was cut off, as a crash leaves it");
+    Ok(())
+}
+
+/// What stands after a file's last line feed, of a longer text only the last [`MAX_TORN_BYTES`].
+fn torn_line(file: &mut File) -> io::Result<Vec<u8>> {
     let length = file.metadata()?.len();
-    let look_at = length.min(MAX_TORN_BYTES);
     let mut end = Vec::new();
     // The last byte tells in nearly all cases.
     file.seek(SeekFrom::Start(length.saturating_sub(1)))?;
     (&*file).take(1).read_to_end(&mut end)?;
-    if end.is_empty() || end == b"\n" {
-        return Ok(());
+    if end == b"\n" {
+        return Ok(Vec::new());
     }
     end.clear();
-    file.seek(SeekFrom::Start(length - look_at))?;
-    (&*file).take(look_at).read_to_end(&mut end)?;
-    let torn = end.iter().rev().take_while(|byte| **byte != b'\n').count() as u64;
-    if torn == look_at && look_at < length {
-        return Err(io::Error::new(ErrorKind::InvalidData, "it has no lines; is it the right file"));
-    }
-    file.set_len(length - torn)
+    file.seek(SeekFrom::Start(length.saturating_sub(MAX_TORN_BYTES)))?;
+    (&*file).take(MAX_TORN_BYTES).read_to_end(&mut end)?;
+    let torn = end.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    Ok(end.split_off(torn))
+}
+
+/// Whether this is the beginning of a line that this program writes: a measurement, or what is there of its name.
+fn is_ours(torn: &[u8]) -> bool {
+    let word = torn.split(|byte| matches!(byte, b',' | b' ')).next().unwrap_or_default();
+    let whole = word.len() < torn.len();
+    let known = MEASUREMENTS.iter().any(|name| {
+        let name = name.as_bytes();
+        if whole { name == word } else { name.starts_with(word) }
+    });
+    // So much without a line feed began before what was looked at.
+    known && (torn.len() as u64) < MAX_TORN_BYTES
 }
 
 #[cfg(test)]
@@ -196,22 +234,47 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_last_line_is_cut_off_when_the_file_is_opened() {
-        for (before, after) in
-            [("", ""), ("a v=1i 1\n", "a v=1i 1\n"), ("a v=1i 1\na v=2", "a v=1i 1\n"), ("a v=2", "")]
-        {
+    fn a_torn_last_line_of_ours_is_cut_off_when_the_file_is_opened() {
+        for (before, after) in [
+            ("", ""),
+            ("theirs v=1i 1\n", "theirs v=1i 1\n"),
+            ("vm_metrics v=1i 1\nvm_metrics,VMID=7 v", "vm_metrics v=1i 1\n"),
+            ("vm_totals v=1i 1\nkvmetry_coll", "vm_totals v=1i 1\n"),
+            ("vm_totals", ""),
+            ("v", ""),
+        ] {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("lines.lp");
             std::fs::write(&path, before).unwrap();
-            LinesFile::open(&path).unwrap().append(b"b v=1i 9\n").unwrap();
-            assert_eq!(read(&path), format!("{after}b v=1i 9\n"), "{before:?}");
+            LinesFile::open(&path).unwrap().append(b"vm_metrics v=1i 9\n").unwrap();
+            assert_eq!(read(&path), format!("{after}vm_metrics v=1i 9\n"), "{before:?}");
         }
-        let folder = tempfile::tempdir().unwrap();
-        let image = folder.path().join("disk.img");
-        let length = MAX_TORN_BYTES + 10;
-        std::fs::write(&image, vec![b'x'; usize::try_from(length).unwrap()]).unwrap();
-        assert!(LinesFile::open(&image).is_err(), "a file without lines is not ours");
-        assert_eq!(image.metadata().unwrap().len(), length);
+    }
+
+    #[test]
+    fn a_file_that_is_not_ours_is_left_alone() {
+        let image = "x".repeat(usize::try_from(MAX_TORN_BYTES).unwrap() + 10);
+        let late = image.replacen("xxxxxxxxxxxxxxxxxxxxx", "xxxxxxxxxxvm_metrics ", 1);
+        for text in
+            ["apiv3_secret", "[collect]\ninterval = \"5s\"", "vm_metricsx v=", "vm v=1i", &image, &late]
+        {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("token");
+            std::fs::write(&path, text).unwrap();
+            let Err(problem) = LinesFile::open(&path) else { panic!("{:.20} was opened", text) };
+            assert!(problem.contains("none of kvmetry's"), "{problem}");
+            assert!(read(&path) == *text, "{text:.20} was changed");
+        }
+    }
+
+    #[test]
+    fn every_measurement_is_known_as_ours() {
+        let page = telemetry::metrics_markdown();
+        let named: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+        assert!(MEASUREMENTS.iter().all(|name| named.contains(name)), "{named:?}");
+        // A heading in words is none.
+        let named = named.into_iter().filter(|name| name.contains('_')).count();
+        assert_eq!(named, MEASUREMENTS.len());
     }
 
     #[test]
