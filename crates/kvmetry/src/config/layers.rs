@@ -319,11 +319,13 @@ impl File<'_> {
     }
 }
 
-/// Lays the environment over the file's sections. A `[[section]]` takes variables where it stands at most
-/// once; where it does not stand, its first variable makes one. Returns what is odd but harmless.
+/// Lays the environment over all `[section]`s, or over all `[[section]]`s (`many`). A `[[section]]` takes variables
+/// where it stands at most once; where it does not stand, its first variable makes one. What a flag says stays.
+/// Returns what is odd but harmless.
 pub(crate) fn apply_environment(
     given: &mut Vec<Given>,
     variables: &[(String, String)],
+    many: bool,
     problems: &mut Vec<String>,
 ) -> Vec<String> {
     let mut warnings = Vec::new();
@@ -336,27 +338,30 @@ pub(crate) fn apply_environment(
         // Not one of this program's sections: somebody else's variable (Kubernetes makes KVMETRY_PORT and the
         // like for a service called kvmetry).
         let Some((section, name)) = found else { continue };
-        if variable == super::TOKEN_VARIABLE {
+        if section.many != many || variable == super::TOKEN_VARIABLE {
             continue;
         }
         let Some(key) = section.key(&name) else {
             warnings.push(format!("{variable} is ignored: {}", unknown_key(section, &name)));
             continue;
         };
-        let places = given.iter().filter(|one| one.section.name == section.name).count();
-        if places > 1 {
-            problems.push(format!(
-                "{variable}: the file has {places} {}, so this could mean any of them; set {name} in the file",
-                section.title()
-            ));
+        let mut there: Vec<_> = given.iter_mut().filter(|one| one.section.name == section.name).collect();
+        if there.iter().any(|one| matches!(one.place(key.name), Some(Place::Flag(_)))) {
             continue;
         }
         let place = Place::Variable(variable.clone());
-        if places == 0 {
-            given.push(Given::new(section, Some(place.clone())));
-        }
-        if let Some(one) = given.iter_mut().find(|one| one.section.name == section.name) {
-            one.set_text(key.name, text, place, problems);
+        match there.as_mut_slice() {
+            [] => {
+                let mut one = Given::new(section, Some(place.clone()));
+                one.set_text(key.name, text, place, problems);
+                given.push(one);
+            }
+            [one] => one.set_text(key.name, text, place, problems),
+            several => problems.push(format!(
+                "{variable}: there are {} {}, so this could mean any of them; set {name} in the file instead",
+                several.len(),
+                section.title()
+            )),
         }
     }
     warnings

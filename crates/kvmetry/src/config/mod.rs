@@ -28,6 +28,8 @@ pub(crate) use self::keys::sample;
 pub(crate) const DEFAULT_PATH: &str = "/etc/kvmetry/kvmetry.toml";
 /// The token of the InfluxDB servers that have no `token_file`.
 pub(crate) const TOKEN_VARIABLE: &str = "KVMETRY_INFLUXDB_TOKEN";
+/// The environment's URL of the one InfluxDB server.
+const URL_VARIABLE: &str = "KVMETRY_INFLUXDB_URL";
 
 /// The largest file that is read as configuration, bytes: thousands of hypervisors fit, a log file does not.
 pub(crate) const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -204,8 +206,16 @@ impl Config {
             },
             None => Vec::new(),
         };
-        let warnings = layers::apply_environment(&mut given, variables, &mut problems);
-        apply_flags(&mut given, flags, &mut problems);
+        // The later goes before the earlier, so every [[section]] must be there before the environment is laid over
+        // it: those of the other files, whose place the environment may tell, and those of the flags.
+        let mut warnings = layers::apply_environment(&mut given, variables, false, &mut problems);
+        if flags.uris.is_empty() {
+            read_lists(&mut given, &mut problems);
+        }
+        choose_hypervisors(&mut given, flags, &mut problems);
+        choose_server(&mut given, variables, flags, &mut problems);
+        warnings.extend(layers::apply_environment(&mut given, variables, true, &mut problems));
+        apply_interval(&mut given, flags, &mut problems);
         let mut config = build(given, flags, &mut problems);
         if !problems.is_empty() {
             return Err(ConfigError(problems));
@@ -216,58 +226,69 @@ impl Config {
     }
 }
 
-/// Flags go before everything else. `--output` has no key and is read in [`outputs`].
-fn apply_flags(given: &mut Vec<Given>, flags: &Flags, problems: &mut Vec<String>) {
-    if let Some(interval) = &flags.interval {
-        let place = Place::Flag("--interval");
-        single(given, "collect").set_text("interval", interval, place.clone(), problems);
-        // Whoever types an interval means all hypervisors.
-        for one in given.iter_mut().filter(|one| one.section.name == "hypervisor") {
-            one.set_text("interval", interval, place.clone(), &mut Vec::new());
-        }
+/// Reads the hypervisors that stand in files of their own.
+fn read_lists(given: &mut Vec<Given>, problems: &mut Vec<String>) {
+    let collect = single(given, "collect");
+    let (file, dir) = (collect.path("hypervisors_file"), collect.path("hypervisors_dir"));
+    given.extend(file.into_iter().flat_map(|path| hypervisors_file(&path, problems)));
+    given.extend(dir.into_iter().flat_map(|path| hypervisors_dir(&path, problems)));
+}
+
+/// `--uri`: these hypervisors and no others.
+fn choose_hypervisors(given: &mut Vec<Given>, flags: &Flags, problems: &mut Vec<String>) {
+    if flags.uris.is_empty() {
+        return;
     }
-    if !flags.uris.is_empty() {
-        let place = Place::Flag("--uri");
-        given.retain(|one| one.section.name != "hypervisor");
-        for uri in &flags.uris {
-            let mut one = Given::new(section("hypervisor"), Some(place.clone()));
-            one.set_text("uri", uri, place.clone(), problems);
-            given.push(one);
-        }
+    let place = Place::Flag("--uri");
+    given.retain(|one| one.section.name != "hypervisor");
+    for uri in &flags.uris {
+        let mut one = Given::new(section("hypervisor"), Some(place.clone()));
+        one.set_text("uri", uri, place.clone(), problems);
+        given.push(one);
     }
-    if let Some(url) = &flags.influxdb {
-        let place = Place::Flag("--influxdb");
-        let same = |one: &Given| {
-            // What the environment says about the server is meant for the one on the command line too.
-            matches!(one.place, Some(Place::Variable(_))) || base(&one.text("url")) == base(url)
-        };
-        given.retain(|one| one.section.name != "influxdb" || same(one));
-        if !given.iter().any(|one| one.section.name == "influxdb") {
-            given.push(Given::new(section("influxdb"), Some(place.clone())));
-        }
-        for one in given.iter_mut().filter(|one| one.section.name == "influxdb") {
-            one.set_text("url", url, place.clone(), problems);
-        }
+}
+
+/// `--influxdb`: this server and no other; what the file says about a server of this URL stays.
+fn choose_server(
+    given: &mut Vec<Given>,
+    variables: &[(String, String)],
+    flags: &Flags,
+    problems: &mut Vec<String>,
+) {
+    let Some(url) = &flags.influxdb else { return };
+    let place = Place::Flag("--influxdb");
+    let servers = given.iter().filter(|one| one.section.name == "influxdb").count();
+    let renamed = variables.iter().find(|(name, text)| name == URL_VARIABLE && !text.is_empty());
+    let same = |one: &Given| match renamed {
+        Some((_, text)) if servers == 1 => base(text) == base(url),
+        _ => base(&one.text("url")) == base(url),
+    };
+    given.retain(|one| one.section.name != "influxdb" || same(one));
+    if !given.iter().any(|one| one.section.name == "influxdb") {
+        given.push(Given::new(section("influxdb"), Some(place.clone())));
+    }
+    for one in given.iter_mut().filter(|one| one.section.name == "influxdb") {
+        one.set_text("url", url, place.clone(), problems);
+    }
+}
+
+/// `--interval`: whoever types one means all hypervisors.
+fn apply_interval(given: &mut Vec<Given>, flags: &Flags, problems: &mut Vec<String>) {
+    let Some(interval) = &flags.interval else { return };
+    let place = Place::Flag("--interval");
+    single(given, "collect").set_text("interval", interval, place.clone(), problems);
+    for one in given.iter_mut().filter(|one| one.section.name == "hypervisor") {
+        // What is wrong with it was just told.
+        one.set_text("interval", interval, place.clone(), &mut Vec::new());
     }
 }
 
 /// What the values mean, and whether they fit together.
 fn build(mut given: Vec<Given>, flags: &Flags, problems: &mut Vec<String>) -> Config {
     let mut warnings = Vec::new();
-    single(&mut given, "features");
-    let mut listed = Vec::new();
-    if flags.uris.is_empty() {
-        let collect = single(&mut given, "collect");
-        if let Some(path) = collect.path("hypervisors_file") {
-            listed.extend(hypervisors_file(&path, problems));
-        }
-        if let Some(path) = collect.path("hypervisors_dir") {
-            listed.extend(hypervisors_dir(&path, problems));
-        }
-    }
     let collect = take(&mut given, "collect");
     let features = take(&mut given, "features");
-    let hypervisors = hypervisors(&collect, &given, &listed, problems);
+    let hypervisors = hypervisors(&collect, &given, problems);
 
     let host_tag = collect.bool("host_tag");
     if let (false, Some(place), 2..) = (host_tag, collect.place("host_tag"), hypervisors.len()) {
@@ -299,17 +320,12 @@ fn build(mut given: Vec<Given>, flags: &Flags, problems: &mut Vec<String>) -> Co
     }
 }
 
-fn hypervisors(
-    collect: &Given,
-    given: &[Given],
-    listed: &[Given],
-    problems: &mut Vec<String>,
-) -> Vec<Hypervisor> {
+fn hypervisors(collect: &Given, given: &[Given], problems: &mut Vec<String>) -> Vec<Hypervisor> {
     let mut found: Vec<Hypervisor> = Vec::new();
     let mut seen: HashMap<(&str, String), String> = HashMap::new();
     check_times(collect, collect, problems);
     let default = [Given::new(section("hypervisor"), None)];
-    let mut all: Vec<_> = given.iter().filter(|one| one.section.name == "hypervisor").chain(listed).collect();
+    let mut all: Vec<_> = given.iter().filter(|one| one.section.name == "hypervisor").collect();
     if all.is_empty() {
         all.extend(&default);
     }

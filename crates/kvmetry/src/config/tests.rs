@@ -255,8 +255,14 @@ fn the_environment_goes_before_the_file() {
     check(
         &[("KVMETRY_INFLUXDB_DATABASE", "x")],
         Some("valid/fleet.toml"),
-        Err("KVMETRY_INFLUXDB_DATABASE: the file has 2 [[influxdb]], so this could mean any of them; \
-             set database in the file"),
+        Err("KVMETRY_INFLUXDB_DATABASE: there are 2 [[influxdb]], so this could mean any of them; \
+             set database in the file instead"),
+    );
+    check(
+        &[("KVMETRY_HYPERVISOR_NAME", "x")],
+        Some("valid/more.toml"),
+        Err("KVMETRY_HYPERVISOR_NAME: there are 5 [[hypervisor]], so this could mean any of them; \
+             set name in the file instead"),
     );
     check(
         &[("KVMETRY_INFLUXDB_URL", "http://me:secret@a")],
@@ -293,20 +299,71 @@ fn flags_go_before_everything() {
     let flags = Flags { influxdb: Some("http://10.0.0.10:8086".to_owned()), ..flags };
     let config = with(&[], &flags, Some("valid/fleet.toml")).unwrap();
     assert_eq!(config.influxdb, [server("http://10.0.0.10:8086")]);
+}
 
-    // What the environment says about the server is about this one.
-    let environment = [("KVMETRY_INFLUXDB_API", "v1"), ("KVMETRY_INFLUXDB_DATABASE", "telegraf")];
-    let config = with(&environment, &flags, None).unwrap();
-    let expect =
-        InfluxDb { api: Api::V1, database: "telegraf".to_owned(), ..server("http://10.0.0.10:8086") };
-    assert_eq!(config.influxdb, [expect]);
+#[test]
+fn the_environment_is_about_what_the_flags_choose() {
+    /// The servers with `--influxdb`, and the hypervisors with each `--uri`.
+    #[track_caller]
+    fn check(file: &str, variables: &[(&str, &str)], uris: &[&str], url: &str, expect: Result<&str, &str>) {
+        let flags = Flags {
+            uris: uris.iter().map(|uri| (*uri).to_owned()).collect(),
+            influxdb: Some(url.to_owned()),
+            ..Flags::default()
+        };
+        let found = with(variables, &flags, Some(file)).map(|config| {
+            let servers =
+                config.influxdb.iter().map(|one| format!("{} {:?} {}", one.url, one.api, one.database));
+            let hosts = config.hypervisors.iter().map(|one| format!("{} {:?}", one.uri, one.name.as_deref()));
+            servers.chain(hosts).collect::<Vec<_>>().join(", ")
+        });
+        assert_eq!(
+            found.map_err(|error| error.to_string()),
+            expect.map(str::to_owned).map_err(str::to_owned)
+        );
+    }
+    let database = ("KVMETRY_INFLUXDB_DATABASE", "x");
+    let api = ("KVMETRY_INFLUXDB_API", "v2");
+    let (a, b) = ("http://[::1]:8086", "http://b:1");
+    let one = "valid/one-host.toml"; // server a with the API v1
+    let system = "qemu:///system None";
+    check(one, &[], &[], b, Ok(&format!("{b} V3 kvmetry, {system}")));
+    check(one, &[database], &[], b, Ok(&format!("{b} V3 x, {system}")));
+    check(one, &[database, api], &[], a, Ok(&format!("{a} V2 x, {system}")));
+    // The variable for the URL makes the file's server another one, and the flag means the server that it has become.
+    let url = ("KVMETRY_INFLUXDB_URL", b);
+    check(one, &[url], &[], b, Ok(&format!("{b} V1 kvmetry, {system}")));
+    check(one, &[url, database], &[], a, Ok(&format!("{a} V3 x, {system}")));
+    // The file has two of each, the flags choose one.
+    let fleet = "valid/fleet.toml";
+    let uri = ("KVMETRY_HYPERVISOR_URI", "xen:///");
+    let name = ("KVMETRY_HYPERVISOR_NAME", "n");
+    let found = format!("{b} V3 x, test:///a Some(\"n\")");
+    check(fleet, &[database, uri, name], &["test:///a"], b, Ok(&found));
+    let two = ["test:///a", "test:///b"];
+    check(fleet, &[uri], &two, b, Ok(&format!("{b} V3 kvmetry, test:///a None, test:///b None")));
+    let ambiguous = "KVMETRY_HYPERVISOR_NAME: there are 2 [[hypervisor]], so this could mean any of them; \
+                     set name in the file instead";
+    check(fleet, &[uri, name], &two, b, Err(ambiguous));
 }
 
 #[test]
 fn an_interval_flag_is_for_all_hypervisors() {
-    let flags = Flags { interval: Some("4s".to_owned()), ..Flags::default() };
-    let config = with(&[], &flags, Some("valid/fleet.toml")).unwrap();
-    assert!(config.hypervisors.iter().all(|one| one.interval == Duration::from_secs(4)));
+    #[track_caller]
+    fn check(file: &str, variables: &[(&str, &str)], hypervisors: usize) {
+        let flags = Flags { interval: Some("4s".to_owned()), ..Flags::default() };
+        let config = with(variables, &flags, Some(file)).unwrap();
+        let found: Vec<_> = config.hypervisors.iter().map(|one| one.interval.as_secs()).collect();
+        assert_eq!(found, vec![4; hypervisors]);
+    }
+    check("valid/fleet.toml", &[], 2);
+    check("valid/more.toml", &[], 5);
+    let environment = [
+        ("KVMETRY_COLLECT_INTERVAL", "7s"),
+        ("KVMETRY_HYPERVISOR_URI", "test:///a"),
+        ("KVMETRY_HYPERVISOR_INTERVAL", "8s"),
+    ];
+    check("valid/empty.toml", &environment, 1);
 }
 
 #[test]
