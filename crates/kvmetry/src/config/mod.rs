@@ -216,7 +216,8 @@ impl Config {
         choose_server(&mut given, variables, flags, &mut problems);
         warnings.extend(layers::apply_environment(&mut given, variables, true, &mut problems));
         apply_interval(&mut given, flags, &mut problems);
-        let mut config = build(given, flags, &mut problems);
+        let token = variables.iter().any(|(name, text)| name == TOKEN_VARIABLE && !text.trim().is_empty());
+        let mut config = build(given, flags, token, &mut problems);
         if !problems.is_empty() {
             return Err(ConfigError(problems));
         }
@@ -283,8 +284,8 @@ fn apply_interval(given: &mut Vec<Given>, flags: &Flags, problems: &mut Vec<Stri
     }
 }
 
-/// What the values mean, and whether they fit together.
-fn build(mut given: Vec<Given>, flags: &Flags, problems: &mut Vec<String>) -> Config {
+/// What the values mean, and whether they fit together. `token`: the environment has one.
+fn build(mut given: Vec<Given>, flags: &Flags, token: bool, problems: &mut Vec<String>) -> Config {
     let mut warnings = Vec::new();
     let collect = take(&mut given, "collect");
     let features = take(&mut given, "features");
@@ -314,7 +315,7 @@ fn build(mut given: Vec<Given>, flags: &Flags, problems: &mut Vec<String>) -> Co
             _ => MemorySource::Auto,
         },
         angle_scale_kb_per_sec: features.float("angle_scale_kb_per_sec"),
-        influxdb: influxdb(&given, &mut warnings, problems),
+        influxdb: influxdb(&given, token, &mut warnings, problems),
         outputs: outputs(&flags.outputs, problems),
         warnings,
     }
@@ -484,7 +485,12 @@ fn hypervisors_dir(path: &Path, problems: &mut Vec<String>) -> Vec<Given> {
     found
 }
 
-fn influxdb(given: &[Given], warnings: &mut Vec<String>, problems: &mut Vec<String>) -> Vec<InfluxDb> {
+fn influxdb(
+    given: &[Given],
+    token: bool,
+    warnings: &mut Vec<String>,
+    problems: &mut Vec<String>,
+) -> Vec<InfluxDb> {
     let mut found: Vec<InfluxDb> = Vec::new();
     for one in given.iter().filter(|one| one.section.name == "influxdb") {
         let place = one.place.as_ref().map_or_else(String::new, |place| format!("{place}: "));
@@ -524,7 +530,7 @@ fn influxdb(given: &[Given], warnings: &mut Vec<String>, problems: &mut Vec<Stri
         if let (Some(place), false) = (one.place("ca"), url.secure || server.ca.is_none()) {
             problems.push(format!("{place}: [[influxdb]] ca has no use with an http url; write https"));
         }
-        if server.token_file.is_some() && !url.secure && !url.loopback {
+        if (token || server.token_file.is_some()) && !url.secure && !url.loopback {
             warnings.push(format!("{} gets its token unencrypted: its url is http, not https", server.url));
         }
         if found.iter().any(|other| other.url == server.url && other.database == server.database) {
@@ -537,6 +543,17 @@ fn influxdb(given: &[Given], warnings: &mut Vec<String>, problems: &mut Vec<Stri
     }
     if found.len() > MAX_INFLUXDB {
         problems.push(format!("{} [[influxdb]] are configured, the limit is {MAX_INFLUXDB}", found.len()));
+    }
+    // Two databases of one server may well have one token; two servers share it hardly on purpose.
+    let mut share: Vec<_> =
+        found.iter().filter(|one| one.token_file.is_none()).map(|one| one.url.as_str()).collect();
+    share.sort_unstable();
+    share.dedup();
+    if token && share.len() > 1 {
+        warnings.push(format!(
+            "the token of {TOKEN_VARIABLE} goes to each server without token_file: {}; give each its own token_file",
+            share.join(", ")
+        ));
     }
     found
 }

@@ -348,6 +348,34 @@ fn the_environment_is_about_what_the_flags_choose() {
 }
 
 #[test]
+fn a_token_that_others_could_read_is_warned_of() {
+    #[track_caller]
+    fn check(servers: &[&str], token: &str, expect: &[&str]) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kvmetry.toml");
+        let text: String = servers.iter().map(|server| format!("[[influxdb]]\n{server}\n")).collect();
+        std::fs::write(&path, text).unwrap();
+        let variables = [(TOKEN_VARIABLE.to_owned(), token.to_owned())];
+        let config = Config::from_parts(Some(&path), &variables, &Flags::default()).unwrap();
+        assert_eq!(config.warnings, expect);
+    }
+    let clear = r#"url = "http://a.example:8181""#;
+    let near = r#"url = "http://localhost:8181""#;
+    let near_too = "url = \"http://localhost:8181\"\ndatabase = \"other\"";
+    let secure = r#"url = "https://b.example""#;
+    let own = "url = \"https://c.example\"\ntoken_file = \"token\"";
+    let unencrypted = "http://a.example:8181 gets its token unencrypted: its url is http, not https";
+    check(&[clear], "", &[]);
+    check(&[clear], "secret", &[unencrypted]);
+    check(&[near, near_too], "secret", &[]);
+    check(&[secure, own], "secret", &[]);
+    check(&[secure, own, near], "", &[]);
+    let shared = "the token of KVMETRY_INFLUXDB_TOKEN goes to each server without token_file: \
+                  http://localhost:8181, https://b.example; give each its own token_file";
+    check(&[secure, own, near], "secret", &[shared]);
+}
+
+#[test]
 fn an_interval_flag_is_for_all_hypervisors() {
     #[track_caller]
     fn check(file: &str, variables: &[(&str, &str)], hypervisors: usize) {
