@@ -1,8 +1,9 @@
 //! Log lines on stderr, and the rule that a trouble which lasts is not told every cycle.
 //!
-//! The level is `KVMETRY_LOG`, else `RUST_LOG`, else `info`: a level (`debug`) or a list of levels by module
-//! (`info,kvmetry::output=debug`). Colours only on a terminal, and not where `NO_COLOR` is set. Under systemd's
-//! journal, which stamps every line itself, the lines carry no time of their own.
+//! The level is `KVMETRY_LOG`, else `RUST_LOG`, else what suits the command (`info` for `run`, `warn` for the others):
+//! a level (`debug`) or a list of levels by module (`info,kvmetry::output=debug`). Colours only on a terminal, and not
+//! where `NO_COLOR` is set. Under systemd's journal, which stamps every line itself, the lines carry no time of their
+//! own.
 
 use std::collections::HashMap;
 use std::io::IsTerminal;

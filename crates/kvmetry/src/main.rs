@@ -23,8 +23,8 @@ use crate::config::Config;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // What `once` and `check` find they print themselves.
-    let level = if matches!(cli.command, Command::Run(_)) { LevelFilter::INFO } else { LevelFilter::ERROR };
+    // `once` and `check` print themselves what they find, but not why a reading failed.
+    let level = if matches!(cli.command, Command::Run(_)) { LevelFilter::INFO } else { LevelFilter::WARN };
     if let Err(error) = logging::init(level) {
         return fail(cli::EXIT_USAGE, error);
     }

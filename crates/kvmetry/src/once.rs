@@ -25,6 +25,9 @@ const TABLE_SPAN: Duration = Duration::from_secs(1);
 /// # Errors
 /// A hypervisor that could not be read; the others are printed all the same. Standard output that failed.
 pub(crate) async fn once(config: &Config, format: Format) -> anyhow::Result<()> {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let mut hosts = Vec::new();
     for hypervisor in &config.hypervisors {
