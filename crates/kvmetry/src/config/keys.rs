@@ -160,8 +160,9 @@ pub(crate) const SECTIONS: &[Section] = &[
             Key {
                 name: "balloon_period",
                 kind: BALLOON_PERIOD,
-                doc: "Whole seconds between the reports of a guest's balloon driver, set on every VM that has\n\
-                      another. 0s leaves the VMs alone: without a period the guest's memory fields stay 0.\n\
+                doc: "Whole seconds between the reports of a guest's balloon driver, set on every VM that has no\n\
+                      such period yet; one that is there stays. 0s leaves the VMs alone: without a period the\n\
+                      guest's memory fields stay 0.\n\
                       Setting it needs a writable connection (root, or the group libvirt, which is as good as\n\
                       root on that host); where it is 0s all connections are read-only.",
             },

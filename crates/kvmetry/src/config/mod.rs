@@ -81,8 +81,8 @@ pub(crate) struct Hypervisor {
     pub(crate) deadline: Duration,
     /// Calls given up and not yet answered, at most.
     pub(crate) max_abandoned: usize,
-    /// The period to set on every VM's balloon, whole seconds; zero leaves the VMs alone. Setting one needs a
-    /// writable connection.
+    /// The period to set on every balloon that has none, whole seconds; zero leaves the VMs alone. Setting one needs
+    /// a writable connection.
     pub(crate) balloon_period: Duration,
     /// Never use bulk statistics.
     pub(crate) older_calls: bool,
