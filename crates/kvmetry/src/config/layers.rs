@@ -261,11 +261,7 @@ impl File<'_> {
 
     fn unknown_top(&self, name: &str, value: &DeValue<'_>) -> String {
         if SECTIONS.iter().any(|section| section.name == name) {
-            let titles: Vec<_> = self.allowed.iter().map(|section| section.title()).collect();
-            return format!(
-                "section {name:?} does not belong here; this file has {} only",
-                titles.join(", ")
-            );
+            return format!("section {name:?} does not belong here; this file has {} only", self.titles());
         }
         let is_section = value.is_table()
             || value.as_array().is_some_and(|all| all.iter().any(|v| v.get_ref().is_table()));
@@ -283,11 +279,12 @@ impl File<'_> {
                 let title = self.allowed.iter().find(|s| s.name == near).map(|s| s.title());
                 format!("unknown section [{name}]; did you mean {}?", title.unwrap_or_default())
             }
-            None => {
-                let titles: Vec<_> = self.allowed.iter().map(|section| section.title()).collect();
-                format!("unknown section [{name}]; there are {}", titles.join(", "))
-            }
+            None => format!("unknown section [{name}]; there are {}", self.titles()),
         }
+    }
+
+    fn titles(&self) -> String {
+        self.allowed.iter().map(|section| section.title()).collect::<Vec<_>>().join(", ")
     }
 
     fn table(

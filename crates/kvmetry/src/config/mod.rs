@@ -258,14 +258,14 @@ fn choose_server(
 ) {
     let Some(url) = &flags.influxdb else { return };
     let place = Place::Flag("--influxdb");
-    let servers = given.iter().filter(|one| one.section.name == "influxdb").count();
+    let servers = all_of(given, "influxdb").count();
     let renamed = variables.iter().find(|(name, text)| name == URL_VARIABLE && !text.is_empty());
     let same = |one: &Given| match renamed {
         Some((_, text)) if servers == 1 => base(text) == base(url),
         _ => base(&one.text("url")) == base(url),
     };
     given.retain(|one| one.section.name != "influxdb" || same(one));
-    if !given.iter().any(|one| one.section.name == "influxdb") {
+    if all_of(given, "influxdb").next().is_none() {
         given.push(Given::new(section("influxdb"), Some(place.clone())));
     }
     for one in given.iter_mut().filter(|one| one.section.name == "influxdb") {
@@ -326,7 +326,7 @@ fn hypervisors(collect: &Given, given: &[Given], problems: &mut Vec<String>) -> 
     let mut seen: HashMap<(&str, String), String> = HashMap::new();
     check_times(collect, collect, problems);
     let default = [Given::new(section("hypervisor"), None)];
-    let mut all: Vec<_> = given.iter().filter(|one| one.section.name == "hypervisor").collect();
+    let mut all: Vec<_> = all_of(given, "hypervisor").collect();
     if all.is_empty() {
         all.extend(&default);
     }
@@ -337,13 +337,13 @@ fn hypervisors(collect: &Given, given: &[Given], problems: &mut Vec<String>) -> 
         ));
     }
     for one in all {
-        let place = one.place.as_ref().map_or_else(String::new, |place| format!("{place}: "));
+        let place = before(one.place.as_ref());
         if one.place("uri").is_none() && one.place.is_some() {
             problems.push(format!("{place}[[hypervisor]] has no uri, for example uri = \"{DEFAULT_URI}\""));
             continue;
         }
         let uri = one.text("uri");
-        let at = one.place("uri").map_or_else(String::new, |place| format!("{place}: "));
+        let at = before(one.place("uri"));
         if let Err(error) = uri.parse::<libvirt_rpc::Uri>() {
             problems.push(format!("{at}uri {error}"));
         }
@@ -492,8 +492,8 @@ fn influxdb(
     problems: &mut Vec<String>,
 ) -> Vec<InfluxDb> {
     let mut found: Vec<InfluxDb> = Vec::new();
-    for one in given.iter().filter(|one| one.section.name == "influxdb") {
-        let place = one.place.as_ref().map_or_else(String::new, |place| format!("{place}: "));
+    for one in all_of(given, "influxdb") {
+        let place = before(one.place.as_ref());
         let Some(url_place) = one.place("url") else {
             problems
                 .push(format!("{place}[[influxdb]] has no url, for example url = \"http://127.0.0.1:8181\""));
@@ -655,6 +655,16 @@ fn read_file(path: &Path) -> Result<String, String> {
 fn section(name: &'static str) -> &'static Section {
     let found = SECTIONS.iter().find(|section| section.name == name);
     found.unwrap_or_else(|| panic!("section {name} is not declared"))
+}
+
+/// The sections of this name.
+fn all_of<'a>(given: &'a [Given], name: &'static str) -> impl Iterator<Item = &'a Given> {
+    given.iter().filter(move |one| one.section.name == name)
+}
+
+/// How a message begins that is about this place.
+fn before(place: Option<&Place>) -> String {
+    place.map_or_else(String::new, |place| format!("{place}: "))
 }
 
 /// The values of a section that stands at most once; all defaults where it does not stand.
