@@ -23,11 +23,25 @@ pub(crate) const REPEAT_AFTER: Duration = Duration::from_secs(600);
 /// Causes remembered at once. Beyond, the one told longest ago is forgotten, so that it may be told too soon.
 pub(crate) const MAX_CAUSES: usize = 1024;
 
+/// The target of the lines that say why a hypervisor is not reached.
+pub(crate) const DOWN: &str = "kvmetry::collect::down";
+
+/// What `run` tells.
+pub(crate) fn of_run() -> Targets {
+    Targets::new().with_default(LevelFilter::INFO)
+}
+
+/// What commands tell that print themselves what they find, and why a hypervisor is not reached; but not why a reading
+/// failed.
+pub(crate) fn of_others() -> Targets {
+    Targets::new().with_default(LevelFilter::WARN).with_target(DOWN, LevelFilter::OFF)
+}
+
 /// Starts logging, at `default` unless the environment says otherwise. Call it once, first thing in the program.
 ///
 /// # Errors
 /// A level that cannot be read, or a log that was started before; the message is ready to be shown.
-pub(crate) fn init(default: LevelFilter) -> Result<(), String> {
+pub(crate) fn init(default: Targets) -> Result<(), String> {
     let levels = levels(default, |name| std::env::var(name).ok())?;
     let colours =
         std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
@@ -44,7 +58,7 @@ pub(crate) fn init(default: LevelFilter) -> Result<(), String> {
     started.map_err(|error| format!("the log cannot be started: {error}"))
 }
 
-fn levels(default: LevelFilter, variable: impl Fn(&str) -> Option<String>) -> Result<Targets, String> {
+fn levels(default: Targets, variable: impl Fn(&str) -> Option<String>) -> Result<Targets, String> {
     for name in LEVEL_VARIABLES {
         if let Some(text) = variable(name).filter(|text| !text.is_empty()) {
             return Targets::from_str(&text).map_err(|_| {
@@ -55,7 +69,7 @@ fn levels(default: LevelFilter, variable: impl Fn(&str) -> Option<String>) -> Re
             });
         }
     }
-    Ok(Targets::new().with_default(default))
+    Ok(default)
 }
 
 /// Tells each cause once, then again after [`REPEAT_AFTER`]; bounded by [`MAX_CAUSES`].
@@ -110,7 +124,7 @@ mod tests {
     fn the_level_comes_from_the_first_variable_that_is_set() {
         #[track_caller]
         fn check(set: &[(&str, &str)], expect: Result<&str, &str>) {
-            let found = levels(LevelFilter::INFO, |name| {
+            let found = levels(of_run(), |name| {
                 set.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned())
             });
             let found = found.map(|levels| levels.to_string());
@@ -125,6 +139,16 @@ mod tests {
         check(&[("KVMETRY_LOG", "debug"), ("RUST_LOG", "error")], Ok("debug"));
         check(&[("RUST_LOG", "warn,kvmetry=trace")], Ok("kvmetry=trace,warn"));
         check(&[("KVMETRY_LOG", "kvmetry=loud")], Err("KVMETRY_LOG=\"kvmetry=loud\" is no log level"));
+    }
+
+    #[test]
+    fn commands_that_print_what_they_find_do_not_tell_it_twice() {
+        use tracing::Level;
+        let others = of_others();
+        assert!(others.would_enable("kvmetry::collect", &Level::WARN));
+        assert!(!others.would_enable("kvmetry::collect", &Level::INFO));
+        assert!(!others.would_enable(DOWN, &Level::WARN));
+        assert!(of_run().would_enable(DOWN, &Level::WARN));
     }
 
     #[test]

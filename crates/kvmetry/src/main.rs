@@ -16,16 +16,15 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_subscriber::filter::LevelFilter;
 
 use crate::cli::{Cli, Command, ended, fail};
 use crate::config::Config;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // `once` and `check` print themselves what they find, but not why a reading failed.
-    let level = if matches!(cli.command, Command::Run(_)) { LevelFilter::INFO } else { LevelFilter::WARN };
-    if let Err(error) = logging::init(level) {
+    let levels =
+        if matches!(cli.command, Command::Run(_)) { logging::of_run() } else { logging::of_others() };
+    if let Err(error) = logging::init(levels) {
         return fail(cli::EXIT_USAGE, error);
     }
     if matches!(cli.command, Command::Config) {
