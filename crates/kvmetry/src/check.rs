@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 
 use crate::clock::{Clock, SystemClock};
-use crate::collect::{Host, Settings};
+use crate::collect::{Host, HostNames, Settings};
 use crate::config::Config;
 use crate::output;
 
@@ -28,10 +28,11 @@ pub(crate) async fn check(config: &Config) -> anyhow::Result<bool> {
         page.odd(warning)?;
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let names = HostNames::default();
     for hypervisor in &config.hypervisors {
         page.head(&hypervisor.uri)?;
-        let mut host = Host::new(Settings::of(config, hypervisor)?, Arc::clone(&clock));
-        check_host(&mut host, &*clock, &mut page).await?;
+        let mut host = Host::new(Settings::of(config, hypervisor)?, names.clone(), Arc::clone(&clock));
+        check_host(&mut host, &hypervisor.uri, &*clock, &mut page).await?;
         host.close().await;
     }
     for server in &config.influxdb {
@@ -48,13 +49,13 @@ pub(crate) async fn check(config: &Config) -> anyhow::Result<bool> {
     Ok(page.all_good)
 }
 
-async fn check_host(host: &mut Host, clock: &dyn Clock, page: &mut Page) -> io::Result<()> {
+async fn check_host(host: &mut Host, uri: &str, clock: &dyn Clock, page: &mut Page) -> io::Result<()> {
     let mut lines = Vec::new();
     let first = host.cycle(clock.wall_ns(), &mut lines).await;
     if let Some(why) = first.down {
         return page.bad(why);
     }
-    host.look_up().await;
+    host.look_up(usize::MAX).await;
     let second = host.cycle(clock.wall_ns(), &mut lines).await;
     let Some(session) = host.session() else {
         return page.bad(second.down.unwrap_or_else(|| "the connection was lost".into()));
@@ -87,44 +88,53 @@ async fn check_host(host: &mut Host, clock: &dyn Clock, page: &mut Page) -> io::
     if whole == vms {
         page.good(format_args!("{vms} live VMs read whole, {} lines in {took} ms", second.lines))?;
     } else {
-        page.bad(format_args!("{whole} of {vms} live VMs read whole in {took} ms; the log tells why"))?;
+        let unread = list(&host.unread());
+        page.bad(format_args!(
+            "{whole} of {vms} live VMs read whole in {took} ms; not {unread} (the log above tells why)"
+        ))?;
     }
     if second.stuck > 0 {
         page.bad(format_args!(
-            "{} VMs do not answer their monitor (QEMU in state D or T?): only state, interfaces and domain info",
+            "VMs whose monitor does not answer (QEMU in state D or T?), of which only state, interfaces and domain info \
+             are read: {}",
             second.stuck
         ))?;
     }
     let totals = &host.totals;
     let (hits, misses) = (totals.cache_hits, totals.cache_misses);
     page.good(format_args!("device cache: {hits} hits, {misses} misses, hit rate {:.2}", totals.hit_rate()))?;
-    check_balloons(host, page)
+    check_balloons(host, page, uri)
 }
 
 /// Without a period the guest's memory is not known: `memavailable`, `memusable` and their like stay 0.
-fn check_balloons(host: &Host, page: &mut Page) -> io::Result<()> {
+fn check_balloons(host: &Host, page: &mut Page, uri: &str) -> io::Result<()> {
     let mut silent = Vec::new();
     let mut without = Vec::new();
+    let mut unknown = Vec::new();
     for (domain, facts) in host.vms() {
         match facts {
             Some(facts) if !facts.has_balloon => without.push(&*domain.name),
             Some(facts) if facts.balloon_period.is_none_or(|period| period.is_zero()) => {
                 silent.push(&*domain.name)
             }
-            Some(_) | None => {}
+            Some(_) => {}
+            None => unknown.push(&*domain.name),
         }
+    }
+    if !unknown.is_empty() {
+        page.odd(format_args!("XML not read, so nothing is known of the balloon: {}", list(&unknown)))?;
     }
     if !silent.is_empty() {
         page.odd(format_args!(
-            "balloon period not set, so guest memory stays 0: {}; type: virsh dommemstat NAME --period 5 --live \
-             (and --config to keep it), or set [collect] balloon_period = \"5s\"",
+            "balloon period not set, so guest memory stays 0, or what it was: {}; type: virsh -c {uri} dommemstat NAME \
+             --period 5 --live (and --config to keep it), or set [collect] balloon_period = \"5s\"",
             list(&silent)
         ))?;
     }
     if !without.is_empty() {
         page.odd(format_args!("no balloon device, so guest memory stays 0: {}", list(&without)))?;
     }
-    if silent.is_empty() && without.is_empty() {
+    if silent.is_empty() && without.is_empty() && unknown.is_empty() {
         page.good("all balloons have a statistics period")?;
     }
     Ok(())

@@ -110,6 +110,12 @@ impl OncePerCause {
         Some(0)
     }
 
+    /// All troubles whose keys begin like this are over.
+    pub(crate) fn over_all(&self, prefix: &str) {
+        let mut causes = self.causes.lock().unwrap_or_else(PoisonError::into_inner);
+        causes.retain(|key, _| !key.starts_with(prefix));
+    }
+
     /// The trouble is over: the next time it is told at once. Returns whether it had been told.
     pub(crate) fn over(&self, key: &str) -> bool {
         self.causes.lock().unwrap_or_else(PoisonError::into_inner).remove(key).is_some()

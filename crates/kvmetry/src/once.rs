@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cli::Format;
 use crate::clock::{Clock, SystemClock};
-use crate::collect::{Host, Settings};
+use crate::collect::{Host, HostNames, Settings};
 use crate::config::Config;
 use crate::table;
 
@@ -30,8 +30,9 @@ pub(crate) async fn once(config: &Config, format: Format) -> anyhow::Result<()> 
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let mut hosts = Vec::new();
+    let names = HostNames::default();
     for hypervisor in &config.hypervisors {
-        hosts.push(Host::new(Settings::of(config, hypervisor)?, Arc::clone(&clock)));
+        hosts.push(Host::new(Settings::of(config, hypervisor)?, names.clone(), Arc::clone(&clock)));
     }
     let (first, mut unread) = cycle(&mut hosts, &clock).await;
     let printed = match format {

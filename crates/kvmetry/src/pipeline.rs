@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::clock::{Clock, SystemClock};
-use crate::collect::{Host, Report, Settings};
+use crate::collect::{self, Host, HostNames, Report, Settings};
 use crate::config::{Config, Hypervisor};
 use crate::logging::OncePerCause;
 use crate::output::{Batch, Closed, OutputStats, Outputs};
@@ -45,8 +45,9 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let (stop, stopping) = watch::channel(false);
 
     let mut hosts = JoinSet::new();
+    let names = HostNames::default();
     for hypervisor in &config.hypervisors {
-        let host = HostTask::new(&config, hypervisor, &clock, &outputs)?;
+        let host = HostTask::new(&config, hypervisor, &names, &clock, &outputs)?;
         hosts.spawn(host.run(stopping.clone()));
         tracing::info!(uri = hypervisor.uri, interval = ?hypervisor.interval, "reading");
     }
@@ -124,12 +125,13 @@ impl HostTask {
     fn new(
         config: &Config,
         hypervisor: &Hypervisor,
+        names: &HostNames,
         clock: &Arc<dyn Clock>,
         outputs: &Arc<Outputs>,
     ) -> anyhow::Result<Self> {
         let name = hypervisor.name.as_deref().unwrap_or(&hypervisor.uri);
         Ok(Self {
-            host: Host::new(Settings::of(config, hypervisor)?, Arc::clone(clock)),
+            host: Host::new(Settings::of(config, hypervisor)?, names.clone(), Arc::clone(clock)),
             schedule: Schedule::new(hypervisor.interval, config.hypervisors.len(), name),
             interval: hypervisor.interval,
             clock: Arc::clone(clock),
@@ -166,15 +168,14 @@ impl HostTask {
             }
             let at = Instant::now() + tick.wait;
             while self.host.wait(at, &mut lines).await {
-                let events = lines.iter().filter(|&&byte| byte == b'\n').count();
-                self.send(self.clock.wall_ns(), u32::try_from(events).unwrap_or(u32::MAX), &mut lines);
+                self.send(self.clock.wall_ns(), collect::count_lines(&lines), &mut lines);
             }
             let report = self.host.cycle(tick.at_ns, &mut lines).await;
-            self.send(tick.at_ns, report.lines, &mut lines);
+            self.send(tick.at_ns, report.lines + report.events, &mut lines);
             if self.outputs.is_empty() {
                 self.tell_cycle(&report);
             }
-            self.host.look_up().await;
+            self.host.look_up(collect::XML_A_CYCLE).await;
             if Instant::now() >= tell_at {
                 tell_at += TELL_EVERY;
                 self.tell_totals();

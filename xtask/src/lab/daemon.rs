@@ -67,6 +67,8 @@ rm -rf "$1"
 pub struct DaemonOptions {
     /// Keys and values of libvirtd.conf. A value is written as it is: text in double quotes, lists in brackets.
     pub conf: BTreeMap<String, String>,
+    /// Lines of qemu.conf.
+    pub qemu_conf: String,
     /// `--listen`: TCP and TLS, as far as `conf` switches them on.
     pub listen: bool,
     /// Environment variables of the daemon.
@@ -114,7 +116,8 @@ impl Daemon {
             fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?;
         }
         // Output of QEMU goes straight to files: there is no virtlogd in the namespace.
-        fs::write(dir.join("etc/qemu.conf"), "stdio_handler = \"file\"\n")?;
+        let qemu_conf = format!("stdio_handler = \"file\"\n{}\n", options.qemu_conf);
+        fs::write(dir.join("etc/qemu.conf"), qemu_conf)?;
         // What the machine's libvirt knows of its QEMU need not be asked again.
         let _ = Command::new("cp").args(["-a", "/var/cache/libvirt/qemu"]).arg(dir.join("cache")).output();
 

@@ -1,11 +1,12 @@
-//! Bulk statistics in shards (DESIGN.md, decision 3).
+//! Bulk statistics in shards (DESIGN.md, decision 3; docs/decisions/0003-shards.md).
 //!
 //! The daemon answers one bulk call domain by domain, mostly waiting on monitors. A few concurrent calls over
-//! disjoint lists are faster, and keep trouble apart:
+//! disjoint lists are faster, and keep trouble apart. The lists wait in a queue, so that a call takes a fraction of a
+//! second however many VMs there are, and its deadline tells a VM that hangs from a daemon that is slow:
 //!
 //! ```text
 //!  0 %              40 %             60 %        80 % of the interval
-//!  ├─ shard 1 ──▶ answered
+//!  ├─ shard 1 ──▶ shard 5 ──▶ …
 //!  ├─ shard 2 ───────┤ given up: a QEMU in it is stuck. The call stays with the daemon as a sentinel, and
 //!  │                 │ holds that VM's job
 //!  │                 ├─ shard 2 again ─▶ answers at once, without the stuck VM's monitor keys
@@ -14,19 +15,22 @@
 //!
 //! Always NOWAIT: a VM whose job is held is skipped, not waited for.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use libvirt_rpc::{
-    Connection, Domain, DomainRef, Error, Groups, MONITOR_CALLS, StatsFlags, StatsVisitor, Value,
+    Connection, Domain, DomainRef, Error, Groups, Late, MONITOR_CALLS, StatsFlags, StatsVisitor, Value,
 };
 use telemetry::{Driver, SampleReader};
 use tokio::time::Instant;
 
-use super::vm::Vm;
+use super::vm::{Asked, Vm};
 
 /// VMs in a shard, at least: smaller ones cost more in calls than they win in time.
 const SMALLEST_SHARD: usize = 10;
+/// VMs in a shard, at most: a third of a second of a slow daemon's time.
+const LARGEST_SHARD: usize = 32;
 
 /// A VM that is busy only because somebody else's call holds its job is asked once more after this long.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
@@ -40,8 +44,10 @@ pub(crate) struct Plan<'a> {
     pub(crate) reader: &'a SampleReader,
     /// What a whole reading holds.
     pub(crate) wanted: telemetry::Groups,
-    /// When the first try, the second and the third are given up.
-    pub(crate) deadlines: [Instant; 3],
+    /// How long the first try of a shard is waited for.
+    pub(crate) patience: Duration,
+    /// When no shard is waited for any more: 80 % of the interval.
+    pub(crate) end: Instant,
 }
 
 /// What became of the shards.
@@ -73,22 +79,47 @@ impl Outcome {
     }
 }
 
-/// Reads all of `vms`, up to [`MONITOR_CALLS`] shards at a time. Those with an answer have `taken` set.
+/// Reads all of `vms`, in order, up to [`MONITOR_CALLS`] shards at a time. Those with an answer have `taken` set.
 pub(crate) async fn read(connection: &Connection, vms: &mut [&mut Vm], plan: &Plan<'_>) -> Outcome {
-    let shards = vms.len().div_ceil(SMALLEST_SHARD).clamp(1, MONITOR_CALLS);
-    let shards = vms.chunks_mut(vms.len().div_ceil(shards).max(1));
-    let outcomes = join_all(shards.map(|vms| read_shard(connection, vms, plan))).await;
+    let size = shard_size(vms.len());
+    let shards = Mutex::new(vms.chunks_mut(size));
+    let next = || shards.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let worker = async || {
+        let mut outcome = Outcome::default();
+        while let Some(vms) = next() {
+            // What is begun too late would be given up at once, and hold a worker of the daemon's for nothing.
+            if outcome.lost.is_some() || Instant::now() + plan.patience / 4 > plan.end {
+                vms.iter_mut().for_each(|vm| vm.asked = Asked::NotReached);
+            } else {
+                outcome = outcome.merge(read_shard(connection, vms, plan).await);
+            }
+        }
+        outcome
+    };
+    let outcomes = join_all((0..MONITOR_CALLS).map(|_| worker())).await;
     outcomes.into_iter().fold(Outcome::default(), Outcome::merge)
+}
+
+/// VMs in a shard: as few shards as there can be calls at once, but none too small or too large.
+fn shard_size(vms: usize) -> usize {
+    let at_once = vms.div_ceil(SMALLEST_SHARD).min(MONITOR_CALLS);
+    let shards = vms.div_ceil(LARGEST_SHARD).max(at_once).max(1);
+    vms.div_ceil(shards).max(1)
 }
 
 async fn read_shard(connection: &Connection, vms: &mut [&mut Vm], plan: &Plan<'_>) -> Outcome {
     let mut outcome = Outcome::default();
-    for deadline in plan.deadlines {
+    let first = (Instant::now() + plan.patience).min(plan.end);
+    let mut given_up = Vec::new();
+    for deadline in [first, first + (plan.end - first) / 2, plan.end] {
         match ask(connection, vms, plan, deadline).await {
-            Ok(()) => return outcome,
-            Err(Error::Deadline { late, .. }) => {
-                outcome.failures += 1;
-                vms.iter_mut().for_each(|vm| vm.held(&late));
+            Ok(()) => {
+                blame(vms, &given_up);
+                return outcome;
+            }
+            Err(error) if late(&error).is_some() => {
+                given_up.extend(late(&error).cloned());
+                outcome.failed(error);
             }
             // One domain can make the daemon refuse the whole call: then each is asked by itself.
             Err(error @ Error::Remote { .. }) if vms.len() > 1 => {
@@ -96,7 +127,7 @@ async fn read_shard(connection: &Connection, vms: &mut [&mut Vm], plan: &Plan<'_
                 for vm in vms.iter_mut() {
                     if let Err(error) = ask(connection, std::slice::from_mut(vm), plan, deadline).await {
                         note_late(vm, &error);
-                        vm.unanswered = true;
+                        vm.asked = Asked::Unanswered;
                         outcome.failed(error);
                     }
                 }
@@ -108,8 +139,21 @@ async fn read_shard(connection: &Connection, vms: &mut [&mut Vm], plan: &Plan<'_
             }
         }
     }
-    vms.iter_mut().for_each(|vm| vm.unanswered = true);
+    vms.iter_mut().for_each(|vm| vm.asked = Asked::Unanswered);
     outcome
+}
+
+/// Puts the given-up calls over a shard down to the VMs that hold them up: each is held up by one, and those are busy
+/// now. Where more are busy, another client has the job of some, and which is not known: then all are asked on, which
+/// costs nothing as long as a job is held.
+fn blame(vms: &mut [&mut Vm], given_up: &[Late]) {
+    let busy = |vm: &&mut &mut Vm| vm.taken.is_some() && vm.sample.busy;
+    let unanswered = given_up.iter().filter(|late| !late.is_over()).count();
+    if vms.iter_mut().filter(busy).count() <= unanswered {
+        for vm in vms.iter_mut().filter(busy) {
+            given_up.iter().for_each(|late| vm.held(late));
+        }
+    }
 }
 
 /// Asks once for all of `vms`. Job-free if the plan's groups are.
@@ -130,31 +174,34 @@ pub(crate) async fn ask(
     // The daemon reads domain after domain: each was read at about its share of the call's time.
     let took = sent.elapsed();
     let mut position = 0_u32;
-    for vm in vms.iter_mut().filter(|vm| vm.taken.is_some()) {
-        position += 1;
-        vm.taken = Some(sent + took * position / seen.max(1));
+    let is_whole = !Groups::JOB_FREE.contains(plan.groups);
+    for vm in vms.iter_mut() {
+        if is_whole {
+            vm.asked = Asked::Answered;
+        }
+        if vm.taken.is_some() {
+            position += 1;
+            vm.taken = Some(sent + took * position / seen.max(1));
+        }
     }
     Ok(())
 }
 
 /// Asks once more for the VMs that were busy though no call of ours holds them: another client had their job for
-/// the moment.
+/// the moment. Returns how many calls failed.
 pub(crate) async fn ask_again(
     connection: &Connection,
     vms: &mut [Vm],
     plan: &Plan<'_>,
 ) -> Result<u64, Error> {
-    let mut busy: Vec<&mut Vm> = vms
-        .iter_mut()
-        .filter(|vm| vm.taken.is_some() && vm.sample.busy)
-        .filter_map(|vm| (!vm.is_held()).then_some(vm))
-        .collect();
-    let end = plan.deadlines[2];
-    if busy.is_empty() || Instant::now() + ASK_AGAIN_AFTER >= end {
+    let busy = |vm: &&mut Vm| vm.asked == Asked::Answered && vm.taken.is_some() && vm.sample.busy;
+    let mut busy: Vec<&mut Vm> =
+        vms.iter_mut().filter(busy).filter_map(|vm| (!vm.is_held()).then_some(vm)).collect();
+    if busy.is_empty() || Instant::now() + ASK_AGAIN_AFTER >= plan.end {
         return Ok(0);
     }
     tokio::time::sleep(ASK_AGAIN_AFTER).await;
-    match ask(connection, &mut busy, plan, end).await {
+    match ask(connection, &mut busy, plan, plan.end).await {
         Ok(()) => Ok(0),
         Err(error) if error.is_connection_lost() => Err(error),
         Err(error) => {
@@ -185,10 +232,13 @@ impl StatsVisitor for Records<'_, '_> {
             self.at = at + 1;
             self.seen += 1;
             let vm = &mut self.vms[at];
-            // A domain that restarted between the list and the reading has a new id, and is another life.
-            vm.domain.id = domain.id;
+            let now = Instant::now();
+            // Restarted between the list and the reading.
+            if vm.domain.id != domain.id {
+                vm.restarted(domain.id, now);
+            }
             vm.begin(self.plan.wanted);
-            vm.taken = Some(Instant::now());
+            vm.taken = Some(now);
         }
     }
 
@@ -220,7 +270,55 @@ pub(crate) fn bridge(value: Value<'_>) -> telemetry::Value<'_> {
 
 /// Notes a call over this VM, if it was one that was given up.
 pub(crate) fn note_late(vm: &mut Vm, error: &Error) {
-    if let Error::Deadline { late, .. } = error {
+    if let Some(late) = late(error) {
         vm.held(late);
+    }
+}
+
+/// The call that was given up, if that is what happened.
+fn late(error: &Error) -> Option<&Late> {
+    match error {
+        Error::Deadline { late, .. } => Some(late),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_are_few_and_neither_small_nor_large() {
+        for (vms, size) in
+            [(0, 1), (1, 1), (10, 10), (11, 6), (40, 10), (100, 25), (128, 32), (129, 26), (1000, 32)]
+        {
+            assert_eq!(shard_size(vms), size, "{vms} VMs");
+        }
+    }
+
+    /// Which VMs are busy in the answer, how many calls were given up before, and which VMs these are put down to.
+    #[test]
+    fn given_up_calls_are_put_down_to_the_busy_ones_where_that_is_clear() {
+        fn check(busy: &[bool], given_up: usize, held: &[bool]) {
+            let mut vms: Vec<Vm> = (0..busy.len())
+                .map(|n| {
+                    let domain = Domain { name: format!("{n}").into(), uuid: [n as u8; 16], id: 1 };
+                    let mut vm = Vm::new(domain);
+                    vm.taken = Some(Instant::now());
+                    vm.sample.busy = busy[n];
+                    vm
+                })
+                .collect();
+            let given_up: Vec<Late> = (0..given_up).map(|_| Late::default()).collect();
+            blame(&mut vms.iter_mut().collect::<Vec<_>>(), &given_up);
+            assert_eq!(vms.iter_mut().map(Vm::is_held).collect::<Vec<_>>(), held);
+        }
+        check(&[false, true, false], 1, &[false, true, false]);
+        check(&[true, true, false], 2, &[true, true, false]);
+        // The call went on past the VM that had held it up.
+        check(&[false, false], 1, &[false, false]);
+        // Somebody else's call holds one of the two.
+        check(&[true, true, false], 1, &[false, false, false]);
+        check(&[true, false], 0, &[false, false]);
     }
 }

@@ -4,67 +4,93 @@
 use std::time::Duration;
 
 use libvirt_rpc::{Connection, Domain, DomainInfo, Error};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
-use super::failures::Failures;
+use super::failures::{Failures, Next};
 use super::round::Tally;
 use super::vm::{self, Vm};
 use super::{bulk, older};
 
-/// The calls of a cycle's job-free lane: one at a time, over the place kept for them.
+/// The domain info of a cycle.
 #[derive(Default)]
 pub(super) struct Lane {
-    /// Whose domain info is wanted, by position.
-    pub(super) info: Vec<(usize, Domain)>,
+    /// Whose is wanted, by position.
+    wanted: Vec<(usize, Domain)>,
     answers: Vec<(usize, Result<DomainInfo, Error>)>,
-    /// Why the job-free part of the bulk record could not be had.
-    failed: Option<Error>,
+    /// A call has no answer: there is one place for them all, and it keeps it.
+    blocked: bool,
 }
 
 impl Lane {
-    /// Makes the calls; an error is one that ends the connection. Where one has no answer in time, the rest is left to
-    /// the next cycle: there is one place for them all, and that call keeps it.
-    pub(super) async fn run(
+    /// Puts a VM into the queue.
+    pub(super) fn want(&mut self, at: usize, domain: &Domain) {
+        self.wanted.push((at, domain.clone()));
+    }
+
+    /// The same, unless it was asked for already.
+    pub(super) fn want_too(&mut self, at: usize, domain: &Domain) {
+        if !self.answers.iter().any(|(asked, _)| *asked == at) {
+            self.want(at, domain);
+        }
+    }
+
+    /// True where the daemon does not answer even what needs no monitor.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Asks for the record's job-free part of `vms`, until `deadline`. An error is one that ends the connection.
+    pub(super) async fn ask(
         &mut self,
         connection: &Connection,
-        aside: &mut [&mut Vm],
+        vms: &mut [&mut Vm],
         job_free: &bulk::Plan<'_>,
+        deadline: Instant,
+        failures: &mut Failures,
     ) -> Result<(), Error> {
-        match bulk::ask(connection, aside, job_free, job_free.deadlines[2]).await {
-            Err(error) if error.is_connection_lost() => return Err(error),
-            Err(error) => self.failed = Some(error),
-            Ok(()) => {}
+        if let Err(error) = bulk::ask(connection, vms, job_free, deadline).await {
+            let of = vms.first().map_or_else(|| "".into(), |vm| vm.domain.name.clone());
+            self.blocked |= failures.add(&of, "state and interfaces", error)? == Next::Stop;
         }
-        for (at, domain) in self.info.drain(..) {
-            let answer = connection.domain_info(&domain).await;
-            let unanswered = matches!(answer, Err(Error::Deadline { .. }));
+        Ok(())
+    }
+
+    /// Asks for the domain info that is wanted, until `end`; an error is one that ends the connection. What is not
+    /// reached is left to the next cycle.
+    pub(super) async fn run(&mut self, connection: &Connection, end: Instant) -> Result<(), Error> {
+        for (at, domain) in self.wanted.drain(..) {
+            if self.blocked {
+                break;
+            }
+            // Giving it up keeps its place taken: until it is answered, nothing else is sent over it.
+            let Ok(answer) = timeout_at(end, connection.domain_info(&domain)).await else {
+                self.blocked = true;
+                break;
+            };
             match answer {
                 Err(error) if error.is_connection_lost() => return Err(error),
-                answer => self.answers.push((at, answer)),
-            }
-            if unanswered {
-                break;
+                answer => {
+                    self.blocked = matches!(answer, Err(Error::Deadline { .. }));
+                    self.answers.push((at, answer));
+                }
             }
         }
         Ok(())
     }
 
-    /// Puts the answers where they belong.
+    /// Puts the answers where they belong: into the sample of a VM of which no monitor told anything, else only the
+    /// number of vCPUs is kept.
     pub(super) fn hand_out(
         self,
         vms: &mut [Vm],
         by_info: &impl Fn(&Vm) -> bool,
         tally: &mut Tally,
     ) -> Result<(), Error> {
-        if let Some(error) = self.failed {
-            tally.failed_calls += 1;
-            tally.bulk_error = Some(error);
-        }
         let now = Instant::now();
         for (at, answer) in self.answers {
             let vm = &mut vms[at];
             match answer {
-                Ok(info) if vm.taken.is_none() || by_info(vm) || vm.lacks_cpu() || vm.is_stuck() => {
+                Ok(info) if vm.lacks_monitor() || by_info(vm) || vm.lacks_cpu() => {
                     older::take_info(vm, &info);
                     vm.taken.get_or_insert(now);
                 }
@@ -73,38 +99,11 @@ impl Lane {
                     let spread = Duration::from_millis(u64::from(vm.domain.uuid[15]) * 100);
                     vm.vcpus = Some((info.vcpus, now + vm::VCPUS_TTL - spread));
                 }
-                Err(error) => tally.failures.add(&vm.domain.name, "domain info", error)?,
+                Err(error) => {
+                    tally.failures.add(&vm.domain.name, "domain info", error)?;
+                }
             }
         }
         Ok(())
     }
-}
-
-/// Reads what can be had without a monitor of the VMs that no shard answered for.
-pub(super) async fn fall_back(
-    connection: &Connection,
-    vms: &mut [Vm],
-    job_free: &bulk::Plan<'_>,
-    failures: &mut Failures,
-) -> Result<(), Error> {
-    let mut unread: Vec<&mut Vm> = vms.iter_mut().filter(|vm| vm.unanswered && vm.taken.is_none()).collect();
-    if unread.is_empty() {
-        return Ok(());
-    }
-    let end = Instant::now() + (job_free.deadlines[1] - job_free.deadlines[0]);
-    if let Err(error) = bulk::ask(connection, &mut unread, job_free, end).await {
-        let unanswered = matches!(error, Error::Deadline { .. });
-        failures.add(&unread[0].domain.name, "state and interfaces", error)?;
-        if unanswered {
-            return Ok(()); // domain info would wait behind it
-        }
-    }
-    for vm in unread {
-        let before = failures.0.len();
-        older::read(connection, vm, telemetry::Groups::INFO, failures).await?;
-        if failures.0[before..].iter().any(|failure| matches!(failure.error, Error::Deadline { .. })) {
-            break;
-        }
-    }
-    Ok(())
 }

@@ -9,7 +9,8 @@
 //!  then:  look up what the next cycles want to know (XML), when the lines are on their way
 //! ```
 //!
-//! A cycle never waits for longer than 80 % of the interval plus one job-free call, whatever hangs.
+//! Whatever hangs, a cycle waits for monitors up to 80 % of the interval and is over at 90 %; only the older calls, which
+//! know no NOWAIT, may take one deadline longer.
 
 mod bulk;
 mod devices;
@@ -21,28 +22,34 @@ mod round;
 mod session;
 mod vm;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use libvirt_rpc::{Access, Backoff, Budget, Domain, Error, Event, EventKind, Uri, UriError};
 use telemetry::{Collector, FeatureOptions, HostTracker, MemorySource, Moment, SampleReader, TrackerOptions};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 pub(crate) use self::devices::DomainFacts;
 use self::failures::Failure;
 use self::round::{Round, Tally};
 use self::session::Session;
-use self::vm::Vm;
+use self::vm::{STUCK_AFTER, Turn, Vm};
 use crate::clock::Clock;
 use crate::config::{self, Config, Hypervisor};
 use crate::logging::OncePerCause;
 use crate::schedule;
 
-/// The list of domains is kept in step by events; it is read anew this often all the same.
+/// The list of domains is kept in step by events; it is read anew this often all the same, between two cycles: libvirtd
+/// does not tell it while it destroys a VM.
 const LIST_TTL: Duration = Duration::from_secs(60);
 /// XML looked up between two cycles: the rest is read after the next ones.
-const XML_A_CYCLE: usize = 64;
+pub(crate) const XML_A_CYCLE: usize = 64;
+/// How long connecting may take, at least, however short the interval: a login over SSH takes a second or two.
+const LEAST_CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// Begins the cause of every message that says why a hypervisor cannot be read.
+const DOWN: &str = "down: ";
 /// First and longest wait before connecting again.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -100,9 +107,37 @@ impl Settings {
         })
     }
 
-    /// How long a cycle may last: 80 % of the interval, and at least one try of a shard.
+    /// How long a cycle waits for monitors: 80 % of the interval, and at least one try of a shard.
     fn cycle_end(&self) -> Duration {
         (self.interval * 4 / 5).max(self.deadline)
+    }
+
+    /// How long it may last, with what can be had without a monitor: a tenth of the interval more.
+    fn cycle_last(&self) -> Duration {
+        self.cycle_end() + self.interval / 10
+    }
+}
+
+/// The `host` tags of this process and whose they are. Two hypervisors that call themselves the same (`localhost`, or one
+/// daemon reached in two ways) must not write the same series.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HostNames(Arc<Mutex<HashMap<String, String>>>);
+
+impl HostNames {
+    /// The tag of the hypervisor at `uri`, which calls itself `name`: that, unless it is another's already.
+    fn claim<'a>(&self, name: &'a str, uri: &Uri) -> Cow<'a, str> {
+        let mut owners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let uri = uri.to_string();
+        let owner = owners.entry(name.to_owned()).or_insert_with(|| uri.clone());
+        if *owner == uri {
+            return name.into();
+        }
+        tracing::error!(
+            host = name,
+            "{uri} and {owner} have the same host name: the lines of the first say host={uri:?} until it has a name in \
+             its [[hypervisor]]"
+        );
+        uri.into()
     }
 }
 
@@ -117,6 +152,8 @@ pub(crate) struct Report {
     /// VMs whose monitor does not answer.
     pub(crate) stuck: usize,
     pub(crate) lines: u32,
+    /// Lines of events beside them.
+    pub(crate) events: u32,
     /// Wall time from the list to the last line.
     pub(crate) took: Duration,
 }
@@ -142,47 +179,61 @@ impl Totals {
 /// One hypervisor and all that is kept of it between cycles.
 pub(crate) struct Host {
     settings: Settings,
+    names: HostNames,
     clock: Arc<dyn Clock>,
     budget: Budget,
     session: Option<Session>,
     was_connected: bool,
     backoff: Backoff,
     connect_at: Instant,
-    /// When the domains are to be listed anew.
+    /// The domains were listed since the connection was opened, and when they are to be listed anew.
+    is_listed: bool,
     list_at: Instant,
     /// When what follows a cycle must be over: before the next one.
     cycle_end: Instant,
+    /// The VM that the next cycle begins with: the first that the last one did not reach.
+    from: usize,
     down: Option<String>,
     reader: SampleReader,
     tracker: HostTracker,
     vms: Vec<Vm>,
     /// What was told at the last cycle, to tell only changes.
     exhausted: bool,
+    /// The daemon did not answer even what needs no VM's monitor, in the last cycle.
+    is_silent: bool,
     told: OncePerCause,
     event_lines: Vec<u8>,
     pub(crate) totals: Totals,
 }
 
 impl Host {
-    pub(crate) fn new(settings: Settings, clock: Arc<dyn Clock>) -> Self {
+    /// A hypervisor, not connected yet; `names` are those of all that this process reads.
+    pub(crate) fn new(settings: Settings, names: HostNames, clock: Arc<dyn Clock>) -> Self {
         let mut tracker = HostTracker::new(settings.tracker.clone());
         // Until the daemon has told its name, the URI's is the best there is.
         let host = settings.name.as_deref().or(settings.uri.host()).unwrap_or("localhost");
         tracker.set_host(if settings.host_tag { host } else { "" });
+        if let Some(name) = &settings.name {
+            names.claim(name, &settings.uri);
+        }
         Self {
+            names,
             budget: Budget::new(settings.max_abandoned),
             clock,
             session: None,
             was_connected: false,
             backoff: Backoff::new(RECONNECT.0, RECONNECT.1),
             connect_at: Instant::now(),
+            is_listed: false,
             list_at: Instant::now(),
             cycle_end: Instant::now(),
+            from: 0,
             down: None,
             reader: SampleReader::new(),
             tracker,
             vms: Vec::new(),
             exhausted: false,
+            is_silent: false,
             told: OncePerCause::default(),
             event_lines: Vec::new(),
             totals: Totals::default(),
@@ -191,26 +242,33 @@ impl Host {
     }
 
     /// Reads every live domain once and appends their lines to `out`, all with the time of `tick_ns` if that was
-    /// less than 100 ms ago.
+    /// less than 100 ms ago when the reading began.
     pub(crate) async fn cycle(&mut self, tick_ns: i64, out: &mut Vec<u8>) -> Report {
-        let begun = Instant::now();
-        self.cycle_end = begun + self.settings.cycle_end();
-        let began_ns = self.clock.wall_ns();
-        let timestamp_ns = schedule::timestamp_ns(tick_ns, began_ns);
         let failures_before = self.totals.failures;
         let mut report = Report::default();
-        if let Err(error) = self.connect(begun).await {
-            report.down = Some(error);
-        } else if let Err(error) = self.read(begun).await {
-            self.totals.failures += 1;
-            report.down = Some(self.disconnected(&error));
-        }
+        let connected = self.connect().await;
+        let listed = Instant::now();
+        let ready = match connected {
+            Ok(()) => self.list().await.map_err(|error| self.disconnected(&error)),
+            Err(why) => Err(why),
+        };
+        // Connecting may have taken seconds: the reading begins here.
+        let begun = Instant::now();
+        let began_ns = self.clock.wall_ns();
+        let timestamp_ns = schedule::timestamp_ns(tick_ns, began_ns);
+        self.cycle_end = begun + self.settings.cycle_end();
+        let read = match ready {
+            Ok(()) => self.read(begun).await.map_err(|error| self.disconnected(&error)),
+            Err(why) => Err(why),
+        };
+        report.down = read.err();
         // What was read before a connection broke is as good as ever.
         self.take_events();
+        report.events = count_lines(&self.event_lines);
         out.append(&mut self.event_lines);
         self.encode(timestamp_ns, begun, began_ns, out, &mut report);
         self.tell_health(&report);
-        report.took = begun.elapsed();
+        report.took = listed.elapsed();
         let collector = Collector {
             cycle_ns: u64::try_from(report.took.as_nanos()).unwrap_or(u64::MAX),
             lines: u64::from(report.lines),
@@ -237,25 +295,25 @@ impl Host {
     }
 
     /// Looks up what the next cycles want to know of VMs and is slow to tell, and sets balloon periods where that is
-    /// wanted. To be called after a cycle, when its lines are on their way: libvirtd may take seconds for a domain's
-    /// XML, the first after its start.
-    pub(crate) async fn look_up(&mut self) {
+    /// wanted: of at most `most` VMs. To be called after a cycle, when its lines are on their way: libvirtd may take
+    /// seconds for a domain's XML, the first after its start.
+    pub(crate) async fn look_up(&mut self, most: usize) {
         let Some(session) = &self.session else { return };
         let (connection, end) = (&session.connection, self.cycle_end);
         let mut tally = Tally::default();
         let looked_up = async {
+            if Instant::now() >= self.list_at
+                && let Ok(listed) = timeout_at(end, older::live_vms(connection)).await
+            {
+                relist(&mut self.vms, listed?);
+                self.list_at = Instant::now() + LIST_TTL;
+            }
             // The older calls have read it before: they take the names of devices from it.
             if !session.bulk_groups().is_empty() {
                 let ttl = self.settings.device_cache_ttl;
-                tally.cache_misses = older::list_devices(
-                    connection,
-                    &mut self.vms,
-                    XML_A_CYCLE,
-                    ttl,
-                    end,
-                    &mut tally.failures,
-                )
-                .await?;
+                tally.cache_misses =
+                    older::list_devices(connection, &mut self.vms, most, ttl, end, &mut tally.failures)
+                        .await?;
             }
             let period = self.settings.balloon_period;
             older::set_balloon_periods(connection, period, &mut self.vms, end, &mut tally.failures).await
@@ -263,7 +321,6 @@ impl Host {
         let looked_up = looked_up.await;
         self.count(tally);
         if let Err(error) = looked_up {
-            self.totals.failures += 1;
             self.disconnected(&error);
         }
     }
@@ -313,12 +370,18 @@ impl Host {
         self.session.as_ref()
     }
 
+    /// The VMs that were not read whole in the last cycle.
+    pub(crate) fn unread(&self) -> Vec<&str> {
+        self.vms.iter().filter(|vm| !vm.whole).map(|vm| &*vm.domain.name).collect()
+    }
+
     pub(crate) fn vms(&self) -> impl Iterator<Item = (&Domain, Option<&DomainFacts>)> {
         self.vms.iter().map(|vm| (&vm.domain, vm.facts.as_ref()))
     }
 
     /// Opens a connection if there is none and it is time to. The error is for people.
-    async fn connect(&mut self, now: Instant) -> Result<(), String> {
+    async fn connect(&mut self) -> Result<(), String> {
+        let now = Instant::now();
         self.budget.release_due();
         if let Some(session) = &self.session {
             match session.connection.lost() {
@@ -334,9 +397,8 @@ impl Host {
         let access =
             if self.settings.balloon_period.is_zero() { Access::ReadOnly } else { Access::ReadWrite };
         let Settings { uri, interval, deadline, .. } = &self.settings;
-        match Session::open(uri, &self.budget, access, (*interval).max(Duration::from_secs(5)), *deadline)
-            .await
-        {
+        let connect_deadline = (*interval).max(LEAST_CONNECT_DEADLINE);
+        match Session::open(uri, &self.budget, access, connect_deadline, *deadline).await {
             Ok(mut session) => {
                 if self.settings.older_calls {
                     session.bulk = Some(libvirt_rpc::Groups::default());
@@ -345,7 +407,7 @@ impl Host {
                     self.totals.reconnects += 1;
                 }
                 if self.settings.host_tag && self.settings.name.is_none() {
-                    self.tracker.set_host(&session.hostname);
+                    self.tracker.set_host(&self.names.claim(&session.hostname, &self.settings.uri));
                 }
                 tracing::info!(
                     host = session.hostname,
@@ -354,31 +416,34 @@ impl Host {
                     "{}", if self.was_connected { "connected again" } else { "connected" }
                 );
                 self.was_connected = true;
-                if let Some(text) = self.down.take() {
-                    self.told.over(&text);
-                }
+                self.down = None;
+                self.told.over_all(DOWN);
                 self.backoff.reset();
                 // What was known of domains and devices may have changed unseen.
-                self.list_at = now;
+                let now = Instant::now();
+                self.is_listed = false;
                 self.vms.iter_mut().for_each(|vm| vm.forget_facts(now));
                 self.session = Some(session);
                 Ok(())
             }
-            Err(error) => {
-                self.totals.failures += 1;
-                Err(self.disconnected(&error))
-            }
+            Err(error) => Err(self.disconnected(&error)),
         }
     }
 
-    /// Nothing can be read now: says so once, and if there is no connection sets the next try.
+    /// Nothing can be read now: counts it, says so once, and if there is no connection sets the next try.
     fn disconnected(&mut self, error: &Error) -> String {
+        self.totals.failures += 1;
         let text = error.to_string();
         if error.is_connection_lost() || self.session.is_none() {
+            // Events that came before it broke are as good as ever.
+            self.take_events();
             self.session = None;
-            self.connect_at = Instant::now() + self.backoff.next_wait();
+            let wait = self.backoff.next_wait();
+            self.connect_at = Instant::now() + wait;
+            tracing::debug!(uri = %self.settings.uri, ?wait, "before the next try to connect");
             self.down = Some(text.clone());
-            tell(&self.told, &self.clock, &text, &format!("{}: {text}", self.settings.uri));
+            let cause = format!("{DOWN}{text}");
+            tell(&self.told, &self.clock, &cause, &format!("{}: {text}", self.settings.uri));
         } else {
             // A deadline tells how long was waited, which differs each time.
             tell(&self.told, &self.clock, "not read", &format!("{}: {text}", self.settings.uri));
@@ -386,22 +451,34 @@ impl Host {
         text
     }
 
-    /// Lists the live domains and reads each of them.
-    async fn read(&mut self, begun: Instant) -> Result<(), Error> {
+    /// Brings the VMs in step with the live domains, and learns what the daemon can do.
+    async fn list(&mut self) -> Result<(), Error> {
         self.take_events();
         let Some(session) = &mut self.session else { return Ok(()) };
-        let now = Instant::now();
-        if now >= self.list_at || session.events_refused.contains(&EventKind::Lifecycle) {
+        self.vms.retain(|vm| !vm.ended);
+        if !self.is_listed || session.events_refused.contains(&EventKind::Lifecycle) {
             relist(&mut self.vms, older::live_vms(&session.connection).await?);
-            self.list_at = now + LIST_TTL;
+            self.is_listed = true;
+            self.list_at = Instant::now() + LIST_TTL;
         }
         if let Some(first) = self.vms.first() {
             session.probe(&first.domain).await?;
         }
+        Ok(())
+    }
 
-        let round = Round::new(session, &self.settings, &self.budget, &self.tracker, &self.reader, begun);
+    /// Reads each of the VMs.
+    async fn read(&mut self, begun: Instant) -> Result<(), Error> {
+        let Some(session) = &self.session else { return Ok(()) };
+        let around = round::Around {
+            session,
+            settings: &self.settings,
+            budget: &self.budget,
+            tracker: &self.tracker,
+            reader: &self.reader,
+        };
         let mut tally = Tally::default();
-        let read = round.read(&mut self.vms, &mut tally).await;
+        let read = Round::new(around, begun, self.from).read(&mut self.vms, &mut tally).await;
         self.count(tally);
         read
     }
@@ -414,13 +491,44 @@ impl Host {
         if let Some(error) = tally.bulk_error {
             tell(&self.told, &self.clock, "bulk", &format!("bulk statistics: {error}"));
         }
-        for Failure { domain, what, error } in tally.failures.0 {
+        for Failure { domain, what, why } in tally.failures.0 {
             self.totals.failures += 1;
             let cause = format!("{domain} {what}");
-            tell(&self.told, &self.clock, &cause, &format!("{domain}: {what}: {error}"));
+            tell(&self.told, &self.clock, &cause, &format!("{domain}: {what}: {why}"));
         }
         if tally.someone_is_gone {
             self.list_at = Instant::now();
+        }
+        self.is_silent = tally.is_silent;
+        for (domain, turn) in tally.turns {
+            let domain = &*domain;
+            match turn {
+                Turn::Stuck => {
+                    tracing::warn!(
+                        domain,
+                        "its monitor does not answer: stuck (is its QEMU in state D or T?)"
+                    )
+                }
+                Turn::HeldByOthers => {
+                    tracing::warn!(
+                        domain,
+                        "busy for {STUCK_AFTER} cycles: another client or a job (migration, backup) \
+                                            holds it, or its monitor does not answer that client"
+                    )
+                }
+                Turn::Back => tracing::info!(domain, "its monitor answers again"),
+            }
+        }
+        if tally.not_reached > 0 {
+            let (left, all) = (tally.not_reached, tally.not_reached + tally.reached);
+            self.totals.failures += left as u64;
+            let text = format!(
+                "{}: {left} of {all} VMs not reached within 80 % of the interval: the daemon is too slow for it; raise \
+                 interval",
+                self.settings.uri
+            );
+            tell(&self.told, &self.clock, "not reached", &text);
+            self.from = (self.from + tally.reached) % all;
         }
     }
 
@@ -432,10 +540,13 @@ impl Host {
         out: &mut Vec<u8>,
         report: &mut Report,
     ) {
+        // Devices that older calls were to read have told themselves why they gave nothing.
+        let by_bulk = self.session.as_ref().is_some_and(|session| session.older_groups().is_empty());
         let began = self.clock.monotonic().saturating_sub(begun.elapsed());
         report.vms = self.vms.len();
         for vm in &mut self.vms {
             report.stuck += usize::from(vm.is_stuck());
+            vm.whole = false;
             let Some(taken) = vm.taken.take() else { continue };
             let after = taken.saturating_duration_since(begun);
             let at = Moment {
@@ -449,14 +560,19 @@ impl Host {
             vm.sample.balloon_period = vm.facts.as_ref().and_then(|facts| facts.balloon_period);
             let encoded = self.tracker.encode(&mut vm.sample, &at, out);
             report.lines += encoded.lines;
-            report.whole += usize::from(encoded.ok());
-            if !encoded.ok() && !vm.sample.busy {
+            vm.whole = encoded.ok();
+            report.whole += usize::from(vm.whole);
+            if !encoded.ok() && by_bulk && !vm.lacks_monitor() {
                 for device in self.tracker.unread_devices(&vm.sample.uuid) {
                     self.totals.failures += 1;
                     let text = format!("{}: {device}: gave no counters", vm.domain.name);
                     tell(&self.told, &self.clock, &text, &text);
                 }
             }
+        }
+        // Nobody can be asked any more who it is: at least one VM for each call that hangs.
+        if self.budget.is_exhausted() && !self.is_silent {
+            report.stuck = report.stuck.max(self.budget.abandoned());
         }
         if report.down.is_none() {
             self.tracker.end_cycle();
@@ -473,15 +589,15 @@ impl Host {
     /// Acts on an event and writes its line.
     fn note_event(&mut self, at: Instant, event: &Event) {
         let received_ns = self.clock.wall_ns().saturating_sub(at.elapsed().as_nanos() as i64);
-        if matches!(event, Event::Lifecycle { .. } | Event::Overflow) {
-            self.list_at = at;
-        }
         let changed = match event {
-            Event::Lifecycle { domain, .. }
-            | Event::DeviceAdded { domain, .. }
-            | Event::DeviceRemoved { domain, .. } => Some(domain.uuid),
+            Event::Lifecycle { domain, event, .. } => {
+                follow(&mut self.vms, domain, *event, at);
+                Some(domain.uuid)
+            }
+            Event::DeviceAdded { domain, .. } | Event::DeviceRemoved { domain, .. } => Some(domain.uuid),
             Event::Overflow => {
-                tracing::warn!("more events than could be read: all domains' devices are read anew");
+                tracing::warn!("more events than could be read: the domains and their devices are read anew");
+                self.list_at = at;
                 self.vms.iter_mut().for_each(|vm| vm.forget_facts(at));
                 None
             }
@@ -506,7 +622,14 @@ impl Host {
     /// Says aloud when the host comes to run on job-free calls only, and when that is over.
     fn tell_health(&mut self, report: &Report) {
         let exhausted = self.budget.is_exhausted();
-        if exhausted && !self.exhausted {
+        if exhausted && !self.exhausted && self.is_silent {
+            tracing::error!(
+                host = self.label(),
+                abandoned = self.budget.abandoned(),
+                "libvirtd answers nothing, not even what needs no VM: it is stopped or hangs itself, or all its workers \
+                 are taken"
+            );
+        } else if exhausted && !self.exhausted {
             tracing::error!(
                 host = self.label(),
                 abandoned = self.budget.abandoned(),
@@ -518,9 +641,26 @@ impl Host {
             tracing::info!(host = self.label(), "calls return again: everything is read");
         }
         self.exhausted = exhausted;
-        for vm in self.vms.iter().filter(|vm| vm.busy_cycles == vm::STUCK_AFTER) {
-            tracing::warn!(domain = &*vm.domain.name, "its monitor does not answer: stuck");
+    }
+}
+
+/// Brings the VMs in step with a lifecycle event (`virDomainEventType`).
+fn follow(vms: &mut Vec<Vm>, domain: &Domain, event: i32, at: Instant) {
+    const STARTED: i32 = 2;
+    const STOPPED: i32 = 5;
+    let is_live = domain.id > 0 && event != STOPPED;
+    match vms.iter_mut().find(|vm| vm.domain.uuid == domain.uuid) {
+        Some(vm) if event == STOPPED => vm.ended = true,
+        Some(vm) if is_live => {
+            vm.ended &= event != STARTED;
+            if vm.domain.id != domain.id {
+                // Another life than the one that was listed: what was read in this cycle may be of either.
+                vm.restarted(domain.id, at);
+                vm.taken = None;
+            }
         }
+        None if is_live => vms.push(Vm::new(domain.clone())),
+        Some(_) | None => {}
     }
 }
 
@@ -535,6 +675,7 @@ fn relist(vms: &mut Vec<Vm>, listed: Vec<Domain>) {
             } else if domain.name != vm.domain.name {
                 vm.domain = domain;
             }
+            vm.ended = false;
             true
         }
         None => false,
@@ -542,6 +683,11 @@ fn relist(vms: &mut Vec<Vm>, listed: Vec<Domain>) {
     let mut new: Vec<Vm> = by_uuid.into_values().map(Vm::new).collect();
     new.sort_by_key(|vm| vm.domain.id);
     vms.append(&mut new);
+}
+
+/// Lines of line protocol.
+pub(crate) fn count_lines(text: &[u8]) -> u32 {
+    text.iter().filter(|&&byte| byte == b'\n').count().try_into().unwrap_or(u32::MAX)
 }
 
 /// Logs a cause once, not every cycle.

@@ -3,6 +3,7 @@
 //! There is no NOWAIT here: a call over a stuck VM hangs. One hanging call a VM is enough: the rest of that VM's
 //! readings are left out, and it is not asked again before the call has returned.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -12,8 +13,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::bulk::note_late;
 use super::devices::DomainFacts;
-use super::failures::Failures;
-use super::vm::Vm;
+use super::failures::{Failures, Next};
+use super::vm::{Asked, Vm};
 
 /// When XML that could not be had is asked for again, at the soonest.
 const XML_RETRY: Duration = Duration::from_secs(60);
@@ -39,16 +40,19 @@ pub(crate) async fn list_devices(
         // A call that is still unanswered at the end keeps the one place there is for its like.
         let Ok(answer) = timeout_at(end, devices_for_vm(connection, &vm.domain)).await else { break };
         read += 1;
-        match answer {
-            Ok(facts) => {
-                vm.facts = facts;
+        vm.balloon_tried = false;
+        match answer.map(|xml| DomainFacts::parse(&xml)) {
+            Ok(Ok(facts)) => {
+                vm.facts = Some(facts);
                 vm.facts_due = now + ttl;
             }
+            Ok(Err(error)) => {
+                vm.facts_due = now + ttl;
+                failures.note(&vm.domain.name, "domain XML", format!("it makes no sense: {error}"));
+            }
             Err(error) => {
-                let unanswered = matches!(error, Error::Deadline { .. });
                 vm.facts_due = now + XML_RETRY.min(ttl);
-                failures.add(&vm.domain.name, "domain XML", error)?;
-                if unanswered {
+                if failures.add(&vm.domain.name, "domain XML", error)? == Next::Stop {
                     break;
                 }
             }
@@ -57,54 +61,58 @@ pub(crate) async fn list_devices(
     Ok(read)
 }
 
-/// The names of a domain's devices, from its XML; `None` where the XML makes no sense (that is logged).
-async fn devices_for_vm(connection: &Connection, domain: &Domain) -> Result<Option<DomainFacts>, Error> {
-    let xml = connection.domain_xml(domain).await?;
-    match DomainFacts::parse(&xml) {
-        Ok(facts) => Ok(Some(facts)),
-        Err(error) => {
-            tracing::warn!(domain = &*domain.name, %error, "the domain's XML cannot be read");
-            Ok(None)
-        }
-    }
+/// The XML that names a domain's devices.
+async fn devices_for_vm(connection: &Connection, domain: &Domain) -> Result<String, Error> {
+    connection.domain_xml(domain).await
 }
 
-/// Reads by the older calls what `needs` says of each VM, several VMs at a time, until `end`.
+/// Reads by the older calls what `needs` says of each VM, in order from position `from` on, several VMs at a time, until
+/// `end`. Returns how many were not reached.
 pub(crate) async fn read_all(
     connection: &Connection,
     vms: &mut [Vm],
+    from: usize,
     needs: impl Fn(&Vm) -> Groups,
     end: Instant,
     failures: &mut Failures,
-) -> Result<(), Error> {
+) -> Result<usize, Error> {
+    let all = vms.len();
     let mut queue: Vec<(&mut Vm, Groups)> = vms
         .iter_mut()
         .map(|vm| {
             let groups = needs(vm);
             (vm, groups)
         })
-        .filter(|(_, groups)| !groups.is_empty())
         .collect();
-    if queue.is_empty() {
-        return Ok(());
-    }
-    let share = queue.len().div_ceil(MONITOR_CALLS);
-    let workers = queue.chunks_mut(share).map(async |share| {
+    queue.rotate_left(from.min(all));
+    queue.retain(|(_, groups)| !groups.is_empty());
+    let queue = Mutex::new(queue.into_iter());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let worker = async || {
         let mut failures = Failures::default();
-        for (vm, groups) in share {
+        let mut not_reached = 0;
+        while let Some((vm, groups)) = next() {
             if Instant::now() >= end {
-                break;
+                not_reached += 1;
+                if vm.taken.is_none() {
+                    vm.asked = Asked::NotReached;
+                }
+                continue;
             }
-            // A VM that a given-up call holds is not asked again before that call returns.
-            let groups = if vm.is_held() { job_free_part(*groups) } else { *groups };
+            // A VM that a given-up call holds, or may hold, is not asked again before that call returns.
+            let is_free = !vm.is_held() && vm.asked == Asked::Answered;
+            let groups = if is_free { groups } else { job_free_part(groups) };
             read(connection, vm, groups, &mut failures).await?;
         }
-        Ok::<_, Error>(failures)
-    });
-    for done in join_all(workers).await {
-        failures.0.extend(done?.0);
+        Ok::<_, Error>((failures, not_reached))
+    };
+    let mut not_reached = 0;
+    for done in join_all((0..MONITOR_CALLS).map(|_| worker())).await {
+        let (failed, left) = done?;
+        failures.0.extend(failed.0);
+        not_reached += left;
     }
-    Ok(())
+    Ok(not_reached)
 }
 
 /// The part of the older calls' groups that no monitor or job can hold up.
@@ -117,7 +125,7 @@ pub(crate) fn job_free_part(groups: Groups) -> Groups {
 
 /// Reads `groups` of one VM into its sample, over what is there already. Returns the connection's error if it was
 /// lost; any other failure concerns one reading, is added to `failures`, and leaves that reading absent.
-pub(crate) async fn read(
+async fn read(
     connection: &Connection,
     vm: &mut Vm,
     groups: Groups,
@@ -127,11 +135,20 @@ pub(crate) async fn read(
     if groups.contains(Groups::INFO) {
         match connection.domain_info(&domain).await {
             Ok(info) => take_info(vm, &info),
-            Err(error) => failed(vm, failures, "domain info", error)?,
+            // It has just ended.
+            Err(error) if error.remote_code() == Some(ErrorCode::NO_DOMAIN) => return Ok(()),
+            Err(error) => {
+                if failures.add(&domain.name, "domain info", error)? == Next::Stop {
+                    return Ok(());
+                }
+            }
         }
     }
-    if groups.contains(Groups::NICS) {
-        interface_stats(connection, vm, &domain, failures).await?;
+    vm.taken.get_or_insert_with(Instant::now);
+    if groups.contains(Groups::NICS)
+        && interface_stats(connection, vm, &domain, failures).await? == Next::Stop
+    {
+        return Ok(());
     }
     // From here on a monitor or a job may be in the way.
     if groups.contains(Groups::CPU) {
@@ -143,7 +160,6 @@ pub(crate) async fn read(
     if groups.contains(Groups::DISKS) && !vm.is_held() {
         block_stats(connection, vm, &domain, failures).await?;
     }
-    vm.taken.get_or_insert_with(Instant::now);
     Ok(())
 }
 
@@ -168,7 +184,9 @@ async fn cpu_stats(
     match connection.cpu_stats(domain).await {
         Ok(totals) => vm.sample.cpu_stats(totals.user_time_ns, totals.system_time_ns),
         // Without cgroups there are none, ever: written as 0 (TELEMETRY.md, rule 5).
-        Err(Error::Remote { code, .. }) if is_never(code) => vm.sample.cpu_stats(None, None),
+        Err(Error::Remote { code, message, .. }) if is_never(code) || has_no_cgroups(code, &message) => {
+            vm.sample.cpu_stats(None, None)
+        }
         Err(error) => failed(vm, failures, "CPU statistics", error)?,
     }
     Ok(())
@@ -193,10 +211,15 @@ async fn interface_stats(
     vm: &mut Vm,
     domain: &Domain,
     failures: &mut Failures,
-) -> Result<(), Error> {
-    let Some(nics) = vm.facts.as_ref().map(|facts| facts.nics.clone()) else { return Ok(()) };
+) -> Result<Next, Error> {
+    let Some(nics) = vm.facts.as_ref().map(|facts| facts.nics.clone()) else { return Ok(Next::GoOn) };
     vm.sample.list_nics();
+    let mut next = Next::GoOn;
     for nic in nics {
+        if next == Next::Stop {
+            vm.sample.nic_lacks(&nic, DeviceReading::NotRead);
+            continue;
+        }
         match connection.interface_stats(domain, &nic).await {
             Ok(s) => vm.sample.nic(
                 &nic,
@@ -213,11 +236,11 @@ async fn interface_stats(
             ),
             Err(error) => {
                 vm.sample.nic_lacks(&nic, lacks(&error));
-                failed(vm, failures, &nic, error)?;
+                next = failures.add(&domain.name, &nic, error)?;
             }
         }
     }
-    Ok(())
+    Ok(next)
 }
 
 async fn block_stats(
@@ -258,10 +281,17 @@ fn is_never(code: ErrorCode) -> bool {
     matches!(code, ErrorCode::NO_SUPPORT | ErrorCode::CONFIG_UNSUPPORTED | ErrorCode::ARGUMENT_UNSUPPORTED)
 }
 
-/// Notes a failed reading, and the call if it was given up; hands on what ends the connection.
+/// What QEMU's driver says of CPU statistics where the host has no cgroups. A domain that has just ended is refused with
+/// the same code.
+fn has_no_cgroups(code: ErrorCode, message: &str) -> bool {
+    code == ErrorCode::OPERATION_INVALID && !message.contains("not running")
+}
+
+/// Notes a failed reading that a monitor may hold up, and the call if it was given up; hands on what ends the
+/// connection.
 fn failed(vm: &mut Vm, failures: &mut Failures, what: &str, error: Error) -> Result<(), Error> {
     note_late(vm, &error);
-    failures.add(&vm.domain.name, what, error)
+    failures.add(&vm.domain.name, what, error).map(drop)
 }
 
 /// Sets the configured period on balloons that report nothing, until `end`.
@@ -279,15 +309,21 @@ pub(crate) async fn set_balloon_periods(
         if Instant::now() >= end {
             break;
         }
-        let held = vm.is_held();
-        let Some(facts) = &mut vm.facts else { continue };
-        if held || !facts.has_balloon || facts.balloon_period.is_some_and(|has| !has.is_zero()) {
+        let has_none = |facts: &DomainFacts| {
+            facts.has_balloon && facts.balloon_period.is_none_or(|period| period.is_zero())
+        };
+        if vm.balloon_tried || vm.is_held() || !vm.facts.as_ref().is_some_and(has_none) {
             continue;
         }
-        // Whatever comes of it: not to be tried again before the XML is read anew.
-        facts.balloon_period = Some(period);
+        // Whatever comes of it: not again before the XML is read anew.
+        vm.balloon_tried = true;
         match connection.set_memory_stats_period(&vm.domain, period).await {
-            Ok(()) => tracing::info!(domain = &*vm.domain.name, ?period, "balloon period set"),
+            Ok(()) => {
+                tracing::info!(domain = &*vm.domain.name, ?period, "balloon period set");
+                if let Some(facts) = &mut vm.facts {
+                    facts.balloon_period = Some(period);
+                }
+            }
             Err(error) => failed(vm, failures, "setting the balloon period", error)?,
         }
     }

@@ -7,28 +7,42 @@
 //!  older     XML where it is not known ───────────────────────────────────▶ call by call (older) ──────────┘
 //! ```
 
+use std::sync::Arc;
+
 use libvirt_rpc::{Budget, Connection, Error};
 use telemetry::{CpuSource, Driver, Groups, HostTracker, SampleReader};
 use tokio::time::Instant;
 
 use super::failures::Failures;
-use super::lane::{self, Lane};
+use super::lane::Lane;
 use super::session::Session;
-use super::vm::Vm;
+use super::vm::{Asked, Turn, Vm};
 use super::{Settings, bulk, older};
+
+/// What a round is made with.
+#[derive(Clone, Copy)]
+pub(super) struct Around<'a> {
+    pub(super) session: &'a Session,
+    pub(super) settings: &'a Settings,
+    pub(super) budget: &'a Budget,
+    pub(super) tracker: &'a HostTracker,
+    pub(super) reader: &'a SampleReader,
+}
 
 /// What one cycle asks, and how.
 pub(super) struct Round<'a> {
     connection: &'a Connection,
-    budget: &'a Budget,
-    tracker: &'a HostTracker,
-    settings: &'a Settings,
+    around: Around<'a>,
     /// The shards; without groups all is read by the older calls.
     plan: bulk::Plan<'a>,
     /// The part of it that no monitor or job can hold up.
     job_free: bulk::Plan<'a>,
     /// What the older calls must give of every VM.
     older: Groups,
+    /// VMs set aside are not waited for longer than a shard: one that is being destroyed answers nothing at all.
+    aside_until: Instant,
+    /// Where the reading begins: with the VMs that the last cycle did not reach.
+    from: usize,
 }
 
 /// What a round came to, beside the samples.
@@ -44,32 +58,35 @@ pub(super) struct Tally {
     pub(super) cache_misses: u64,
     /// A VM that was listed has ended.
     pub(super) someone_is_gone: bool,
+    /// VMs whose turn did not come before the cycle's end, and how many had theirs.
+    pub(super) not_reached: usize,
+    pub(super) reached: usize,
+    /// The daemon did not answer even what needs no monitor.
+    pub(super) is_silent: bool,
+    /// VMs whose health has changed.
+    pub(super) turns: Vec<(Arc<str>, Turn)>,
 }
 
 impl<'a> Round<'a> {
-    /// A round that began at `begun`.
-    pub(super) fn new(
-        session: &'a Session,
-        settings: &'a Settings,
-        budget: &'a Budget,
-        tracker: &'a HostTracker,
-        reader: &'a SampleReader,
-        begun: Instant,
-    ) -> Self {
-        let (deadline, end) = (settings.deadline, settings.cycle_end());
+    /// A round that began at `begun`, with the VM at position `from`.
+    pub(super) fn new(around: Around<'a>, begun: Instant, from: usize) -> Self {
+        let Around { session, settings, reader, .. } = around;
         let plan = bulk::Plan {
             groups: session.bulk_groups(),
             flags: session.flags,
             driver: session.driver,
             reader,
             wanted: Groups::ALL,
-            deadlines: [begun + deadline, begun + (deadline + end) / 2, begun + end],
+            patience: settings.deadline,
+            end: begun + settings.cycle_end(),
         };
         // Whatever the driver: a job-free record says nothing of what is never given.
         let groups = plan.groups.and(libvirt_rpc::Groups::JOB_FREE);
-        let job_free = bulk::Plan { groups, driver: Driver::Qemu, ..plan };
+        let end = begun + settings.cycle_last();
+        let job_free = bulk::Plan { groups, driver: Driver::Qemu, end, ..plan };
         let older = session.older_groups();
-        Self { connection: &session.connection, budget, tracker, settings, plan, job_free, older }
+        let aside_until = begun + settings.deadline;
+        Self { connection: &session.connection, around, plan, job_free, older, aside_until, from }
     }
 
     /// Reads all of `vms`; those that were read have `taken` set.
@@ -90,10 +107,9 @@ impl<'a> Round<'a> {
         self.fill_in(vms, tally).await?;
         for vm in vms {
             // With the older calls there is no record to be busy: a given-up call says the same.
-            let busy =
-                if self.by_older_calls() { vm.is_held() } else { vm.taken.is_none() || vm.sample.busy };
-            vm.judge(busy);
-            tally.someone_is_gone |= vm.taken.is_none() && vm.asked && !vm.unanswered;
+            let busy = if self.by_older_calls() { vm.is_held() } else { vm.lacks_monitor() };
+            tally.turns.extend(vm.judge(busy).map(|turn| (Arc::clone(&vm.domain.name), turn)));
+            tally.someone_is_gone |= vm.is_gone();
         }
         Ok(())
     }
@@ -104,10 +120,10 @@ impl<'a> Round<'a> {
 
     /// The older calls take the names of the devices from the XML.
     async fn list_devices(&self, vms: &mut [Vm], tally: &mut Tally) -> Result<(), Error> {
-        let exhausted = self.budget.is_exhausted();
-        vms.iter_mut().for_each(|vm| vm.asked = !exhausted);
-        let end = self.plan.deadlines[2];
-        let ttl = self.settings.device_cache_ttl;
+        let asked = if self.around.budget.is_exhausted() { Asked::No } else { Asked::Answered };
+        vms.iter_mut().for_each(|vm| vm.asked = asked);
+        let ttl = self.around.settings.device_cache_ttl;
+        let end = self.plan.end;
         tally.cache_misses +=
             older::list_devices(self.connection, vms, usize::MAX, ttl, end, &mut tally.failures).await?;
         Ok(())
@@ -115,48 +131,74 @@ impl<'a> Round<'a> {
 
     async fn read_in_bulk(&self, vms: &mut [Vm], tally: &mut Tally) -> Result<(), Error> {
         let now = Instant::now();
-        let exhausted = self.budget.is_exhausted();
+        let exhausted = self.around.budget.is_exhausted();
         let mut lane = Lane::default();
         let mut asked = Vec::new();
         let mut aside = Vec::new();
         for (at, vm) in vms.iter_mut().enumerate() {
             let set_aside = vm.is_set_aside() || exhausted;
             if set_aside || vm.wants_vcpus(now) || self.by_info(vm) {
-                lane.info.push((at, vm.domain.clone()));
+                lane.want(at, &vm.domain);
             }
-            vm.asked = !set_aside;
-            if set_aside { aside.push(vm) } else { asked.push(vm) }
+            vm.asked = if set_aside { Asked::No } else { Asked::NotReached };
+            if set_aside { aside.push(vm) } else { asked.push((at, vm)) }
         }
+        let from = asked.iter().position(|(at, _)| *at >= self.from).unwrap_or(0);
+        asked.rotate_left(from);
+        let mut asked: Vec<&mut Vm> = asked.into_iter().map(|(_, vm)| vm).collect();
         // Side by side: the shards, which wait for monitors, and what needs none, one call at a time.
-        let (outcome, laned) = tokio::join!(
-            bulk::read(self.connection, &mut asked, &self.plan),
-            lane.run(self.connection, &mut aside, &self.job_free)
-        );
+        let failures = &mut tally.failures;
+        let (outcome, laned) = tokio::join!(bulk::read(self.connection, &mut asked, &self.plan), async {
+            lane.ask(self.connection, &mut aside, &self.job_free, self.aside_until, failures).await?;
+            lane.run(self.connection, self.job_free.end).await
+        });
+        tally.reached = asked.iter().filter(|vm| vm.asked != Asked::NotReached).count();
+        tally.not_reached = asked.len() - tally.reached;
         drop((asked, aside));
-        lane.hand_out(vms, &|vm| self.by_info(vm), tally)?;
         tally.failed_calls += outcome.failures;
-        tally.bulk_error = outcome.error.or(tally.bulk_error.take());
-        laned?;
-        if let Some(error) = outcome.lost {
+        tally.bulk_error = outcome.error;
+        if let Some(error) = laned.err().or(outcome.lost) {
             return Err(error);
         }
         tally.failed_calls += bulk::ask_again(self.connection, vms, &self.plan).await?;
-        lane::fall_back(self.connection, vms, &self.job_free, &mut tally.failures).await
+        self.fall_back(vms, &mut lane, tally).await?;
+        tally.is_silent = lane.is_blocked();
+        lane.hand_out(vms, &|vm| self.by_info(vm), tally)
+    }
+
+    /// Reads what can be had without a monitor of the VMs that no shard answered for.
+    async fn fall_back(&self, vms: &mut [Vm], lane: &mut Lane, tally: &mut Tally) -> Result<(), Error> {
+        let mut unread = Vec::new();
+        for (at, vm) in vms.iter_mut().enumerate() {
+            if matches!(vm.asked, Asked::Unanswered | Asked::NotReached) {
+                lane.want_too(at, &vm.domain);
+                unread.push(vm);
+            }
+        }
+        let end = self.job_free.end;
+        lane.ask(self.connection, &mut unread, &self.job_free, end, &mut tally.failures).await?;
+        lane.run(self.connection, end).await
     }
 
     /// Reads by the older calls what the bulk records do not have.
     async fn fill_in(&self, vms: &mut [Vm], tally: &mut Tally) -> Result<(), Error> {
-        let exhausted = self.budget.is_exhausted();
+        let exhausted = self.around.budget.is_exhausted();
         let needs = |vm: &Vm| {
             let cpu = if self.by_info(vm) || vm.lacks_cpu() { Groups::CPU } else { Groups::NONE };
             let groups = self.older.with(cpu);
             if exhausted { older::job_free_part(groups) } else { groups }
         };
-        older::read_all(self.connection, vms, needs, self.plan.deadlines[2], &mut tally.failures).await
+        let (end, failures) = (self.plan.end, &mut tally.failures);
+        let not_reached = older::read_all(self.connection, vms, self.from, needs, end, failures).await?;
+        if self.by_older_calls() {
+            tally.not_reached = not_reached;
+            tally.reached = vms.len() - not_reached;
+        }
+        Ok(())
     }
 
     /// Its CPU time comes from domain info, for its life.
     fn by_info(&self, vm: &Vm) -> bool {
-        self.tracker.cpu_source(&telemetry::Uuid(vm.domain.uuid)) == Some(CpuSource::Info)
+        self.around.tracker.cpu_source(&telemetry::Uuid(vm.domain.uuid)) == Some(CpuSource::Info)
     }
 }

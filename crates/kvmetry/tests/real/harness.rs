@@ -294,6 +294,15 @@ impl Kvmetry {
         Self::spawn(command(&all), dir)
     }
 
+    /// The same with the log at its level debug.
+    pub(crate) fn run_telling_all(args: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let output = format!("file:{}", dir.path().join("out.lp").display());
+        let mut command = command(&[&["run", "--output", &output], args].concat());
+        command.env("KVMETRY_LOG", "debug");
+        Self::spawn(command, dir)
+    }
+
     /// `kvmetry run` with this configuration file, into a file, with these arguments more.
     pub(crate) fn run_with(config: &str, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -392,10 +401,15 @@ impl Kvmetry {
 
     /// Waits until standard error holds this text.
     pub(crate) fn wait_for_stderr(&mut self, text: &str, patience: Duration) {
+        self.wait_for_stderr_times(text, 1, patience);
+    }
+
+    /// Waits until standard error holds this text so many times.
+    pub(crate) fn wait_for_stderr_times(&mut self, text: &str, times: usize, patience: Duration) {
         let begun = Instant::now();
-        while !self.stderr().contains(text) {
+        while self.stderr().matches(text).count() < times {
             if begun.elapsed() > patience {
-                self.fail(&format!("standard error: {text:?} not within {patience:?}"));
+                self.fail(&format!("standard error: {text:?} not {times} times within {patience:?}"));
             }
             thread::sleep(POLL);
         }

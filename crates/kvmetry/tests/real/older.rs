@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use telemetry::catalogue::{COLLECTOR_FIELDS, DISK_FIELDS, NIC_FIELDS, VM_METRICS_FIELDS};
 
-use crate::harness::{Kvmetry, Point, URI, Value, lab, start_vms};
+use xtask::lab::daemon::{Daemon, DaemonOptions};
+
+use crate::harness::{Kvmetry, Point, URI, Value, lab, start_vm, start_vms};
+use crate::restart::lab_on;
 
 /// The two ways' CPU times of a paused guest differ by this much at most: they come from different places, and the
 /// asking itself takes QEMU some time.
@@ -163,4 +166,26 @@ fn a_driver_without_bulk_statistics_is_read_whole_and_device_names_come_from_the
     assert!(rate >= CACHE_HIT_RATE, "hit rate {rate}: {hits} hits, {misses} misses");
     assert_eq!(last.collector.int("failures"), Some(0));
     kvmetry.stop("INT");
+}
+
+#[test]
+fn without_cgroups_cpu_time_comes_from_domain_info_and_vms_are_whole() {
+    let options = DaemonOptions { qemu_conf: "cgroup_controllers = [ ]".into(), ..DaemonOptions::default() };
+    let daemon = Daemon::running(options).unwrap();
+    let lab = lab_on(&daemon, "no-cgroups");
+    let vm = start_vm(&lab, "no cgroups");
+    let refused = lab.virsh(&["cpu-stats", &vm.uuid, "--total"]).unwrap_err().to_string();
+    assert!(refused.contains("operation is not valid"), "this libvirt has CPU statistics: {refused}");
+
+    let mut kvmetry = Kvmetry::run_with(&by_older_calls(&daemon.uri_read_only()), &[]);
+    for cycle in kvmetry.next_cycles(3) {
+        let (metrics, totals) = (cycle.line("vm_metrics", &vm).unwrap(), cycle.totals(&vm).unwrap());
+        assert_eq!(totals.int("collect_ok"), Some(1), "{totals:?}");
+        assert!(metrics.int("cputime_ns") > Some(0), "{metrics:?}");
+        assert_eq!(metrics.int("cputime_ns"), totals.int("cputime"));
+        // What is never given is written as 0.
+        assert_eq!([totals.int("timeusr"), totals.int("timesys")], [Some(0); 2], "{totals:?}");
+    }
+    assert!(!kvmetry.stderr().contains("WARN"), "{}", kvmetry.stderr());
+    kvmetry.stop("TERM");
 }

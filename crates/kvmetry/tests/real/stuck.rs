@@ -136,6 +136,34 @@ fn six_stopped_vms_leave_the_daemon_to_others() {
     kvmetry.stop("TERM");
 }
 
+#[test]
+fn one_of_two_stopped_vms_comes_back_and_is_read_while_the_other_still_hangs() {
+    let daemon = Daemon::running(DaemonOptions::default()).unwrap();
+    let lab = lab_on(&daemon, "two");
+    let vms = ["two-a", "two-b", "two-c"].map(|name| lab.vm(name).unwrap());
+    start_vms(&lab, &vms);
+    let [back, stopped, healthy] = &vms;
+    // All three in one shard, and stopped before the first cycle: two calls hang in it, one over each.
+    [back, stopped].into_iter().for_each(|vm| lab.signal(vm, "STOP").unwrap());
+    let mut kvmetry = run(&daemon, "2s");
+    let both =
+        kvmetry.wait_for("two stuck VMs", SOON, |seen| seen.last().filter(|it| own(it, "stuck_vms") == 2));
+    assert_eq!(own(&both, "abandoned_calls"), 2, "{:?}", both.collector);
+
+    lab.signal(back, "CONT").unwrap();
+    let cycles = kvmetry.next_cycles(3);
+    for (number, cycle) in cycles.iter().enumerate() {
+        assert_eq!([collect_ok(cycle, stopped), collect_ok(cycle, healthy)], [Some(0), Some(1)], "{cycle:?}");
+        assert!(number == 0 || collect_ok(cycle, back) == Some(1), "two cycles after SIGCONT: {cycle:?}");
+    }
+    assert_eq!(own(&cycles[2], "stuck_vms"), 1, "{:?}", cycles[2].collector);
+
+    lab.signal(stopped, "CONT").unwrap();
+    let last = kvmetry.next_cycles(2).remove(1);
+    assert!(all_whole(&last, &vms), "two cycles after SIGCONT: {last:?}");
+    kvmetry.stop("TERM");
+}
+
 /// Another client's process, killed when it is dropped.
 struct Other(Child);
 
