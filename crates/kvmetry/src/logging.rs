@@ -2,7 +2,7 @@
 //!
 //! The level is `KVMETRY_LOG`, else `RUST_LOG`, else what suits the command (`info` for `run`, `warn` for the others):
 //! a level (`debug`) or a list of levels by module (`info,kvmetry::output=debug`). Colours only on a terminal, and not
-//! where `NO_COLOR` is set. Under systemd's journal, which stamps every line itself, the lines carry no time of their
+//! where `NO_COLOR` is set or the terminal is dumb. Under systemd's journal, which stamps every line itself, the lines carry no time of their
 //! own.
 
 use std::collections::HashMap;
@@ -43,13 +43,14 @@ pub(crate) fn of_others() -> Targets {
 /// A level that cannot be read, or a log that was started before; the message is ready to be shown.
 pub(crate) fn init(default: Targets) -> Result<(), String> {
     let levels = levels(default, |name| std::env::var(name).ok())?;
-    let colours =
-        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let colours = colours(std::io::stderr().is_terminal());
     let lines = tracing_subscriber::fmt::layer()
         .compact()
         .with_writer(std::io::stderr)
         .with_ansi(colours)
-        .with_target(false);
+        .with_target(false)
+        // A line that cannot be written is lost; there is nowhere else to say so.
+        .log_internal_errors(false);
     let started = if std::env::var_os("JOURNAL_STREAM").is_some() {
         tracing_subscriber::registry().with(levels).with(lines.without_time()).try_init()
     } else {
@@ -58,10 +59,19 @@ pub(crate) fn init(default: Targets) -> Result<(), String> {
     started.map_err(|error| format!("the log cannot be started: {error}"))
 }
 
+/// Whether to use colours on a stream: only on a terminal, not where `NO_COLOR` is set, and not on a dumb one.
+pub(crate) fn colours(is_terminal: bool) -> bool {
+    let forbidden = std::env::var_os("NO_COLOR").is_some_and(|text| !text.is_empty());
+    is_terminal && !forbidden && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
 fn levels(default: Targets, variable: impl Fn(&str) -> Option<String>) -> Result<Targets, String> {
     for name in LEVEL_VARIABLES {
         if let Some(text) = variable(name).filter(|text| !text.is_empty()) {
-            return Targets::from_str(&text).map_err(|_| {
+            // A word alone is a level here; to the parser it could be a module's name as well.
+            let is_level = |part: &str| part.contains('=') || LevelFilter::from_str(part.trim()).is_ok();
+            let levels = if text.split(',').all(is_level) { Targets::from_str(&text).ok() } else { None };
+            return levels.ok_or_else(|| {
                 format!(
                     "{name}={text:?} is no log level: give error, warn, info, debug or trace, \
                      or a list as info,kvmetry::output=debug"
@@ -110,15 +120,10 @@ impl OncePerCause {
         Some(0)
     }
 
-    /// All troubles whose keys begin like this are over.
+    /// All troubles whose keys begin like this are over: the next time they are told at once.
     pub(crate) fn over_all(&self, prefix: &str) {
         let mut causes = self.causes.lock().unwrap_or_else(PoisonError::into_inner);
         causes.retain(|key, _| !key.starts_with(prefix));
-    }
-
-    /// The trouble is over: the next time it is told at once. Returns whether it had been told.
-    pub(crate) fn over(&self, key: &str) -> bool {
-        self.causes.lock().unwrap_or_else(PoisonError::into_inner).remove(key).is_some()
     }
 }
 
@@ -144,6 +149,7 @@ mod tests {
         check(&[("KVMETRY_LOG", "")], Ok("info"));
         check(&[("KVMETRY_LOG", "debug"), ("RUST_LOG", "error")], Ok("debug"));
         check(&[("RUST_LOG", "warn,kvmetry=trace")], Ok("kvmetry=trace,warn"));
+        check(&[("KVMETRY_LOG", "loud")], Err("KVMETRY_LOG=\"loud\" is no log level"));
         check(&[("KVMETRY_LOG", "kvmetry=loud")], Err("KVMETRY_LOG=\"kvmetry=loud\" is no log level"));
     }
 
@@ -166,8 +172,9 @@ mod tests {
         for (key, at, expect) in calls {
             assert_eq!(told.tell(key, s(at)), expect, "{key} at {at} s");
         }
-        assert!(told.over("a"));
-        assert!(!told.over("a"));
+        told.over_all("b");
+        assert_eq!(told.tell("a", s(600)), None);
+        told.over_all("a");
         assert_eq!(told.tell("a", s(601)), Some(0));
     }
 

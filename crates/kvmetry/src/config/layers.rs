@@ -334,7 +334,12 @@ pub(crate) fn apply_environment(
         });
         // Not one of this program's sections: somebody else's variable (Kubernetes makes KVMETRY_PORT and the
         // like for a service called kvmetry).
-        let Some((section, name)) = found else { continue };
+        let Some((section, name)) = found else {
+            if !many {
+                warnings.extend(misspelt_section(variable, rest));
+            }
+            continue;
+        };
         if section.many != many || variable == super::TOKEN_VARIABLE {
             continue;
         }
@@ -482,6 +487,16 @@ fn unknown_key(section: &'static Section, name: &str) -> String {
     }
     let names: Vec<_> = section.keys.iter().map(|key| key.name).collect();
     format!("unknown key {name:?} in {title}; there are {}", names.join(", "))
+}
+
+/// What to say of a variable whose first word is nearly one of our sections.
+fn misspelt_section(variable: &str, rest: &str) -> Option<String> {
+    let (word, key) = rest.split_once('_')?;
+    let near = nearest(word, SECTIONS.iter().map(|section| section.name))?.to_uppercase();
+    Some(format!(
+        "{variable} is ignored: there is no section {:?}; did you mean KVMETRY_{near}_{key}?",
+        word.to_lowercase()
+    ))
 }
 
 /// The known name that was probably meant.

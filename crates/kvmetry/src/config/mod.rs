@@ -245,7 +245,10 @@ fn choose_hypervisors(given: &mut Vec<Given>, flags: &Flags, problems: &mut Vec<
     for uri in &flags.uris {
         let mut one = Given::new(section("hypervisor"), Some(place.clone()));
         one.set_text("uri", uri, place.clone(), problems);
-        given.push(one);
+        // What is wrong with it was just told.
+        if one.place("uri").is_some() {
+            given.push(one);
+        }
     }
 }
 

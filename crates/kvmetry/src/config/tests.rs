@@ -236,6 +236,13 @@ fn the_environment_goes_before_the_file() {
         Ok("test:///default 5s http://127.0.0.1:1 []"),
     );
     check(&[("KVMETRY_INFLUXDB_TOKEN", "secret"), ("PATH", "/bin")], None, Ok("qemu:///system 5s - []"));
+    check(
+        &[("KVMETRY_INFLUX_TOKEN", "x")],
+        None,
+        Ok(
+            r#"qemu:///system 5s - ["KVMETRY_INFLUX_TOKEN is ignored: there is no section \"influx\"; did you mean KVMETRY_INFLUXDB_TOKEN?"]"#,
+        ),
+    );
     check(&[("KVMETRY_SERVICE_HOST", "10.0.0.1")], None, Ok("qemu:///system 5s - []"));
     check(
         &[("KVMETRY_COLLECT_INTERVALL", "7s")],
