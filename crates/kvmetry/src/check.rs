@@ -3,13 +3,14 @@
 //! It does what `run` does, twice for each hypervisor, and tells what came of it. Nothing is written anywhere.
 
 use std::fmt::Display;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::sync::Arc;
 
+use crate::cli::print;
 use crate::clock::{Clock, SystemClock};
 use crate::collect::{Host, HostNames, Settings};
 use crate::config::Config;
-use crate::output;
+use crate::{logging, output};
 
 /// Names listed in a message; more are counted.
 const NAMES: usize = 5;
@@ -49,7 +50,7 @@ pub(crate) async fn check(config: &Config) -> anyhow::Result<bool> {
     Ok(page.all_good)
 }
 
-async fn check_host(host: &mut Host, uri: &str, clock: &dyn Clock, page: &mut Page) -> io::Result<()> {
+async fn check_host(host: &mut Host, uri: &str, clock: &dyn Clock, page: &mut Page) -> anyhow::Result<()> {
     let mut lines = Vec::new();
     let first = host.cycle(clock.wall_ns(), &mut lines).await;
     if let Some(why) = first.down {
@@ -57,9 +58,10 @@ async fn check_host(host: &mut Host, uri: &str, clock: &dyn Clock, page: &mut Pa
     }
     host.look_up(usize::MAX).await;
     let second = host.cycle(clock.wall_ns(), &mut lines).await;
-    let Some(session) = host.session() else {
-        return page.bad(second.down.unwrap_or_else(|| "the connection was lost".into()));
-    };
+    if let Some(why) = second.down {
+        return page.bad(why);
+    }
+    let Some(session) = host.session() else { return page.bad("the connection was lost") };
     let (peer, version) = (session.connection.peer(), session.version);
     page.good(format_args!("connected to {} through {peer}, libvirt {version}", session.hostname))?;
     if session.bulk_groups().is_empty() {
@@ -107,7 +109,7 @@ async fn check_host(host: &mut Host, uri: &str, clock: &dyn Clock, page: &mut Pa
 }
 
 /// Without a period the guest's memory is not known: `memavailable`, `memusable` and their like stay 0.
-fn check_balloons(host: &Host, page: &mut Page, uri: &str) -> io::Result<()> {
+fn check_balloons(host: &Host, page: &mut Page, uri: &str) -> anyhow::Result<()> {
     let mut silent = Vec::new();
     let mut without = Vec::new();
     let mut unknown = Vec::new();
@@ -156,37 +158,36 @@ struct Page {
 
 impl Page {
     fn new() -> Self {
-        let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Self { colour, all_good: true }
+        Self { colour: logging::colours(io::stdout().is_terminal()), all_good: true }
     }
 
-    fn head(&self, what: impl Display) -> io::Result<()> {
+    fn head(&self, what: impl Display) -> anyhow::Result<()> {
         self.line("1", "", what)
     }
 
-    fn good(&self, what: impl Display) -> io::Result<()> {
+    fn good(&self, what: impl Display) -> anyhow::Result<()> {
         self.line("32", "  ok    ", what)
     }
 
     /// Works, but not as well as it could.
-    fn odd(&self, what: impl Display) -> io::Result<()> {
+    fn odd(&self, what: impl Display) -> anyhow::Result<()> {
         self.line("33", "  note  ", what)
     }
 
-    fn bad(&mut self, what: impl Display) -> io::Result<()> {
+    fn bad(&mut self, what: impl Display) -> anyhow::Result<()> {
         self.all_good = false;
         self.line("31", "  FAIL  ", what)
     }
 
-    fn line(&self, colour: &str, mark: &str, what: impl Display) -> io::Result<()> {
+    fn line(&self, colour: &str, mark: &str, what: impl Display) -> anyhow::Result<()> {
         // Names come from elsewhere: no control character of theirs reaches the terminal.
         let what: String =
             what.to_string().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-        let mut out = io::stdout().lock();
-        match (self.colour, mark.is_empty()) {
-            (false, _) => writeln!(out, "{mark}{what}"),
-            (true, true) => writeln!(out, "\x1b[{colour}m{what}\x1b[0m"),
-            (true, false) => writeln!(out, "\x1b[{colour}m{mark}\x1b[0m{what}"),
-        }
+        let line = match (self.colour, mark.is_empty()) {
+            (false, _) => format!("{mark}{what}\n"),
+            (true, true) => format!("\x1b[{colour}m{what}\x1b[0m\n"),
+            (true, false) => format!("\x1b[{colour}m{mark}\x1b[0m{what}\n"),
+        };
+        print(line.as_bytes())
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! Flags are few on purpose: what is set once stands in the file, what is tried out stands here.
 
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Flags;
@@ -28,12 +30,40 @@ Examples:
 Environment:
   KVMETRY_SECTION_KEY       any setting of the configuration, such as KVMETRY_COLLECT_INTERVAL=10s
   KVMETRY_INFLUXDB_TOKEN    the token of InfluxDB (never in a URL or an argument)
-  KVMETRY_LOG               error, warn, info (the default), debug or trace
+  KVMETRY_LOG               error, warn, info, debug or trace [default: info for run, warn for the others]
 
 Exit codes:
   0  all went well
   1  something failed
   2  the command line or the configuration is wrong";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  kvmetry run                                         what is seen, a line a cycle
+  kvmetry run --output - --interval 2s                line protocol on stdout
+  kvmetry run --output file:/var/log/vms.lp           into a file; rename it and a new one is begun
+  kvmetry run --influxdb http://127.0.0.1:8181        into InfluxDB 3
+  kvmetry run --uri qemu+ssh://root@kvm1/system --uri qemu+ssh://root@kvm2/system
+
+SIGINT and SIGTERM end it within 2 seconds.";
+
+const ONCE_EXAMPLES: &str = "\
+Examples:
+  kvmetry once                          line protocol
+  kvmetry once --format table           for people; takes a second, to see rates
+  kvmetry once --format json | jq 'select(.measurement == \"vm_totals\").fields'";
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  kvmetry check
+  kvmetry check --config ./kvmetry.toml
+  kvmetry check --uri qemu+ssh://root@kvm1/system --influxdb http://127.0.0.1:8181
+
+Exit code 1 if something does not work.";
+
+const CONFIG_EXAMPLES: &str = "\
+Example:
+  kvmetry config > kvmetry.toml";
 
 /// Telemetry for KVM/libvirt virtual machines: every VM and its devices, every few seconds.
 #[derive(Clone, Debug, Parser)]
@@ -60,12 +90,16 @@ struct Common {
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Command {
     /// Read all VMs every few seconds, until it is told to end
+    #[command(after_help = RUN_EXAMPLES)]
     Run(Run),
     /// Read all VMs once and print what was read
+    #[command(after_help = ONCE_EXAMPLES)]
     Once(Once),
     /// Say what works, what does not, and what to do about it
+    #[command(after_help = CHECK_EXAMPLES)]
     Check(Check),
     /// Print the configuration with every key, its default and its reason
+    #[command(after_help = CONFIG_EXAMPLES)]
     Config,
 }
 
@@ -128,18 +162,44 @@ impl Cli {
     }
 }
 
+/// `kvmetry config`: the defaults, whatever a configuration says.
+pub(crate) fn print_config(flags: &Flags) -> ExitCode {
+    if flags.config.is_some() || !flags.uris.is_empty() {
+        let error = "config prints the defaults and reads nothing; to try a configuration: kvmetry check --config FILE";
+        return fail(EXIT_USAGE, error);
+    }
+    ended(print(crate::config::sample().as_bytes()).map(|()| true))
+}
+
+/// Writes to standard output.
+///
+/// # Errors
+/// Standard output that cannot be written; [`ended`] knows that a reader who has gone is no failure.
+pub(crate) fn print(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    let printed = stdout.write_all(bytes).and_then(|()| stdout.flush());
+    printed.context("standard output cannot be written")
+}
+
 /// The exit code of a command that ended: true if all it looked at was well.
 pub(crate) fn ended(result: anyhow::Result<bool>) -> ExitCode {
+    let reader_has_gone = |error: &anyhow::Error| {
+        let source = error.downcast_ref::<io::Error>();
+        source.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    };
     match result {
         Ok(true) => ExitCode::from(EXIT_OK),
         Ok(false) => ExitCode::from(EXIT_FAILED),
+        // Whoever read it has seen enough.
+        Err(error) if reader_has_gone(&error) => ExitCode::from(EXIT_OK),
         Err(error) => fail(EXIT_FAILED, format_args!("{error:#}")),
     }
 }
 
 /// Says on standard error why the program ends.
 pub(crate) fn fail(code: u8, error: impl std::fmt::Display) -> ExitCode {
-    eprintln!("kvmetry: {error}");
+    // Whoever reads it may have gone: then the exit code says it.
+    let _ = writeln!(io::stderr(), "kvmetry: {error}");
     ExitCode::from(code)
 }
 

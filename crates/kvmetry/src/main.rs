@@ -12,7 +12,6 @@ mod pipeline;
 mod schedule;
 mod table;
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -28,7 +27,7 @@ fn main() -> ExitCode {
         return fail(cli::EXIT_USAGE, error);
     }
     if matches!(cli.command, Command::Config) {
-        return ended(io::stdout().write_all(config::sample().as_bytes()).map(|()| true).map_err(Into::into));
+        return cli::print_config(&cli.flags());
     }
     let config = match Config::load(&cli.flags()) {
         Ok(config) => config,

@@ -2,7 +2,7 @@
 //!
 //! The table takes a second cycle a second later: what people want to see there is how fast counters grow.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use futures_util::future::join_all;
 use influxdb_line_protocol::{FieldValue, ParsedLine, parse_lines};
 use serde_json::{Map, Value, json};
 
-use crate::cli::Format;
+use crate::cli::{Format, print};
 use crate::clock::{Clock, SystemClock};
 use crate::collect::{Host, HostNames, Settings};
 use crate::config::Config;
-use crate::table;
+use crate::{logging, table};
 
 /// Between the two cycles of a table.
 const TABLE_SPAN: Duration = Duration::from_secs(1);
@@ -44,18 +44,13 @@ pub(crate) async fn once(config: &Config, format: Format) -> anyhow::Result<()> 
             let (second, unread_now) = cycle(&mut hosts, &clock).await;
             unread = unread_now;
             let rows = table::rows(std::str::from_utf8(&first)?, std::str::from_utf8(&second)?)?;
-            print(table::render(&rows, io::stdout().is_terminal()).as_bytes())
+            print(table::render(&rows, logging::colours(io::stdout().is_terminal())).as_bytes())
         }
     };
     for host in &mut hosts {
         host.close().await;
     }
-    match printed {
-        // Whoever read it has seen enough.
-        Err(error)
-            if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {}
-        other => other?,
-    }
+    printed?;
     match (unread.as_slice(), hosts.len()) {
         ([], _) => Ok(()),
         ([only], 1) => bail!("{only}"),
@@ -80,12 +75,6 @@ async fn cycle(hosts: &mut [Host], clock: &Arc<dyn Clock>) -> (Vec<u8>, Vec<Stri
         unread.extend(done.1);
     }
     (lines, unread)
-}
-
-fn print(bytes: &[u8]) -> anyhow::Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(bytes)?;
-    Ok(stdout.flush()?)
 }
 
 fn to_json(line: &ParsedLine<'_>) -> Value {

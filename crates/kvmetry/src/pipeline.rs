@@ -10,6 +10,7 @@
 //! Hypervisors share nothing but the outputs: one that hangs or is down delays no other. SIGTERM and SIGINT end
 //! everything within [`STOP_WITHIN`]; a second one ends it at once.
 
+use std::io::IsTerminal;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -63,7 +64,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         }
         closed = outputs.closed() => match closed {
             Closed::ReaderGone => Ok(()),
-            Closed::Failed(why) => Err(anyhow::anyhow!("standard output cannot be written: {why}")),
+            Closed::Failed(why) => Err(anyhow::anyhow!(why)),
         },
     };
     let end = Instant::now() + STOP_WITHIN;
@@ -223,7 +224,8 @@ impl HostTask {
     }
 }
 
-/// SIGINT and SIGTERM.
+/// SIGINT and SIGTERM; and SIGHUP, where it says that the terminal has gone. In a service it means nothing: output files
+/// that were moved away are made anew without it.
 pub(crate) struct Signals {
     received: watch::Receiver<&'static str>,
 }
@@ -234,12 +236,20 @@ impl Signals {
         use tokio::signal::unix::{SignalKind, signal};
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let has_terminal = std::io::stdin().is_terminal();
         let (tell, received) = watch::channel("");
         tokio::spawn(async move {
             loop {
                 let name = tokio::select! {
                     _ = interrupt.recv() => "SIGINT",
                     _ = terminate.recv() => "SIGTERM",
+                    _ = hangup.recv() => {
+                        if !has_terminal {
+                            continue;
+                        }
+                        "SIGHUP"
+                    }
                 };
                 tell.send_replace(name);
             }

@@ -26,6 +26,9 @@ const RATES: [&str; 4] = ["net_rxbytes", "net_txbytes", "disk_rd_bytes", "disk_w
 const HEAD: [&str; 11] =
     ["HOST", "VM", "STATE", "VCPUS", "CPU%", "MEMORY", "RSS", "NET IN/s", "NET OUT/s", "READ/s", "WRITTEN/s"];
 
+/// Characters of a name that are shown.
+const MAX_NAME: usize = 40;
+
 type Totals = (i64, BTreeMap<String, i64>);
 
 /// The VMs of the second cycle, with what grew since the first.
@@ -87,8 +90,8 @@ fn totals(lines: &str) -> anyhow::Result<BTreeMap<(String, String, String), Tota
     Ok(totals)
 }
 
-/// The table as text, with a bold head on a terminal.
-pub(crate) fn render(rows: &[Row], terminal: bool) -> String {
+/// The table as text, its head bold where there are colours.
+pub(crate) fn render(rows: &[Row], colours: bool) -> String {
     if rows.is_empty() {
         return "no live VMs\n".to_owned();
     }
@@ -105,7 +108,7 @@ pub(crate) fn render(rows: &[Row], terminal: bool) -> String {
         format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
     };
     let head = line(&HEAD.map(str::to_owned));
-    let mut text = if terminal { format!("\x1b[1m{}\x1b[0m\n", head.trim_end()) } else { head };
+    let mut text = if colours { format!("\x1b[1m{}\x1b[0m\n", head.trim_end()) } else { head };
     text.extend(cells.iter().map(line));
     text
 }
@@ -125,8 +128,16 @@ fn cells(row: &Row) -> [String; 11] {
         Some(7) => "suspended",
         _ => "-",
     };
-    // Control characters in a name must not reach the terminal.
-    let clean = |name: &str| name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    // Control characters in a name must not reach the terminal, and one long name must not push all columns away.
+    let clean = |name: &str| {
+        let shown = if name.chars().count() > MAX_NAME { MAX_NAME - 1 } else { MAX_NAME };
+        let mut cell: String =
+            name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(shown).collect();
+        if shown < MAX_NAME {
+            cell.push('…');
+        }
+        cell
+    };
     [
         clean(&row.host),
         clean(&row.name),
@@ -198,5 +209,13 @@ mod tests {
             "h a b running 2 25.0 1.00 MiB - 1.00 KiB - - -"
         );
         assert_eq!(render(&[], false), "no live VMs\n");
+    }
+
+    #[test]
+    fn names_are_clean_and_not_long() {
+        let name = |name: &str| cells(&Row { name: name.to_owned(), ..Row::default() })[1].clone();
+        assert_eq!(name("a\u{1b}[31m"), "a\u{fffd}[31m");
+        assert_eq!(name(&"x".repeat(40)), "x".repeat(40));
+        assert_eq!(name(&"x".repeat(300)), format!("{}…", "x".repeat(39)));
     }
 }

@@ -27,7 +27,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use libvirt_rpc::{Access, Backoff, Budget, Domain, Error, Event, EventKind, Uri, UriError};
+use libvirt_rpc::{Access, Backoff, Budget, Domain, Error, Event, EventKind, Groups, Uri, UriError, Version};
 use telemetry::{Collector, FeatureOptions, HostTracker, MemorySource, Moment, SampleReader, TrackerOptions};
 use tokio::time::{Instant, timeout_at};
 
@@ -38,7 +38,7 @@ use self::session::Session;
 use self::vm::{STUCK_AFTER, Turn, Vm};
 use crate::clock::Clock;
 use crate::config::{self, Config, Hypervisor};
-use crate::logging::OncePerCause;
+use crate::logging::{self, OncePerCause};
 use crate::schedule;
 
 /// The list of domains is kept in step by events; it is read anew this often all the same, between two cycles: libvirtd
@@ -184,6 +184,8 @@ pub(crate) struct Host {
     budget: Budget,
     session: Option<Session>,
     was_connected: bool,
+    /// What the last daemon's bulk record has, by its version.
+    bulk_of: Option<(Version, Groups)>,
     backoff: Backoff,
     connect_at: Instant,
     /// The domains were listed since the connection was opened, and when they are to be listed anew.
@@ -222,6 +224,7 @@ impl Host {
             clock,
             session: None,
             was_connected: false,
+            bulk_of: None,
             backoff: Backoff::new(RECONNECT.0, RECONNECT.1),
             connect_at: Instant::now(),
             is_listed: false,
@@ -400,9 +403,12 @@ impl Host {
         let connect_deadline = (*interval).max(LEAST_CONNECT_DEADLINE);
         match Session::open(uri, &self.budget, access, connect_deadline, *deadline).await {
             Ok(mut session) => {
-                if self.settings.older_calls {
-                    session.bulk = Some(libvirt_rpc::Groups::default());
-                }
+                session.bulk = match self.bulk_of {
+                    _ if self.settings.older_calls => Some(Groups::default()),
+                    // libvirtd writes an error into its log for every probe: one a version is enough.
+                    Some((version, groups)) if version == session.version => Some(groups),
+                    _ => None,
+                };
                 if self.was_connected {
                     self.totals.reconnects += 1;
                 }
@@ -443,7 +449,9 @@ impl Host {
             tracing::debug!(uri = %self.settings.uri, ?wait, "before the next try to connect");
             self.down = Some(text.clone());
             let cause = format!("{DOWN}{text}");
-            tell(&self.told, &self.clock, &cause, &format!("{}: {text}", self.settings.uri));
+            if let Some(held_back) = self.told.tell(&cause, self.clock.monotonic()) {
+                tracing::warn!(target: logging::DOWN, held_back, "{}: {text}", self.settings.uri);
+            }
         } else {
             // A deadline tells how long was waited, which differs each time.
             tell(&self.told, &self.clock, "not read", &format!("{}: {text}", self.settings.uri));
@@ -463,6 +471,7 @@ impl Host {
         }
         if let Some(first) = self.vms.first() {
             session.probe(&first.domain).await?;
+            self.bulk_of = session.bulk.map(|groups| (session.version, groups));
         }
         Ok(())
     }
