@@ -158,6 +158,7 @@ impl Verdict {
         match self {
             Self::Delivered { why, .. }
             | Self::Refused { why }
+            | Self::TooLarge { why }
             | Self::Retry { why, .. }
             | Self::NeedsAPerson { why } => why,
             Self::Closed(closed) => format!("{closed:?}"),
@@ -350,7 +351,7 @@ fn judge(server: &InfluxDb, answer: &Answer, lines: u64) -> Verdict {
             ),
         },
         408 | 429 | 500..=599 => Verdict::Retry { why, after: answer.retry_after },
-        413 => Verdict::Refused { why },
+        413 => Verdict::TooLarge { why },
         _ => Verdict::NeedsAPerson { why: format!("the server does not accept the request ({why})") },
     }
 }
@@ -485,6 +486,7 @@ mod tests {
         let verdict = match judge(&server(api), &answer, 10) {
             Verdict::Delivered { refused_lines, why } => format!("delivered but {refused_lines}: {why}"),
             Verdict::Refused { why } => format!("refused: {why}"),
+            Verdict::TooLarge { why } => format!("too large: {why}"),
             Verdict::Retry { why, .. } => format!("retry: {why}"),
             Verdict::NeedsAPerson { why } => format!("person: {why}"),
             Verdict::Closed(closed) => format!("{closed:?}"),
@@ -526,7 +528,7 @@ mod tests {
             V3,
             413,
             "max request size (10485760 bytes) exceeded",
-            "refused: status 413, max request size (10485760 bytes) exceeded",
+            "too large: status 413, max request size (10485760 bytes) exceeded",
         );
         check(
             V3,
@@ -577,7 +579,7 @@ mod tests {
             Api::V2,
             413,
             r#"{"code":"request too large","message":"too large"}"#,
-            "refused: status 413, too large",
+            "too large: status 413, too large",
         );
         check(
             Api::V2,

@@ -226,6 +226,8 @@ enum Verdict {
     Delivered { refused_lines: u64, why: String },
     /// None is taken, for good: tried again in smaller pieces, and given up when it is a single batch.
     Refused { why: String },
+    /// More than the server takes at once: tried again in smaller pieces, down to single lines.
+    TooLarge { why: String },
     /// Not now. `after` is the pause that the server asked for.
     Retry { why: String, after: Option<Duration> },
     /// Not before a person has changed something.
@@ -285,13 +287,14 @@ impl Worker {
                     most = preferred;
                     continue;
                 }
-                Verdict::Refused { .. } if batches.len() > 1 => {
+                Verdict::TooLarge { .. } if batches.len() == 1 && self.queue.split_first() => continue,
+                Verdict::Refused { .. } | Verdict::TooLarge { .. } if batches.len() > 1 => {
                     // One of them may be to blame: find it, and keep the others.
                     self.queue.release();
                     most = bytes(&batches) / 2;
                     continue;
                 }
-                Verdict::Refused { why } => {
+                Verdict::Refused { why } | Verdict::TooLarge { why } => {
                     self.delivered(1, u64::from(batches[0].line_count), &why);
                     most = preferred;
                     continue;
@@ -500,6 +503,27 @@ impl Queue {
         state.in_flight = 0;
         state.stats.failures += 1;
         state.stats.trouble = Some(why.to_owned());
+    }
+
+    /// Makes two batches of the first one, each with half of its lines. False if it has one line only.
+    fn split_first(&self) -> bool {
+        let mut state = self.state();
+        state.in_flight = 0;
+        let Some(first) = state.batches.front_mut() else { return false };
+        let line_ends =
+            || first.lines.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
+        let half = line_ends().count() / 2;
+        let Some(at) = half.checked_sub(1).and_then(|nth| line_ends().nth(nth)) else { return false };
+        let (head, tail) = first.lines.split_at(at);
+        let rest = Batch {
+            lines: Arc::new(tail.to_vec()),
+            line_count: first.line_count - half as u32,
+            ..first.clone()
+        };
+        (first.lines, first.line_count) = (Arc::new(head.to_vec()), half as u32);
+        state.batches.insert(1, rest);
+        state.stats.queued_batches += 1;
+        true
     }
 
     /// The delivery is off.

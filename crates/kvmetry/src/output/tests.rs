@@ -452,7 +452,7 @@ async fn a_post_that_is_not_taken_says_what_comes_next() {
     .await;
     check(
         Some(answer("413 Payload Too Large", "", "max request size (10485760 bytes) exceeded")),
-        "Refused {",
+        "TooLarge {",
     )
     .await;
     check(
@@ -506,6 +506,35 @@ async fn an_answer_without_end_is_read_up_to_its_limit() {
     });
     let Verdict::Retry { why, .. } = verdict else { panic!("{verdict:?}") };
     assert!(why.len() < 300, "{} bytes", why.len());
+}
+
+#[tokio::test]
+async fn a_batch_that_is_too_large_is_sent_in_pieces_and_only_a_line_that_is_too_large_is_refused() {
+    let (address, mut requests) = stub().await;
+    let outputs = Outputs::start(&[], &[server(address, Api::V3)], Arc::new(SystemClock)).unwrap();
+    let long = format!("a v=\"{}\" 9\n", "x".repeat(100));
+    let lines: Vec<String> =
+        (0..10).map(|n| if n == 4 { long.clone() } else { format!("a v={n}i {n}\n") }).collect();
+    outputs.send(&Batch { lines: Arc::new(lines.concat().into_bytes()), line_count: 10, ..batch(1) });
+    let mut stored = String::new();
+    while outputs.stats()[0].queued_batches > 0 {
+        let request = tokio::select! {
+            request = requests.recv() => request.unwrap(),
+            // The last answer may be on its way.
+            () = tokio::task::yield_now() => continue,
+        };
+        let reply = if request.body.len() > 40 {
+            answer("413 Payload Too Large", "", "max request size (40 bytes) exceeded")
+        } else {
+            stored += &request.body;
+            no_content()
+        };
+        request.answer.send(reply).unwrap();
+    }
+    let expect: String = lines.iter().filter(|line| **line != long).map(String::as_str).collect();
+    assert_eq!(stored, expect, "in order, each once");
+    let stats = outputs.shutdown(Duration::from_secs(60)).await;
+    assert_eq!((stats[0].delivered_lines, stats[0].refused_lines, stats[0].dropped_lines), (9, 1, 0));
 }
 
 #[tokio::test]
