@@ -2,11 +2,12 @@
 # Installs what is missing on Debian 12/13 and Ubuntu 24.04, and sees to it that libvirt answers.
 #
 #   install-deps.sh demo    what `make demo` needs: compiler, QEMU, libvirt
-#   install-deps.sh test    that, and what the tests need: sshd, SASL, certificates, cargo-nextest, cargo-deny
+#   install-deps.sh test    that, and what the tests need: sshd, SASL, certificates, servers to write to, cargo-nextest,
+#                           cargo-deny
 #
 # Says what it installs before it does. Needs no network, and no root, where everything is there. Uses sudo where it
-# is not root. Rust comes by rustup, only where there is no cargo; cargo's tools are kept in KVMETRY_TOOLS
-# (default ~/.cache/kvmetry-tools).
+# is not root. Rust comes by rustup, only where there is no cargo; cargo's tools and the servers are kept in
+# KVMETRY_TOOLS (default ~/.cache/kvmetry-tools).
 set -euo pipefail
 
 readonly URI=qemu:///system
@@ -93,6 +94,12 @@ qemu_parts_of_other_versions() {
         done
 }
 
+update_lists() {
+    say "updating apt's lists"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=3 update ||
+        say "apt-get update failed in part; going on with the lists that are there"
+}
+
 install_packages() {
     local missing wanted
     mapfile -t missing < <(missing_packages "$@")
@@ -100,9 +107,7 @@ install_packages() {
     if [ "${#missing[@]}" = 0 ] || everything_works "$MODE"; then
         return
     fi
-    say "updating apt's lists"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=3 update ||
-        say "apt-get update failed in part; going on with the lists that are there"
+    update_lists
     if printf '%s\n' "${missing[@]}" | grep -qx qemu-system-x86; then
         mapfile -t -O "${#missing[@]}" missing < <(qemu_parts_of_other_versions)
     fi
@@ -112,6 +117,25 @@ install_packages() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends --allow-downgrades \
         -o Acquire::Retries=3 -o Dpkg::Options::=--force-confold install "${wanted[@]}"
     everything_works "$MODE" || die "apt installed what it has, but something is still missing; wanted: ${packages[*]}"
+}
+
+download_package() ( # package, folder
+    cd "$2" && apt-get -q -o APT::Sandbox::User=root -o Acquire::Retries=3 download "$1"
+)
+
+# A server that tests write to. Its package would start it on this machine for good, so it is unpacked only.
+unpack_server() { # package, program
+    local dir=$TOOLS/servers/$1 download
+    [ -x "$TOOLS/bin/$2" ] && return
+    say "unpacking the package $1 into $dir (it is not installed, nothing is started)"
+    download=$(mktemp -d)
+    # The lists may be old, or not there yet.
+    download_package "$1" "$download" || { update_lists && download_package "$1" "$download"; } ||
+        die "apt has no package $1: it is in Debian, and in Ubuntu's universe"
+    mkdir -p "$dir" "$TOOLS/bin"
+    dpkg-deb -x "$download"/*.deb "$dir"
+    rm -r "$download"
+    ln -sf "../servers/$1/usr/bin/$2" "$TOOLS/bin/$2"
 }
 
 # What the packages are for. sbin may be missing from an ordinary user's PATH.
@@ -204,6 +228,8 @@ elif ! everything_works "$MODE"; then
 fi
 install_rust
 if [ "$MODE" = test ]; then
+    unpack_server influxdb influxd
+    unpack_server victoria-metrics victoria-metrics
     install_cargo_tool cargo-nextest '^0.9'
     install_cargo_tool cargo-deny '^0.20'
 fi

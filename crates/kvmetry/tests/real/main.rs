@@ -15,6 +15,7 @@ mod lifecycle;
 mod names;
 mod older;
 mod restart;
+mod servers;
 mod stuck;
 mod transports;
 mod values;
