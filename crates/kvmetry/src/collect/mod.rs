@@ -184,6 +184,8 @@ pub(crate) struct Host {
     budget: Budget,
     session: Option<Session>,
     was_connected: bool,
+    /// The host's CPU time when it was last read.
+    host_cpu_ns: Option<u64>,
     /// What the last daemon's bulk record has, by its version.
     bulk_of: Option<(Version, Groups)>,
     backoff: Backoff,
@@ -224,6 +226,7 @@ impl Host {
             clock,
             session: None,
             was_connected: false,
+            host_cpu_ns: None,
             bulk_of: None,
             backoff: Backoff::new(RECONNECT.0, RECONNECT.1),
             connect_at: Instant::now(),
@@ -301,16 +304,19 @@ impl Host {
     /// wanted: of at most `most` VMs. To be called after a cycle, when its lines are on their way: libvirtd may take
     /// seconds for a domain's XML, the first after its start.
     pub(crate) async fn look_up(&mut self, most: usize) {
-        let Some(session) = &self.session else { return };
-        let (connection, end) = (&session.connection, self.cycle_end);
+        let Some(session) = &mut self.session else { return };
+        let end = self.cycle_end;
         let mut tally = Tally::default();
         let looked_up = async {
             if Instant::now() >= self.list_at
-                && let Ok(listed) = timeout_at(end, older::live_vms(connection)).await
+                && let Ok(listed) = timeout_at(end, older::live_vms(&session.connection)).await
             {
                 relist(&mut self.vms, listed?);
                 self.list_at = Instant::now() + LIST_TTL;
+                session.note_host_cpu().await?;
+                self.host_cpu_ns = session.host_cpu_ns;
             }
+            let connection = &session.connection;
             // The older calls have read it before: they take the names of devices from it.
             if !session.bulk_groups().is_empty() {
                 let ttl = self.settings.device_cache_ttl;
@@ -412,6 +418,12 @@ impl Host {
                 if self.was_connected {
                     self.totals.reconnects += 1;
                 }
+                // Over the network a daemon's process is not known; but none outlives its host.
+                if session::was_rebooted(self.host_cpu_ns, session.host_cpu_ns) {
+                    let freed = self.budget.daemon_is_new();
+                    tracing::info!(host = session.hostname, freed, "the host was started anew");
+                }
+                self.host_cpu_ns = session.host_cpu_ns;
                 if self.settings.host_tag && self.settings.name.is_none() {
                     self.tracker.set_host(&self.names.claim(&session.hostname, &self.settings.uri));
                 }

@@ -20,6 +20,8 @@ pub(crate) struct Session {
     /// The host name that the daemon tells.
     pub(crate) hostname: String,
     pub(crate) version: Version,
+    /// CPU time of the host since it was started, idle time too, ns; `None` where the driver cannot tell.
+    pub(crate) host_cpu_ns: Option<u64>,
     pub(crate) driver: Driver,
     /// Groups that come with the bulk record; empty where there is no bulk record at all. `None` until a domain
     /// was there to ask for.
@@ -53,7 +55,8 @@ impl Session {
         let version = connection.libvirt_version().await?;
         let driver = if connection.driver_type().await? == "QEMU" { Driver::Qemu } else { Driver::Other };
         let flags = StatsFlags::NOWAIT;
-        Ok(Self { connection, hostname, version, driver, bulk: None, flags, events_refused })
+        let host_cpu_ns = host_cpu_ns(&connection).await?;
+        Ok(Self { connection, hostname, version, host_cpu_ns, driver, bulk: None, flags, events_refused })
     }
 
     /// Learns, once, which groups the bulk record has, by asking for one domain without reaching its monitor.
@@ -86,6 +89,12 @@ impl Session {
         }
     }
 
+    /// Reads the host's CPU time anew.
+    pub(crate) async fn note_host_cpu(&mut self) -> Result<(), Error> {
+        self.host_cpu_ns = host_cpu_ns(&self.connection).await?;
+        Ok(())
+    }
+
     /// A busy VM is skipped, not waited for.
     pub(crate) fn waits_never(&self) -> bool {
         self.flags.contains(StatsFlags::NOWAIT)
@@ -113,5 +122,36 @@ impl Session {
         .into_iter()
         .filter(|(group, _)| !bulk.contains(*group))
         .fold(telemetry::Groups::NONE, |older, (_, group)| older.with(group))
+    }
+}
+
+async fn host_cpu_ns(connection: &Connection) -> Result<Option<u64>, Error> {
+    match connection.node_cpu_stats().await {
+        Ok(stats) => Ok(Some(stats.iter().fold(0, |sum, (_, ns)| sum.saturating_add(*ns)))),
+        Err(Error::Remote { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the host was started anew between two readings of its CPU time: that only grows while it is up.
+pub(crate) fn was_rebooted(before: Option<u64>, now: Option<u64>) -> bool {
+    matches!((before, now), (Some(before), Some(now)) if now < before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_that_fell_tells_of_a_reboot() {
+        for (before, now, expect) in [
+            (None, Some(5), false),
+            (Some(5), None, false),
+            (Some(5), Some(5), false),
+            (Some(5), Some(6), false),
+            (Some(5), Some(4), true),
+        ] {
+            assert_eq!(was_rebooted(before, now), expect, "{before:?} {now:?}");
+        }
     }
 }
