@@ -44,7 +44,7 @@ trap 'exit 143' TERM
 if [ -z "$("${sudo[@]}" virsh -q -c "$URI" list --name)" ]; then
     say "libvirt has no live VM: starting $VMS small ones"
     started=1
-    "${sudo[@]}" "$xtask" lab up "$VMS" --prefix "$PREFIX" || { [ -n "$interrupted" ] && exit 130; exit 1; }
+    "${sudo[@]}" "$xtask" lab up "$VMS" --prefix "$PREFIX" --period 1 || { [ -n "$interrupted" ] && exit 130; exit 1; }
 fi
 [ -z "$interrupted" ] || exit 130
 
