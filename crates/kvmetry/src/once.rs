@@ -44,7 +44,12 @@ pub(crate) async fn once(config: &Config, format: Format) -> anyhow::Result<()> 
             let (second, unread_now) = cycle(&mut hosts, &clock).await;
             unread = unread_now;
             let rows = table::rows(std::str::from_utf8(&first)?, std::str::from_utf8(&second)?)?;
-            print(table::render(&rows, logging::colours(io::stdout().is_terminal())).as_bytes())
+            // Of a host that could not be read nobody knows whether it has live VMs.
+            if rows.is_empty() && !unread.is_empty() {
+                Ok(())
+            } else {
+                print(table::render(&rows, logging::colours(io::stdout().is_terminal())).as_bytes())
+            }
         }
     };
     for host in &mut hosts {
