@@ -110,6 +110,8 @@ async fn check_host(host: &mut Host, uri: &str, clock: &dyn Clock, page: &mut Pa
 
 /// Without a period the guest's memory is not known: `memavailable`, `memusable` and their like stay 0.
 fn check_balloons(host: &Host, page: &mut Page, uri: &str) -> anyhow::Result<()> {
+    // The read-only socket does not take the command.
+    let uri = uri.replace("-sock-ro", "-sock");
     let mut silent = Vec::new();
     let mut without = Vec::new();
     let mut unknown = Vec::new();
@@ -128,7 +130,7 @@ fn check_balloons(host: &Host, page: &mut Page, uri: &str) -> anyhow::Result<()>
     }
     if !silent.is_empty() {
         page.odd(format_args!(
-            "balloon period not set, so guest memory stays 0, or what it was: {}; type: virsh -c {uri} dommemstat NAME \
+            "balloon period not set, so guest memory stays 0, or what it was: {}; type: virsh -c '{uri}' dommemstat NAME \
              --period 5 --live (and --config to keep it), or set [collect] balloon_period = \"5s\"",
             list(&silent)
         ))?;
