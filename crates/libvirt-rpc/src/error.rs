@@ -97,6 +97,8 @@ pub enum Error {
 }
 
 fn too_late(after: Duration, late: &Late) -> String {
+    // Nobody wants to read nanoseconds.
+    let after = Duration::from_millis(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
     match (late.was_sent(), after) {
         (true, _) => format!("no answer within {after:?}"),
         (false, Duration::ZERO) => "not sent, its deadline had passed".to_owned(),
