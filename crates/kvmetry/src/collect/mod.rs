@@ -568,6 +568,7 @@ impl Host {
         for vm in &mut self.vms {
             report.stuck += usize::from(vm.is_stuck());
             vm.whole = false;
+            let lacks_monitor = vm.lacks_monitor();
             let Some(taken) = vm.taken.take() else { continue };
             let after = taken.saturating_duration_since(begun);
             let at = Moment {
@@ -583,7 +584,7 @@ impl Host {
             report.lines += encoded.lines;
             vm.whole = encoded.ok();
             report.whole += usize::from(vm.whole);
-            if !encoded.ok() && by_bulk && !vm.lacks_monitor() {
+            if !encoded.ok() && by_bulk && !lacks_monitor {
                 for device in self.tracker.unread_devices(&vm.sample.uuid) {
                     self.totals.failures += 1;
                     let text = format!("{}: {device}: gave no counters", vm.domain.name);
@@ -717,5 +718,67 @@ fn tell(told: &OncePerCause, clock: &Arc<dyn Clock>, cause: &str, text: &str) {
         Some(0) => tracing::warn!("{text}"),
         Some(held_back) => tracing::warn!(held_back, "{text}"),
         None => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn domain(uuid: u8, id: i32) -> Domain {
+        Domain { name: format!("vm {uuid}").into(), uuid: [uuid; 16], id }
+    }
+
+    /// UUID, id and whether it has ended.
+    fn state(vms: &[Vm]) -> Vec<(u8, i32, bool)> {
+        vms.iter().map(|vm| (vm.domain.uuid[0], vm.domain.id, vm.ended)).collect()
+    }
+
+    #[test]
+    fn events_keep_the_vms_in_step() {
+        let [defined, started, suspended, stopped] = [0, 2, 3, 5];
+        let mut vms = Vec::new();
+        let mut check = |domain: Domain, event: i32, expect: &[(u8, i32, bool)]| {
+            follow(&mut vms, &domain, event, Instant::now());
+            assert_eq!(state(&vms), expect, "event {event} of {domain:?}");
+        };
+        check(domain(1, -1), defined, &[]);
+        check(domain(1, 7), started, &[(1, 7, false)]);
+        check(domain(1, 7), suspended, &[(1, 7, false)]);
+        check(domain(2, 8), suspended, &[(1, 7, false), (2, 8, false)]);
+        check(domain(1, -1), stopped, &[(1, 7, true), (2, 8, false)]);
+        check(domain(1, 9), started, &[(1, 9, false), (2, 8, false)]);
+        check(domain(3, -1), stopped, &[(1, 9, false), (2, 8, false)]);
+    }
+
+    #[test]
+    fn a_vm_that_restarts_in_a_cycle_is_not_read_in_it() {
+        let mut vms = vec![Vm::new(domain(1, 7)), Vm::new(domain(2, 8))];
+        vms.iter_mut().for_each(|vm| vm.taken = Some(Instant::now()));
+        follow(&mut vms, &domain(1, 9), 2, Instant::now());
+        // Its record was of the new life already.
+        follow(&mut vms, &domain(2, 8), 2, Instant::now());
+        assert_eq!(vms.iter().map(|vm| vm.taken.is_some()).collect::<Vec<_>>(), [false, true]);
+    }
+
+    #[test]
+    fn a_list_brings_the_vms_in_step() {
+        let mut vms = vec![Vm::new(domain(1, 7)), Vm::new(domain(2, 8)), Vm::new(domain(3, 9))];
+        vms[1].busy_cycles = 5;
+        vms[2].ended = true;
+        relist(&mut vms, vec![domain(4, 11), domain(3, 9), domain(2, 10)]);
+        assert_eq!(state(&vms), [(2, 10, false), (3, 9, false), (4, 11, false)]);
+        assert_eq!(vms[0].busy_cycles, 0, "another life");
+    }
+
+    #[test]
+    fn two_hypervisors_of_one_name_write_two_series() {
+        let names = HostNames::default();
+        let uri = |text: &str| text.parse::<Uri>().unwrap();
+        let (first, second) = (uri("qemu+ssh://a/system"), uri("qemu+ssh://b/system"));
+        assert_eq!(names.claim("localhost", &first), "localhost");
+        assert_eq!(names.claim("localhost", &second), "qemu+ssh://b/system");
+        assert_eq!(names.claim("localhost", &first), "localhost", "it keeps its name over a reconnect");
+        assert_eq!(names.claim("kvm2", &second), "kvm2");
     }
 }

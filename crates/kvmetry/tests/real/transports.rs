@@ -27,10 +27,24 @@ fn reads(uri: &str) {
 
 #[track_caller]
 fn judge_read(uri: &str, ended: &Ended) {
+    read_whole(uri, ended);
+    assert_eq!(ended.stderr, "", "{uri}");
+}
+
+/// Reads it, and warns of this alone.
+#[track_caller]
+fn reads_with_a_warning(uri: &str, warning: &str) {
+    let ended = finish(&["once", "--uri", uri], PATIENCE);
+    read_whole(uri, &ended);
+    assert_eq!(ended.stderr.lines().count(), 1, "{uri}: {}", ended.stderr);
+    assert!(ended.stderr.contains(" WARN ") && ended.stderr.contains(warning), "{uri}: {}", ended.stderr);
+}
+
+#[track_caller]
+fn read_whole(uri: &str, ended: &Ended) {
     assert_eq!(ended.code(), 0, "{uri}: {ended:?}");
     assert!(ended.stdout.contains("vm_totals,VMID=1,"), "{uri}: {ended:?}");
     assert!(ended.stdout.contains(",name=test,"), "{uri}: {ended:?}");
-    assert_eq!(ended.stderr, "", "{uri}");
 }
 
 /// Fails with one line that holds all of these parts.
@@ -222,7 +236,8 @@ fn tcp_and_tls() {
     let daemon = Daemon::running(network.options()).unwrap();
     reads(&network.tcp("127.0.0.1"));
     reads(&network.tls("localhost", "good"));
-    reads(&format!("{}&no_verify=1", network.tls("127.0.0.1", "good")));
+    let unverified = format!("{}&no_verify=1", network.tls("127.0.0.1", "good"));
+    reads_with_a_warning(&unverified, "no_verify=1: the server's certificate is not verified");
 
     refuses(&network.tls("localhost", "distrusting"), &["not signed by the CA", "distrusting/cacert.pem"]);
     refuses(&network.tls("127.0.0.1", "good"), &["is for localhost, not for 127.0.0.1"]);
@@ -231,7 +246,7 @@ fn tcp_and_tls() {
     // Each transport on the other's port.
     refuses(&format!("test+tcp://127.0.0.1:{}/default", network.tls), &["TLS port"]);
     let plain = format!(
-        "test+tls://localhost:{}/default?no_verify=1&pkipath={}",
+        "test+tls://localhost:{}/default?pkipath={}",
         network.tcp,
         network.pki.path("good").display()
     );
