@@ -30,9 +30,9 @@ pub(crate) async fn check(config: &Config) -> anyhow::Result<bool> {
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let names = HostNames::default();
-    for hypervisor in &config.hypervisors {
+    for (place, hypervisor) in config.hypervisors.iter().enumerate() {
         page.head(&hypervisor.uri)?;
-        let mut host = Host::new(Settings::of(config, hypervisor)?, names.clone(), Arc::clone(&clock));
+        let mut host = Host::new(Settings::of(config, hypervisor)?, place, names.clone(), Arc::clone(&clock));
         check_host(&mut host, &hypervisor.uri, &*clock, &mut page).await?;
         host.close().await;
     }
@@ -130,9 +130,11 @@ fn check_balloons(host: &Host, page: &mut Page, uri: &str) -> anyhow::Result<()>
     }
     if !silent.is_empty() {
         page.odd(format_args!(
-            "balloon period not set, so guest memory stays 0, or what it was: {}; type: virsh -c '{uri}' dommemstat NAME \
-             --period 5 --live (and --config to keep it), or set [collect] balloon_period = \"5s\"",
-            list(&silent)
+            "balloon period not set, so guest memory stays 0, or what it was: {}; type, for each: virsh -c {} dommemstat \
+             {} --period 5 --live (and --config to keep it), or set [collect] balloon_period = \"5s\"",
+            list(&silent),
+            quote(&uri),
+            quote(silent[0])
         ))?;
     }
     if !without.is_empty() {
@@ -142,6 +144,11 @@ fn check_balloons(host: &Host, page: &mut Page, uri: &str) -> anyhow::Result<()>
         page.good("all balloons have a statistics period")?;
     }
     Ok(())
+}
+
+/// As a word for the shell.
+fn quote(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 fn list(names: &[&str]) -> String {

@@ -31,8 +31,8 @@ pub(crate) async fn once(config: &Config, format: Format) -> anyhow::Result<()> 
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let mut hosts = Vec::new();
     let names = HostNames::default();
-    for hypervisor in &config.hypervisors {
-        hosts.push(Host::new(Settings::of(config, hypervisor)?, names.clone(), Arc::clone(&clock)));
+    for (place, hypervisor) in config.hypervisors.iter().enumerate() {
+        hosts.push(Host::new(Settings::of(config, hypervisor)?, place, names.clone(), Arc::clone(&clock)));
     }
     let (first, mut unread) = cycle(&mut hosts, &clock).await;
     let printed = match format {

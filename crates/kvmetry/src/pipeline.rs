@@ -27,6 +27,8 @@ use crate::schedule::{Now, Schedule};
 
 /// From the signal to the end: goodbyes to the daemons, then what the outputs still hold.
 const STOP_WITHIN: Duration = Duration::from_millis(1_800);
+/// A second signal within this time is an echo of the first.
+const ECHO: Duration = Duration::from_millis(300);
 /// Of it, for the hypervisors.
 const HOSTS_STOP_WITHIN: Duration = Duration::from_millis(600);
 /// How often a hypervisor's cache and failures are logged.
@@ -47,8 +49,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
 
     let mut hosts = JoinSet::new();
     let names = HostNames::default();
-    for hypervisor in &config.hypervisors {
-        let host = HostTask::new(&config, hypervisor, &names, &clock, &outputs)?;
+    for (place, hypervisor) in config.hypervisors.iter().enumerate() {
+        let host = HostTask::new(&config, (place, hypervisor), &names, &clock, &outputs)?;
         hosts.spawn(host.run(stopping.clone()));
         tracing::info!(uri = hypervisor.uri, interval = ?hypervisor.interval, "reading");
     }
@@ -72,7 +74,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     stop.send_replace(true);
     tokio::select! {
         () = finish(hosts, outputs, end) => {}
-        _ = signals.next() => tracing::warn!("ended at once: what was not delivered is lost"),
+        _ = signals.next_on_purpose() => tracing::warn!("ended at once: what was not delivered is lost"),
     }
     ended
 }
@@ -125,14 +127,14 @@ struct HostTask {
 impl HostTask {
     fn new(
         config: &Config,
-        hypervisor: &Hypervisor,
+        (place, hypervisor): (usize, &Hypervisor),
         names: &HostNames,
         clock: &Arc<dyn Clock>,
         outputs: &Arc<Outputs>,
     ) -> anyhow::Result<Self> {
         let name = hypervisor.name.as_deref().unwrap_or(&hypervisor.uri);
         Ok(Self {
-            host: Host::new(Settings::of(config, hypervisor)?, names.clone(), Arc::clone(clock)),
+            host: Host::new(Settings::of(config, hypervisor)?, place, names.clone(), Arc::clone(clock)),
             schedule: Schedule::new(hypervisor.interval, config.hypervisors.len(), name),
             interval: hypervisor.interval,
             clock: Arc::clone(clock),
@@ -164,7 +166,7 @@ impl HostTask {
                     missed = tick.missed,
                     held_back,
                     interval = ?self.interval,
-                    "ticks went by unread: the host answers too slowly for this interval"
+                    "ticks went by unread: connecting or reading took longer than the interval"
                 );
             }
             let at = Instant::now() + tick.wait;
@@ -255,6 +257,14 @@ impl Signals {
             }
         });
         Ok(Self { received })
+    }
+
+    /// The next signal that is a person's wish to end at once, not an echo of the first: timeout(1) and a shell's Ctrl-C
+    /// may send one twice, to the process and to its group.
+    async fn next_on_purpose(&mut self) -> &'static str {
+        tokio::time::sleep(ECHO).await;
+        self.received.mark_unchanged();
+        self.next().await
     }
 
     /// The name of the next signal, which may have come before.

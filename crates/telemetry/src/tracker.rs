@@ -17,7 +17,7 @@ use crate::catalogue::{
 use crate::derive::{FeatureOptions, MemoryTrend, Moment};
 use crate::encode::{Line, Stamp, TagStyle, Tags, push_tags};
 use crate::sample::{Device, DeviceReading, Devices, Groups, Sample};
-use crate::units::{DomainId, Uuid};
+use crate::units::{DomainId, StateCode, Uuid};
 
 /// Cycles without a sign of a domain after which it is forgotten. More than one, since the event that tells of its end
 /// may come after the list that lacks it, and carries no id of its own.
@@ -30,6 +30,9 @@ pub const SILENT_ANSWERS: u32 = 2;
 /// By how much an event's time may be moved to keep it apart from the one before: a burst of a million events. Beyond
 /// it the clock was set back, and following the old time would put events into the future.
 pub const MAX_EVENT_SHIFT_NS: u64 = 1_000_000;
+
+/// The state code of a domain that has just ended.
+const SHUT_OFF: StateCode = StateCode(5);
 
 /// How a tracker writes.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -134,7 +137,7 @@ impl HostTracker {
     /// Appends all lines of one sample: `vm_metrics`, `vm_devices`, `vm_totals`, `vm_features`. Sets the sample's
     /// CPU time to that of the domain's source. A domain that is not live gives no lines.
     pub fn encode(&mut self, sample: &mut Sample, at: &Moment, out: &mut Vec<u8>) -> Encoded {
-        if !sample.id.is_live() {
+        if !sample.id.is_live() || sample.state == Some(SHUT_OFF) {
             return Encoded { lines: 0, missing: Groups::NONE };
         }
         self.stamp.set(at.timestamp_ns);
@@ -225,6 +228,13 @@ impl HostTracker {
         let domain = self.domains.get(uuid);
         let known = domain.into_iter().flat_map(|domain| domain.nics.iter().chain(&domain.disks));
         known.filter(|device| device.blocks_sum).map(|device| device.name.as_str())
+    }
+
+    /// The domain is live though this cycle gave no sample of it: it is not forgotten.
+    pub fn keep(&mut self, uuid: &Uuid) {
+        if let Some(domain) = self.domains.get_mut(uuid) {
+            domain.cycles_unseen = 0;
+        }
     }
 
     /// Ends a cycle that tried to read every live domain: forgets those not seen for long.

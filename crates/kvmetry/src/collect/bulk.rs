@@ -10,8 +10,12 @@
 //!  ├─ shard 2 ───────┤ given up: a QEMU in it is stuck. The call stays with the daemon as a sentinel, and
 //!  │                 │ holds that VM's job
 //!  │                 ├─ shard 2 again ─▶ answers at once, without the stuck VM's monitor keys
-//!  │                 │                   (or meets a second stuck VM, and then once more)
+//!  │                 │                   (or meets a second stuck VM, or one that is being destroyed, which answers
+//!  │                 │                   nothing at all; then once more, in two halves)
 //! ```
+//!
+//! VMs that were not answered for, and those that are stuck, are asked in calls of their own, once a cycle: whatever
+//! holds them up holds up nobody else.
 //!
 //! Always NOWAIT: a VM whose job is held is skipped, not waited for.
 
@@ -32,8 +36,10 @@ const SMALLEST_SHARD: usize = 10;
 /// VMs in a shard, at most: a third of a second of a slow daemon's time.
 const LARGEST_SHARD: usize = 32;
 
-/// A VM that is busy only because somebody else's call holds its job is asked once more after this long.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
+/// VMs that are busy only because somebody else's call holds their job are asked again after these pauses, as long as a
+/// shard would be waited for: another collector's call takes up to a second.
+const ASK_AGAIN_AFTER: [Duration; 3] =
+    [Duration::from_millis(200), Duration::from_millis(400), Duration::from_millis(800)];
 
 /// What to ask for, and how long to wait.
 #[derive(Clone, Copy, Debug)]
@@ -59,13 +65,16 @@ pub(crate) struct Outcome {
     pub(crate) lost: Option<Error>,
     /// The last error that concerned one call only.
     pub(crate) error: Option<Error>,
+    /// A call that was given up, if it was one call.
+    pub(crate) late: Option<Late>,
 }
 
 impl Outcome {
-    fn merge(mut self, other: Self) -> Self {
+    pub(crate) fn merge(mut self, other: Self) -> Self {
         self.failures += other.failures;
         self.lost = self.lost.or(other.lost);
         self.error = self.error.or(other.error);
+        self.late = None;
         self
     }
 
@@ -111,7 +120,7 @@ async fn read_shard(connection: &Connection, vms: &mut [&mut Vm], plan: &Plan<'_
     let mut outcome = Outcome::default();
     let first = (Instant::now() + plan.patience).min(plan.end);
     let mut given_up = Vec::new();
-    for deadline in [first, first + (plan.end - first) / 2, plan.end] {
+    for deadline in [first, first + (plan.end - first) / 2] {
         match ask(connection, vms, plan, deadline).await {
             Ok(()) => {
                 blame(vms, &given_up);
@@ -139,7 +148,27 @@ async fn read_shard(connection: &Connection, vms: &mut [&mut Vm], plan: &Plan<'_
             }
         }
     }
-    vms.iter_mut().for_each(|vm| vm.asked = Asked::Unanswered);
+    // One half may be free of what holds up the whole.
+    let half = vms.len() / 2;
+    let (front, back) = vms.split_at_mut(half);
+    let (front, back) =
+        tokio::join!(ask_once(connection, front, plan, plan.end), ask_once(connection, back, plan, plan.end));
+    outcome.merge(front).merge(back)
+}
+
+/// Asks for `vms` with one try, in one call. The unanswered are told by [`Asked::Unanswered`].
+pub(crate) async fn ask_once(
+    connection: &Connection,
+    vms: &mut [&mut Vm],
+    plan: &Plan<'_>,
+    deadline: Instant,
+) -> Outcome {
+    let mut outcome = Outcome::default();
+    if let Err(error) = ask(connection, vms, plan, deadline).await {
+        vms.iter_mut().for_each(|vm| vm.asked = Asked::Unanswered);
+        outcome.late = late(&error).cloned();
+        outcome.failed(error);
+    }
     outcome
 }
 
@@ -192,30 +221,36 @@ pub(crate) async fn ask(
     Ok(())
 }
 
-/// Asks once more for the VMs that were busy though no call of ours holds them: another client had their job for
-/// the moment. Returns how many calls failed.
+/// Asks again for the VMs that were busy though no call of ours holds them: another client had their job for the
+/// moment. Until `until` at most. Returns how many calls failed.
 pub(crate) async fn ask_again(
     connection: &Connection,
     vms: &mut [Vm],
     plan: &Plan<'_>,
+    until: Instant,
 ) -> Result<u64, Error> {
-    let busy = |vm: &&mut Vm| vm.asked == Asked::Answered && vm.taken.is_some() && vm.sample.busy;
-    let mut busy: Vec<&mut Vm> =
-        vms.iter_mut().filter(busy).filter_map(|vm| (!vm.is_held()).then_some(vm)).collect();
-    if busy.is_empty() || Instant::now() + ASK_AGAIN_AFTER >= plan.end {
-        return Ok(0);
-    }
-    tokio::time::sleep(ASK_AGAIN_AFTER).await;
-    match ask(connection, &mut busy, plan, plan.end).await {
-        Ok(()) => Ok(0),
-        Err(error) if error.is_connection_lost() => Err(error),
-        Err(error) => {
-            for vm in busy {
-                note_late(vm, &error);
+    for pause in ASK_AGAIN_AFTER {
+        // One that is stuck is asked in every cycle anyway, and its holder hardly ends within this one.
+        let is_busy =
+            |vm: &Vm| vm.asked == Asked::Answered && vm.sample.busy && vm.taken.is_some() && !vm.is_stuck();
+        let busy = vms.iter_mut().filter(|vm| is_busy(vm));
+        let mut busy: Vec<&mut Vm> = busy.filter_map(|vm| (!vm.is_held()).then_some(vm)).collect();
+        if busy.is_empty() || Instant::now() + pause >= until {
+            return Ok(0);
+        }
+        tokio::time::sleep(pause).await;
+        match ask(connection, &mut busy, plan, plan.end).await {
+            Ok(()) => {}
+            Err(error) if error.is_connection_lost() => return Err(error),
+            Err(error) => {
+                for vm in busy {
+                    note_late(vm, &error);
+                }
+                return Ok(1);
             }
-            Ok(1)
         }
     }
+    Ok(0)
 }
 
 /// Sorts the records of a reply to their VMs. The reply keeps the order of the list, without those that are gone.

@@ -22,12 +22,13 @@ mod round;
 mod session;
 mod vm;
 
-use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use libvirt_rpc::{Access, Backoff, Budget, Domain, Error, Event, EventKind, Groups, Uri, UriError, Version};
+use libvirt_rpc::{
+    Access, Backoff, Budget, Domain, Error, Event, EventKind, Groups, Late, Uri, UriError, Version,
+};
 use telemetry::{Collector, FeatureOptions, HostTracker, MemorySource, Moment, SampleReader, TrackerOptions};
 use tokio::time::{Instant, timeout_at};
 
@@ -119,25 +120,17 @@ impl Settings {
 }
 
 /// The `host` tags of this process and whose they are. Two hypervisors that call themselves the same (`localhost`, or one
-/// daemon reached in two ways) must not write the same series.
+/// daemon reached in two ways) must not write the same series: the name is the first one's in the configuration.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct HostNames(Arc<Mutex<HashMap<String, String>>>);
+pub(crate) struct HostNames(Arc<Mutex<HashMap<String, BTreeSet<usize>>>>);
 
 impl HostNames {
-    /// The tag of the hypervisor at `uri`, which calls itself `name`: that, unless it is another's already.
-    fn claim<'a>(&self, name: &'a str, uri: &Uri) -> Cow<'a, str> {
-        let mut owners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let uri = uri.to_string();
-        let owner = owners.entry(name.to_owned()).or_insert_with(|| uri.clone());
-        if *owner == uri {
-            return name.into();
-        }
-        tracing::error!(
-            host = name,
-            "{uri} and {owner} have the same host name: the lines of the first say host={uri:?} until it has a name in \
-             its [[hypervisor]]"
-        );
-        uri.into()
+    /// Whether the hypervisor at this place in the configuration, which calls itself `name`, may have that name.
+    fn claim(&self, name: &str, place: usize) -> bool {
+        let mut claims = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let claims = claims.entry(name.to_owned()).or_default();
+        claims.insert(place);
+        claims.first() == Some(&place)
     }
 }
 
@@ -179,6 +172,7 @@ impl Totals {
 /// One hypervisor and all that is kept of it between cycles.
 pub(crate) struct Host {
     settings: Settings,
+    place: usize,
     names: HostNames,
     clock: Arc<dyn Clock>,
     budget: Budget,
@@ -195,6 +189,8 @@ pub(crate) struct Host {
     list_at: Instant,
     /// When what follows a cycle must be over: before the next one.
     cycle_end: Instant,
+    /// A call over the VMs that are stuck that was given up: there is no other before it returns.
+    aside_call: Option<Late>,
     /// The VM that the next cycle begins with: the first that the last one did not reach.
     from: usize,
     down: Option<String>,
@@ -211,16 +207,17 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// A hypervisor, not connected yet; `names` are those of all that this process reads.
-    pub(crate) fn new(settings: Settings, names: HostNames, clock: Arc<dyn Clock>) -> Self {
+    /// A hypervisor, not connected yet: the one at `place` of all that this process reads, whose names are `names`.
+    pub(crate) fn new(settings: Settings, place: usize, names: HostNames, clock: Arc<dyn Clock>) -> Self {
         let mut tracker = HostTracker::new(settings.tracker.clone());
         // Until the daemon has told its name, the URI's is the best there is.
         let host = settings.name.as_deref().or(settings.uri.host()).unwrap_or("localhost");
         tracker.set_host(if settings.host_tag { host } else { "" });
         if let Some(name) = &settings.name {
-            names.claim(name, &settings.uri);
+            names.claim(name, place);
         }
         Self {
+            place,
             names,
             budget: Budget::new(settings.max_abandoned),
             clock,
@@ -233,6 +230,7 @@ impl Host {
             is_listed: false,
             list_at: Instant::now(),
             cycle_end: Instant::now(),
+            aside_call: None,
             from: 0,
             down: None,
             reader: SampleReader::new(),
@@ -253,6 +251,7 @@ impl Host {
         let failures_before = self.totals.failures;
         let mut report = Report::default();
         let connected = self.connect().await;
+        self.take_name();
         let listed = Instant::now();
         let ready = match connected {
             Ok(()) => self.list().await.map_err(|error| self.disconnected(&error)),
@@ -424,9 +423,6 @@ impl Host {
                     tracing::info!(host = session.hostname, freed, "the host was started anew");
                 }
                 self.host_cpu_ns = session.host_cpu_ns;
-                if self.settings.host_tag && self.settings.name.is_none() {
-                    self.tracker.set_host(&self.names.claim(&session.hostname, &self.settings.uri));
-                }
                 tracing::info!(
                     host = session.hostname,
                     peer = session.connection.peer(),
@@ -445,6 +441,28 @@ impl Host {
                 Ok(())
             }
             Err(error) => Err(self.disconnected(&error)),
+        }
+    }
+
+    /// Sets the tag `host`. The name may turn out to be another hypervisor's, which connected later.
+    fn take_name(&mut self) {
+        let Some(session) = &self.session else { return };
+        if !self.settings.host_tag || self.settings.name.is_some() {
+            return;
+        }
+        let name = &session.hostname;
+        if self.names.claim(name, self.place) {
+            self.tracker.set_host(name);
+            return;
+        }
+        let uri = self.settings.uri.to_string();
+        self.tracker.set_host(&uri);
+        if self.told.tell("host name", self.clock.monotonic()).is_some() {
+            tracing::error!(
+                host = name,
+                "{uri} has the same host name as a hypervisor before it: its lines say host={uri:?} until it has a name \
+                 in its [[hypervisor]]"
+            );
         }
     }
 
@@ -497,6 +515,7 @@ impl Host {
             budget: &self.budget,
             tracker: &self.tracker,
             reader: &self.reader,
+            aside_call: self.aside_call.as_ref(),
         };
         let mut tally = Tally::default();
         let read = Round::new(around, begun, self.from).read(&mut self.vms, &mut tally).await;
@@ -521,6 +540,7 @@ impl Host {
             self.list_at = Instant::now();
         }
         self.is_silent = tally.is_silent;
+        self.aside_call = tally.aside_call.or(self.aside_call.take()).filter(|late| !late.is_over());
         for (domain, turn) in tally.turns {
             let domain = &*domain;
             match turn {
@@ -569,7 +589,11 @@ impl Host {
             report.stuck += usize::from(vm.is_stuck());
             vm.whole = false;
             let lacks_monitor = vm.lacks_monitor();
-            let Some(taken) = vm.taken.take() else { continue };
+            let Some(taken) = vm.taken.take() else {
+                // Not read, but there: what is known of it stays.
+                self.tracker.keep(&telemetry::Uuid(vm.domain.uuid));
+                continue;
+            };
             let after = taken.saturating_duration_since(begun);
             let at = Moment {
                 timestamp_ns,
@@ -629,10 +653,14 @@ impl Host {
             vm.forget_facts(at);
         }
         if let Some(told) = events::describe(event) {
+            // An event that a domain has ended carries no id: the last that was known.
+            let last_id =
+                self.vms.iter().find(|vm| vm.domain.uuid == told.domain.uuid).map(|vm| vm.domain.id);
+            let id = Some(told.domain.id).filter(|id| *id > 0).or(last_id).unwrap_or(told.domain.id);
             let event = telemetry::Event {
                 uuid: telemetry::Uuid(told.domain.uuid),
                 name: &told.domain.name,
-                id: telemetry::DomainId(told.domain.id),
+                id: telemetry::DomainId(id),
                 event: told.event,
                 detail: &told.detail,
                 reason: &told.reason,
@@ -648,8 +676,8 @@ impl Host {
             tracing::error!(
                 host = self.label(),
                 abandoned = self.budget.abandoned(),
-                "libvirtd answers nothing, not even what needs no VM: it is stopped or hangs itself, or all its workers \
-                 are taken"
+                "libvirtd answers nothing of some VMs, not even what needs no monitor: one of them is being destroyed, or \
+                 libvirtd is stopped or hangs itself, or all its workers are taken"
             );
         } else if exhausted && !self.exhausted {
             tracing::error!(
@@ -774,11 +802,11 @@ mod tests {
     #[test]
     fn two_hypervisors_of_one_name_write_two_series() {
         let names = HostNames::default();
-        let uri = |text: &str| text.parse::<Uri>().unwrap();
-        let (first, second) = (uri("qemu+ssh://a/system"), uri("qemu+ssh://b/system"));
-        assert_eq!(names.claim("localhost", &first), "localhost");
-        assert_eq!(names.claim("localhost", &second), "qemu+ssh://b/system");
-        assert_eq!(names.claim("localhost", &first), "localhost", "it keeps its name over a reconnect");
-        assert_eq!(names.claim("kvm2", &second), "kvm2");
+        // The second connects first.
+        assert!(names.claim("localhost", 1));
+        assert!(names.claim("localhost", 0));
+        assert!(!names.claim("localhost", 1), "the first in the configuration has it, whoever came first");
+        assert!(names.claim("localhost", 0), "and keeps it over a reconnect");
+        assert!(names.claim("kvm2", 1));
     }
 }

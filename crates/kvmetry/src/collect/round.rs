@@ -1,15 +1,15 @@
 //! One reading of every VM over an open connection: who is asked what, and what is made up for afterwards.
 //!
 //! ```text
-//!  bulk      shards of those asked (bulk) ─┐
-//!            those set aside, domain info ─┴▶ busy ones once more ▸ unanswered ones without their monitor ─┐
-//!               (lane)                                                                                      ├▶ judge
-//!  older     XML where it is not known ───────────────────────────────────▶ call by call (older) ──────────┘
+//!  bulk      shards (bulk) ────────────┐
+//!            unanswered, stuck: apart ─┼▶ busy ones again ▸ unanswered ones without their monitor ─┐
+//!            domain info (lane) ───────┘                                                           ├▶ judge
+//!  older     XML where it is not known ────────────────────▶ call by call (older) ─────────────────┘
 //! ```
 
 use std::sync::Arc;
 
-use libvirt_rpc::{Budget, Connection, Error};
+use libvirt_rpc::{Budget, Connection, Error, Late};
 use telemetry::{CpuSource, Driver, Groups, HostTracker, SampleReader};
 use tokio::time::Instant;
 
@@ -27,6 +27,8 @@ pub(super) struct Around<'a> {
     pub(super) budget: &'a Budget,
     pub(super) tracker: &'a HostTracker,
     pub(super) reader: &'a SampleReader,
+    /// An earlier cycle's call over the VMs that are stuck, if it was given up.
+    pub(super) aside_call: Option<&'a Late>,
 }
 
 /// What one cycle asks, and how.
@@ -39,7 +41,8 @@ pub(super) struct Round<'a> {
     job_free: bulk::Plan<'a>,
     /// What the older calls must give of every VM.
     older: Groups,
-    /// VMs set aside are not waited for longer than a shard: one that is being destroyed answers nothing at all.
+    /// VMs that are asked apart are not waited for longer than a shard's first try: one that is being destroyed answers
+    /// nothing at all.
     aside_until: Instant,
     /// Where the reading begins: with the VMs that the last cycle did not reach.
     from: usize,
@@ -63,6 +66,8 @@ pub(super) struct Tally {
     pub(super) reached: usize,
     /// The daemon did not answer even what needs no monitor.
     pub(super) is_silent: bool,
+    /// The call over the VMs that are stuck, if it was given up.
+    pub(super) aside_call: Option<Late>,
     /// VMs whose health has changed.
     pub(super) turns: Vec<(Arc<str>, Turn)>,
 }
@@ -132,35 +137,56 @@ impl<'a> Round<'a> {
     async fn read_in_bulk(&self, vms: &mut [Vm], tally: &mut Tally) -> Result<(), Error> {
         let now = Instant::now();
         let exhausted = self.around.budget.is_exhausted();
+        // While one call over the stuck ones is unanswered there is no other.
+        let aside_allowed = !exhausted && self.around.aside_call.is_none_or(Late::is_over);
         let mut lane = Lane::default();
         let mut asked = Vec::new();
-        let mut aside = Vec::new();
+        let mut doubtful = Vec::new();
+        let mut stuck = Vec::new();
+        let mut job_free = Vec::new();
         for (at, vm) in vms.iter_mut().enumerate() {
-            let set_aside = vm.is_set_aside() || exhausted;
-            if set_aside || vm.wants_vcpus(now) || self.by_info(vm) {
+            let was = std::mem::replace(&mut vm.asked, Asked::NotReached);
+            let apart = exhausted || vm.is_stuck();
+            if apart || vm.wants_vcpus(now) || self.by_info(vm) {
                 lane.want(at, &vm.domain);
             }
-            vm.asked = if set_aside { Asked::No } else { Asked::NotReached };
-            if set_aside { aside.push(vm) } else { asked.push((at, vm)) }
+            if exhausted || vm.is_stuck() && !aside_allowed {
+                vm.asked = Asked::No;
+                job_free.push(vm);
+            } else if vm.is_stuck() {
+                stuck.push(vm);
+            } else if was == Asked::Unanswered {
+                doubtful.push(vm);
+            } else {
+                asked.push((at, vm));
+            }
         }
         let from = asked.iter().position(|(at, _)| *at >= self.from).unwrap_or(0);
         asked.rotate_left(from);
         let mut asked: Vec<&mut Vm> = asked.into_iter().map(|(_, vm)| vm).collect();
         // Side by side: the shards, which wait for monitors, and what needs none, one call at a time.
         let failures = &mut tally.failures;
-        let (outcome, laned) = tokio::join!(bulk::read(self.connection, &mut asked, &self.plan), async {
-            lane.ask(self.connection, &mut aside, &self.job_free, self.aside_until, failures).await?;
-            lane.run(self.connection, self.job_free.end).await
-        });
+        let (connection, plan, until) = (self.connection, &self.plan, self.aside_until);
+        let (outcome, of_doubtful, of_stuck, laned) = tokio::join!(
+            bulk::read(connection, &mut asked, plan),
+            bulk::ask_once(connection, &mut doubtful, plan, until),
+            bulk::ask_once(connection, &mut stuck, plan, until),
+            async {
+                lane.ask(connection, &mut job_free, &self.job_free, until, failures).await?;
+                lane.run(connection, self.job_free.end).await
+            }
+        );
         tally.reached = asked.iter().filter(|vm| vm.asked != Asked::NotReached).count();
         tally.not_reached = asked.len() - tally.reached;
-        drop((asked, aside));
+        tally.aside_call = of_stuck.late.clone();
+        drop((asked, doubtful, stuck, job_free));
+        let outcome = outcome.merge(of_doubtful).merge(of_stuck);
         tally.failed_calls += outcome.failures;
         tally.bulk_error = outcome.error;
         if let Some(error) = laned.err().or(outcome.lost) {
             return Err(error);
         }
-        tally.failed_calls += bulk::ask_again(self.connection, vms, &self.plan).await?;
+        tally.failed_calls += bulk::ask_again(connection, vms, plan, until).await?;
         self.fall_back(vms, &mut lane, tally).await?;
         tally.is_silent = lane.is_blocked();
         lane.hand_out(vms, &|vm| self.by_info(vm), tally)

@@ -1,11 +1,11 @@
 //! What is kept of a live VM between cycles: its last reading's buffer, slow facts, and its health.
 //!
 //! ```text
-//!             a call over it and others is given up          busy in 2 cycles, and that call is
-//!                  │                                          still unanswered
-//!  answering ──────┴─▶ asked again, with NOWAIT: ──▶ busy ─────────────────────▶ stuck: job-free facts only
+//!             a call over it and others is given up          busy in 2 cycles
+//!                  │
+//!  answering ──────┴─▶ asked again, with NOWAIT: ──▶ busy ─────────────────────▶ stuck: asked apart from the others
 //!      ▲                │ whole: it was not this one  (its job is held)                  │
-//!      └────────────────┴─────────────────── the given-up call returns ◀─────────────────┘
+//!      └────────────────┴──────────────────────────── it answers whole ◀─────────────────┘
 //! ```
 
 use std::time::Duration;
@@ -127,13 +127,6 @@ impl Vm {
     /// Its monitor has given nothing for [`STUCK_AFTER`] cycles.
     pub(crate) fn is_stuck(&self) -> bool {
         self.busy_cycles >= STUCK_AFTER
-    }
-
-    /// Stuck, and a sentinel will tell when it is back: asking again would only hold another of the daemon's
-    /// workers. A VM that somebody else's call holds is asked on: with NOWAIT it costs nothing, and nothing
-    /// else would tell.
-    pub(crate) fn is_set_aside(&mut self) -> bool {
-        self.is_held() && self.is_stuck()
     }
 
     /// Its slow facts are to be read anew: something about it changed.

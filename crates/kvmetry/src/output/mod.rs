@@ -280,14 +280,22 @@ impl Worker {
     async fn run(mut self) {
         let preferred = self.sink.preferred_bytes();
         let mut most = preferred;
-        while let Some(batches) = self.queue.next(most).await {
+        // What the server was seen to take at once.
+        let mut most_ever = usize::MAX;
+        while let Some(batches) = self.queue.next(most, most_ever).await {
             let pause = match self.sink.deliver(&batches).await {
                 Verdict::Delivered { refused_lines, why } => {
                     self.delivered(batches.len(), refused_lines, &why);
-                    most = preferred;
+                    most = preferred.min(most_ever);
                     continue;
                 }
-                Verdict::TooLarge { .. } if batches.len() == 1 && self.queue.split_first() => continue,
+                Verdict::TooLarge { .. } if batches.iter().any(|it| it.line_count > 1) => {
+                    // What is sent from now on is at most half as large.
+                    self.queue.release();
+                    most_ever = bytes(&batches) / 2;
+                    most = most_ever;
+                    continue;
+                }
                 Verdict::Refused { .. } | Verdict::TooLarge { .. } if batches.len() > 1 => {
                     // One of them may be to blame: find it, and keep the others.
                     self.queue.release();
@@ -296,7 +304,7 @@ impl Worker {
                 }
                 Verdict::Refused { why } | Verdict::TooLarge { why } => {
                     self.delivered(1, u64::from(batches[0].line_count), &why);
-                    most = preferred;
+                    most = preferred.min(most_ever);
                     continue;
                 }
                 Verdict::Retry { why, after } => {
@@ -456,11 +464,15 @@ impl Queue {
 
     /// The batches to deliver next: the oldest, and the ones after it up to `most` bytes in all. They stay in
     /// the queue, and are not dropped, until [`Queue::settle`], [`Queue::fail`] or [`Queue::release`].
+    /// A batch of more than `most_ever` bytes is halved until it fits or is a single line.
     /// `None`: the queue closes and is empty.
-    async fn next(&self, most: usize) -> Option<Vec<Batch>> {
+    async fn next(&self, most: usize, most_ever: usize) -> Option<Vec<Batch>> {
         loop {
             {
                 let mut state = self.state();
+                while state.batches.front().is_some_and(|first| first.lines.len() > most_ever)
+                    && state.split_first()
+                {}
                 if !state.batches.is_empty() {
                     let mut size = 0;
                     let fits = |batch: &&Batch| {
@@ -503,27 +515,6 @@ impl Queue {
         state.in_flight = 0;
         state.stats.failures += 1;
         state.stats.trouble = Some(why.to_owned());
-    }
-
-    /// Makes two batches of the first one, each with half of its lines. False if it has one line only.
-    fn split_first(&self) -> bool {
-        let mut state = self.state();
-        state.in_flight = 0;
-        let Some(first) = state.batches.front_mut() else { return false };
-        let line_ends =
-            || first.lines.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
-        let half = line_ends().count() / 2;
-        let Some(at) = half.checked_sub(1).and_then(|nth| line_ends().nth(nth)) else { return false };
-        let (head, tail) = first.lines.split_at(at);
-        let rest = Batch {
-            lines: Arc::new(tail.to_vec()),
-            line_count: first.line_count - half as u32,
-            ..first.clone()
-        };
-        (first.lines, first.line_count) = (Arc::new(head.to_vec()), half as u32);
-        state.batches.insert(1, rest);
-        state.stats.queued_batches += 1;
-        true
     }
 
     /// The delivery is off.
@@ -588,6 +579,25 @@ impl Queue {
 }
 
 impl State {
+    /// Makes two batches of the first one, each with half of its lines. False if it has one line only.
+    fn split_first(&mut self) -> bool {
+        let Some(first) = self.batches.front_mut() else { return false };
+        let line_ends =
+            || first.lines.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
+        let half = line_ends().count() / 2;
+        let Some(at) = half.checked_sub(1).and_then(|nth| line_ends().nth(nth)) else { return false };
+        let (head, tail) = first.lines.split_at(at);
+        let rest = Batch {
+            lines: Arc::new(tail.to_vec()),
+            line_count: first.line_count - half as u32,
+            ..first.clone()
+        };
+        (first.lines, first.line_count) = (Arc::new(head.to_vec()), half as u32);
+        self.batches.insert(1, rest);
+        self.stats.queued_batches += 1;
+        true
+    }
+
     fn drop_batch(&mut self, index: usize) -> bool {
         let Some(batch) = self.batches.remove(index) else { return false };
         let lines = u64::from(batch.line_count);

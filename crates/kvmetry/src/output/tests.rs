@@ -517,12 +517,14 @@ async fn a_batch_that_is_too_large_is_sent_in_pieces_and_only_a_line_that_is_too
         (0..10).map(|n| if n == 4 { long.clone() } else { format!("a v={n}i {n}\n") }).collect();
     outputs.send(&Batch { lines: Arc::new(lines.concat().into_bytes()), line_count: 10, ..batch(1) });
     let mut stored = String::new();
+    let mut sent = std::collections::HashSet::new();
     while outputs.stats()[0].queued_batches > 0 {
         let request = tokio::select! {
             request = requests.recv() => request.unwrap(),
             // The last answer may be on its way.
             () = tokio::task::yield_now() => continue,
         };
+        assert!(sent.insert(request.body.clone()), "the same lines were sent twice: {:?}", request.body);
         let reply = if request.body.len() > 40 {
             answer("413 Payload Too Large", "", "max request size (40 bytes) exceeded")
         } else {
@@ -533,8 +535,14 @@ async fn a_batch_that_is_too_large_is_sent_in_pieces_and_only_a_line_that_is_too
     }
     let expect: String = lines.iter().filter(|line| **line != long).map(String::as_str).collect();
     assert_eq!(stored, expect, "in order, each once");
+    // The limit was learnt: the next batch is sent in pieces at once.
+    let lines: String = (0..10).map(|n| format!("b v={n}i {n}\n")).collect();
+    outputs.send(&Batch { lines: Arc::new(lines.into_bytes()), line_count: 10, ..batch(2) });
+    let request = requests.recv().await.unwrap();
+    assert!(request.body.len() <= 40, "{:?}", request.body);
+    drop(request);
     let stats = outputs.shutdown(Duration::from_secs(60)).await;
-    assert_eq!((stats[0].delivered_lines, stats[0].refused_lines, stats[0].dropped_lines), (9, 1, 0));
+    assert_eq!((stats[0].delivered_lines, stats[0].refused_lines, stats[0].dropped_lines), (9, 1, 10));
 }
 
 #[tokio::test]

@@ -92,10 +92,10 @@ fn once_prints_one_cycle_and_check_names_the_balloon_without_a_period() {
     let named =
         check.stdout.lines().find(|it| it.contains("balloon period not set")).expect("a note on the balloon");
     assert!(named.contains(&vm.name), "{named}");
-    let typed = named.split_once("type: ").and_then(|(_, rest)| rest.split_once(" (and"));
+    let typed = named.split_once("type, for each: ").and_then(|(_, rest)| rest.split_once(" (and"));
     let (typed, _) = typed.unwrap_or_else(|| panic!("nothing to type: {named}"));
     assert!(check.stdout.contains("1 live VMs read whole"), "{}", check.stdout);
-    sudo(&["sh", "-c", &typed.replace("NAME", "'once, the \"VM\"'")]);
+    sudo(&["sh", "-c", typed]);
     let check = good(finish(&["check", "--uri", &uri], PATIENCE));
     assert!(check.stdout.contains("all balloons have a statistics period"), "{}", check.stdout);
     assert!(!check.stdout.contains("not set"), "{}", check.stdout);

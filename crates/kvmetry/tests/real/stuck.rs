@@ -164,8 +164,83 @@ fn one_of_two_stopped_vms_comes_back_and_is_read_while_the_other_still_hangs() {
     kvmetry.stop("TERM");
 }
 
+#[test]
+fn a_vm_that_goes_on_is_read_though_the_call_over_it_now_hangs_over_another() {
+    let daemon = Daemon::running(DaemonOptions::default()).unwrap();
+    let lab = lab_on(&daemon, "relay");
+    let vms = ["relay-a", "relay-b", "relay-c"].map(|name| lab.vm(name).unwrap());
+    start_vms(&lab, &vms);
+    let [first, second, healthy] = &vms;
+    let mut kvmetry = run(&daemon, "2s");
+    kvmetry.wait_for("all VMs", SOON, |seen| seen.last().filter(|it| all_whole(it, &vms)));
+    lab.signal(first, "STOP").unwrap();
+    kvmetry.wait_for("a stuck VM", SOON, |seen| seen.last().filter(|it| own(it, "stuck_vms") == 1));
+    // The call that waits for the first goes on through its list to the second.
+    lab.signal(second, "STOP").unwrap();
+    lab.signal(first, "CONT").unwrap();
+    let cycles = kvmetry.next_cycles(4);
+    for (number, cycle) in cycles.iter().enumerate() {
+        assert!(number == 0 || collect_ok(cycle, first) == Some(1), "two cycles after SIGCONT: {cycle:?}");
+        assert_eq!([collect_ok(cycle, second), collect_ok(cycle, healthy)], [Some(0), Some(1)], "{cycle:?}");
+    }
+    lab.signal(second, "CONT").unwrap();
+    let last = kvmetry.next_cycles(2).remove(1);
+    assert!(all_whole(&last, &vms), "two cycles after SIGCONT: {last:?}");
+    kvmetry.stop("TERM");
+}
+
+/// While libvirtd destroys a VM whose QEMU hangs, 10 s and more, nothing that touches it is answered.
+#[test]
+fn destroying_a_hung_vm_that_another_client_holds_costs_the_others_nothing() {
+    let daemon = Daemon::running(DaemonOptions::default()).unwrap();
+    let lab = lab_on(&daemon, "doomed");
+    let vms = ["doomed-a", "doomed-b", "doomed-c"].map(|name| lab.vm(name).unwrap());
+    start_vms(&lab, &vms);
+    let [doomed, others @ ..] = &vms;
+    lab.signal(doomed, "STOP").unwrap();
+    let _holder = hold(&daemon, doomed);
+    let mut kvmetry = run(&daemon, "2s");
+    kvmetry.wait_for("a busy VM", SOON, |seen| seen.last().filter(|it| own(it, "stuck_vms") == 1));
+    let from = now_ns();
+    let destroying = Instant::now();
+    lab.destroy(doomed).unwrap();
+    assert!(destroying.elapsed() > Duration::from_secs(4), "too short to tell: {:?}", destroying.elapsed());
+    kvmetry.next_cycles(2);
+    let seen = kvmetry.stop("TERM");
+    for cycle in seen.cycles_after(from) {
+        assert!(all_whole(&cycle, others), "{cycle:?}");
+        assert!(own(&cycle, "cycle_ns") < 2_000_000_000, "{:?}", cycle.collector);
+        // Rule 7: once it is shut off it has no line.
+        let state = cycle.totals(doomed).and_then(|totals| totals.int("state"));
+        assert_ne!(state, Some(5), "{cycle:?}");
+    }
+    let stopped: Vec<_> = seen.events(doomed).filter(|it| it.tag("event") == "stopped").collect();
+    assert!(matches!(&stopped[..], [one] if !one.tag("VMID").is_empty()), "{stopped:?}");
+}
+
 /// Another client's process, killed when it is dropped.
 struct Other(Child);
+
+/// Lets another client hold the job of a stopped VM.
+fn hold(daemon: &Daemon, vm: &LabVm) -> Other {
+    let virsh = Command::new("virsh")
+        .args(["-c", &daemon.uri(), "domstats", &vm.uuid])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map(Other)
+        .unwrap();
+    // The job is held once nobody gets any more what needs it. Should this look be the first to reach the monitor, it
+    // holds the job itself, and is another client too.
+    let look = ["2", "virsh", "-c", &daemon.uri(), "domstats", "--balloon", "--nowait", &vm.uuid];
+    let begun = Instant::now();
+    while String::from_utf8_lossy(&Command::new("timeout").args(look).output().unwrap().stdout)
+        .contains("balloon.rss")
+    {
+        assert!(begun.elapsed() < SOON, "no call hangs on a stopped VM");
+    }
+    virsh
+}
 
 impl Drop for Other {
     fn drop(&mut self) {
@@ -182,23 +257,7 @@ fn a_vm_held_by_another_client_is_asked_on() {
     start_vms(&lab, &vms);
     let [held, other] = &vms;
     lab.signal(held, "STOP").unwrap();
-    let virsh = Command::new("virsh")
-        .args(["-c", &daemon.uri(), "domstats", &held.uuid])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .map(Other)
-        .unwrap();
-    // The job is held once nobody gets any more what needs it. Should this look be the first to reach the monitor, it
-    // holds the job itself, and is another client too.
-    let look = ["2", "virsh", "-c", &daemon.uri(), "domstats", "--balloon", "--nowait", &held.uuid];
-    let begun = Instant::now();
-    while String::from_utf8_lossy(&Command::new("timeout").args(look).output().unwrap().stdout)
-        .contains("balloon.rss")
-    {
-        assert!(begun.elapsed() < SOON, "no call hangs on a stopped VM");
-    }
-
+    let virsh = hold(&daemon, held);
     let mut kvmetry = run(&daemon, "1s");
     let cycles = kvmetry.wait_for("cycles with a held VM", SOON, |seen| {
         let cycles = seen.cycles();
