@@ -11,7 +11,7 @@
 //!  │                 │ holds that VM's job
 //!  │                 ├─ shard 2 again ─▶ answers at once, without the stuck VM's monitor keys
 //!  │                 │                   (or meets a second stuck VM, or one that is being destroyed, which answers
-//!  │                 │                   nothing at all; then once more, in two halves)
+//!  │                 │                   nothing at all; then all are asked one by one)
 //! ```
 //!
 //! VMs that were not answered for, and those that are stuck, are asked in calls of their own, once a cycle: whatever
@@ -56,6 +56,13 @@ pub(crate) struct Plan<'a> {
     pub(crate) end: Instant,
 }
 
+impl Plan<'_> {
+    /// When the first try of a shard that begins now is given up.
+    fn first_deadline(&self) -> Instant {
+        (Instant::now() + self.patience).min(self.end)
+    }
+}
+
 /// What became of the shards.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
@@ -88,20 +95,31 @@ impl Outcome {
     }
 }
 
-/// Reads all of `vms`, in order, up to [`MONITOR_CALLS`] shards at a time. Those with an answer have `taken` set.
-pub(crate) async fn read(connection: &Connection, vms: &mut [&mut Vm], plan: &Plan<'_>) -> Outcome {
-    let size = shard_size(vms.len());
-    let shards = Mutex::new(vms.chunks_mut(size));
+/// Reads all of `vms` and then the `doubtful` ones, in order, up to [`MONITOR_CALLS`] shards at a time. Those with an
+/// answer have `taken` set. A shard of doubtful VMs has one try.
+pub(crate) async fn read<'v>(
+    connection: &Connection,
+    vms: &mut [&'v mut Vm],
+    doubtful: &mut [&'v mut Vm],
+    plan: &Plan<'_>,
+) -> Outcome {
+    let (size, size_of_doubtful) = (shard_size(vms.len()), shard_size(doubtful.len()));
+    let usual = vms.chunks_mut(size).map(|shard| (shard, false));
+    let shards = Mutex::new(usual.chain(doubtful.chunks_mut(size_of_doubtful).map(|shard| (shard, true))));
     let next = || shards.lock().unwrap_or_else(PoisonError::into_inner).next();
     let worker = async || {
         let mut outcome = Outcome::default();
-        while let Some(vms) = next() {
+        while let Some((vms, is_doubtful)) = next() {
             // What is begun too late would be given up at once, and hold a worker of the daemon's for nothing.
-            if outcome.lost.is_some() || Instant::now() + plan.patience / 4 > plan.end {
+            let of_shard = if outcome.lost.is_some() || Instant::now() + plan.patience / 4 > plan.end {
                 vms.iter_mut().for_each(|vm| vm.asked = Asked::NotReached);
+                Outcome::default()
+            } else if is_doubtful {
+                ask_once(connection, vms, plan, plan.first_deadline()).await
             } else {
-                outcome = outcome.merge(read_shard(connection, vms, plan).await);
-            }
+                read_shard(connection, vms, plan).await
+            };
+            outcome = outcome.merge(of_shard);
         }
         outcome
     };
@@ -118,7 +136,7 @@ fn shard_size(vms: usize) -> usize {
 
 async fn read_shard(connection: &Connection, vms: &mut [&mut Vm], plan: &Plan<'_>) -> Outcome {
     let mut outcome = Outcome::default();
-    let first = (Instant::now() + plan.patience).min(plan.end);
+    let first = plan.first_deadline();
     let mut given_up = Vec::new();
     for deadline in [first, first + (plan.end - first) / 2] {
         match ask(connection, vms, plan, deadline).await {
@@ -126,34 +144,21 @@ async fn read_shard(connection: &Connection, vms: &mut [&mut Vm], plan: &Plan<'_
                 blame(vms, &given_up);
                 return outcome;
             }
-            Err(error) if late(&error).is_some() => {
-                given_up.extend(late(&error).cloned());
-                outcome.failed(error);
-            }
-            // One domain can make the daemon refuse the whole call: then each is asked by itself.
-            Err(error @ Error::Remote { .. }) if vms.len() > 1 => {
-                outcome.failed(error);
-                for vm in vms.iter_mut() {
-                    if let Err(error) = ask(connection, std::slice::from_mut(vm), plan, deadline).await {
-                        note_late(vm, &error);
-                        vm.asked = Asked::Unanswered;
-                        outcome.failed(error);
-                    }
-                }
-                return outcome;
-            }
             Err(error) => {
+                let late = late(&error).cloned();
                 outcome.failed(error);
-                break;
+                let Some(late) = late else { break };
+                given_up.push(late);
             }
         }
     }
-    // One half may be free of what holds up the whole.
-    let half = vms.len() / 2;
-    let (front, back) = vms.split_at_mut(half);
-    let (front, back) =
-        tokio::join!(ask_once(connection, front, plan, plan.end), ask_once(connection, back, plan, plan.end));
-    outcome.merge(front).merge(back)
+    if outcome.lost.is_some() {
+        return outcome;
+    }
+    // One of them makes the daemon refuse the call for all, or holds it up although it is to be skipped: it is being
+    // destroyed. Asked one by one, as places are free, the others answer.
+    let one_by_one = vms.iter_mut().map(|vm| ask_once(connection, std::slice::from_mut(vm), plan, plan.end));
+    join_all(one_by_one).await.into_iter().fold(outcome, Outcome::merge)
 }
 
 /// Asks for `vms` with one try, in one call. The unanswered are told by [`Asked::Unanswered`].

@@ -72,6 +72,19 @@ pub(super) struct Tally {
     pub(super) turns: Vec<(Arc<str>, Turn)>,
 }
 
+/// The VMs of a cycle by how they are asked.
+#[derive(Default)]
+struct Ways<'v> {
+    /// In shards.
+    usual: Vec<&'v mut Vm>,
+    /// In shards of their own, since their last one was not answered: one of them may be to blame.
+    doubtful: Vec<&'v mut Vm>,
+    /// In one call of their own.
+    stuck: Vec<&'v mut Vm>,
+    /// Only for what needs no monitor.
+    job_free: Vec<&'v mut Vm>,
+}
+
 impl<'a> Round<'a> {
     /// A round that began at `begun`, with the VM at position `from`.
     pub(super) fn new(around: Around<'a>, begun: Instant, from: usize) -> Self {
@@ -135,52 +148,23 @@ impl<'a> Round<'a> {
     }
 
     async fn read_in_bulk(&self, vms: &mut [Vm], tally: &mut Tally) -> Result<(), Error> {
-        let now = Instant::now();
-        let exhausted = self.around.budget.is_exhausted();
-        // While one call over the stuck ones is unanswered there is no other.
-        let aside_allowed = !exhausted && self.around.aside_call.is_none_or(Late::is_over);
         let mut lane = Lane::default();
-        let mut asked = Vec::new();
-        let mut doubtful = Vec::new();
-        let mut stuck = Vec::new();
-        let mut job_free = Vec::new();
-        for (at, vm) in vms.iter_mut().enumerate() {
-            let was = std::mem::replace(&mut vm.asked, Asked::NotReached);
-            let apart = exhausted || vm.is_stuck();
-            if apart || vm.wants_vcpus(now) || self.by_info(vm) {
-                lane.want(at, &vm.domain);
-            }
-            if exhausted || vm.is_stuck() && !aside_allowed {
-                vm.asked = Asked::No;
-                job_free.push(vm);
-            } else if vm.is_stuck() {
-                stuck.push(vm);
-            } else if was == Asked::Unanswered {
-                doubtful.push(vm);
-            } else {
-                asked.push((at, vm));
-            }
-        }
-        let from = asked.iter().position(|(at, _)| *at >= self.from).unwrap_or(0);
-        asked.rotate_left(from);
-        let mut asked: Vec<&mut Vm> = asked.into_iter().map(|(_, vm)| vm).collect();
-        // Side by side: the shards, which wait for monitors, and what needs none, one call at a time.
+        let mut ways = self.sort(vms, &mut lane);
         let failures = &mut tally.failures;
         let (connection, plan, until) = (self.connection, &self.plan, self.aside_until);
-        let (outcome, of_doubtful, of_stuck, laned) = tokio::join!(
-            bulk::read(connection, &mut asked, plan),
-            bulk::ask_once(connection, &mut doubtful, plan, until),
-            bulk::ask_once(connection, &mut stuck, plan, until),
+        // Side by side: what waits for monitors, and what needs none, one call at a time.
+        let (outcome, of_stuck, laned) = tokio::join!(
+            bulk::read(connection, &mut ways.usual, &mut ways.doubtful, plan),
+            bulk::ask_once(connection, &mut ways.stuck, plan, until),
             async {
-                lane.ask(connection, &mut job_free, &self.job_free, until, failures).await?;
+                lane.ask(connection, &mut ways.job_free, &self.job_free, until, failures).await?;
                 lane.run(connection, self.job_free.end).await
             }
         );
-        tally.reached = asked.iter().filter(|vm| vm.asked != Asked::NotReached).count();
-        tally.not_reached = asked.len() - tally.reached;
+        tally.reached = ways.usual.iter().filter(|vm| vm.asked != Asked::NotReached).count();
+        tally.not_reached = ways.usual.len() - tally.reached;
         tally.aside_call = of_stuck.late.clone();
-        drop((asked, doubtful, stuck, job_free));
-        let outcome = outcome.merge(of_doubtful).merge(of_stuck);
+        let outcome = outcome.merge(of_stuck);
         tally.failed_calls += outcome.failures;
         tally.bulk_error = outcome.error;
         if let Some(error) = laned.err().or(outcome.lost) {
@@ -190,6 +174,37 @@ impl<'a> Round<'a> {
         self.fall_back(vms, &mut lane, tally).await?;
         tally.is_silent = lane.is_blocked();
         lane.hand_out(vms, &|vm| self.by_info(vm), tally)
+    }
+
+    /// Sorts the VMs by how they are asked, and puts those into the lane whose domain info is wanted.
+    fn sort<'v>(&self, vms: &'v mut [Vm], lane: &mut Lane) -> Ways<'v> {
+        let now = Instant::now();
+        let exhausted = self.around.budget.is_exhausted();
+        // While one call over the stuck ones is unanswered there is no other.
+        let stuck_are_asked = self.around.aside_call.is_none_or(Late::is_over);
+        let mut ways = Ways::default();
+        let mut first = None;
+        for (at, vm) in vms.iter_mut().enumerate() {
+            let was = std::mem::replace(&mut vm.asked, Asked::NotReached);
+            if exhausted || vm.is_stuck() || vm.wants_vcpus(now) || self.by_info(vm) {
+                lane.want(at, &vm.domain);
+            }
+            if exhausted || vm.is_stuck() && !stuck_are_asked {
+                vm.asked = Asked::No;
+                ways.job_free.push(vm);
+            } else if vm.is_stuck() {
+                ways.stuck.push(vm);
+            } else if was == Asked::Unanswered {
+                ways.doubtful.push(vm);
+            } else {
+                if at >= self.from {
+                    first.get_or_insert(ways.usual.len());
+                }
+                ways.usual.push(vm);
+            }
+        }
+        ways.usual.rotate_left(first.unwrap_or(0));
+        ways
     }
 
     /// Reads what can be had without a monitor of the VMs that no shard answered for.
