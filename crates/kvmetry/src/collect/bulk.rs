@@ -36,8 +36,8 @@ const SMALLEST_SHARD: usize = 10;
 /// VMs in a shard, at most: a third of a second of a slow daemon's time.
 const LARGEST_SHARD: usize = 32;
 
-/// VMs that are busy only because somebody else's call holds their job are asked again after these pauses, as long as a
-/// shard would be waited for: another collector's call takes up to a second.
+/// VMs that are busy, most likely because somebody else's call holds their job, are asked again after these pauses:
+/// another collector's call takes up to a second.
 const ASK_AGAIN_AFTER: [Duration; 3] =
     [Duration::from_millis(200), Duration::from_millis(400), Duration::from_millis(800)];
 
@@ -226,21 +226,22 @@ pub(crate) async fn ask(
     Ok(())
 }
 
-/// Asks again for the VMs that were busy though no call of ours holds them: another client had their job for the
-/// moment. Until `until` at most. Returns how many calls failed.
+/// Asks again for the VMs that were busy: another client had their job for the moment, or a given-up call of ours that
+/// was just going on through its list. Those that a call of ours still holds after the first pause are let be. Returns
+/// how many calls failed.
 pub(crate) async fn ask_again(
     connection: &Connection,
     vms: &mut [Vm],
     plan: &Plan<'_>,
-    until: Instant,
 ) -> Result<u64, Error> {
-    for pause in ASK_AGAIN_AFTER {
+    for (nth, pause) in ASK_AGAIN_AFTER.into_iter().enumerate() {
         // One that is stuck is asked in every cycle anyway, and its holder hardly ends within this one.
         let is_busy =
             |vm: &Vm| vm.asked == Asked::Answered && vm.sample.busy && vm.taken.is_some() && !vm.is_stuck();
         let busy = vms.iter_mut().filter(|vm| is_busy(vm));
-        let mut busy: Vec<&mut Vm> = busy.filter_map(|vm| (!vm.is_held()).then_some(vm)).collect();
-        if busy.is_empty() || Instant::now() + pause >= until {
+        let mut busy: Vec<&mut Vm> =
+            busy.filter_map(|vm| (nth == 0 || !vm.is_held()).then_some(vm)).collect();
+        if busy.is_empty() || Instant::now() + pause >= plan.end {
             return Ok(0);
         }
         tokio::time::sleep(pause).await;

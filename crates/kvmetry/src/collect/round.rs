@@ -170,7 +170,7 @@ impl<'a> Round<'a> {
         if let Some(error) = laned.err().or(outcome.lost) {
             return Err(error);
         }
-        tally.failed_calls += bulk::ask_again(connection, vms, plan, until).await?;
+        tally.failed_calls += bulk::ask_again(connection, vms, plan).await?;
         self.fall_back(vms, &mut lane, tally).await?;
         tally.is_silent = lane.is_blocked();
         lane.hand_out(vms, &|vm| self.by_info(vm), tally)
