@@ -278,13 +278,12 @@ impl StatsVisitor for Records<'_, '_> {
             self.at = at + 1;
             self.seen += 1;
             let vm = &mut self.vms[at];
-            let now = Instant::now();
             // Restarted between the list and the reading.
             if vm.domain.id != domain.id {
-                vm.restarted(domain.id, now);
+                vm.restarted(domain.id);
             }
             vm.begin(self.plan.wanted);
-            vm.taken = Some(now);
+            vm.taken = Some(Instant::now());
         }
     }
 

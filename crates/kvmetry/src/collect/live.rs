@@ -3,12 +3,11 @@
 use std::collections::HashMap;
 
 use libvirt_rpc::Domain;
-use tokio::time::Instant;
 
 use super::vm::Vm;
 
 /// Brings the VMs in step with a lifecycle event (`virDomainEventType`).
-pub(super) fn follow(vms: &mut Vec<Vm>, domain: &Domain, event: i32, at: Instant) {
+pub(super) fn follow(vms: &mut Vec<Vm>, domain: &Domain, event: i32) {
     const STARTED: i32 = 2;
     const STOPPED: i32 = 5;
     let is_live = domain.id > 0 && event != STOPPED;
@@ -18,8 +17,7 @@ pub(super) fn follow(vms: &mut Vec<Vm>, domain: &Domain, event: i32, at: Instant
             vm.ended &= event != STARTED;
             if vm.domain.id != domain.id {
                 // Another life than the one that was listed: what was read in this cycle may be of either.
-                vm.restarted(domain.id, at);
-                vm.taken = None;
+                vm.restarted(domain.id);
             }
         }
         None if is_live => vms.push(Vm::new(domain.clone())),
@@ -50,6 +48,8 @@ pub(super) fn relist(vms: &mut Vec<Vm>, listed: Vec<Domain>) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
 
     fn domain(uuid: u8, id: i32) -> Domain {
@@ -66,7 +66,7 @@ mod tests {
         let [defined, started, suspended, stopped] = [0, 2, 3, 5];
         let mut vms = Vec::new();
         let mut check = |domain: Domain, event: i32, expect: &[(u8, i32, bool)]| {
-            follow(&mut vms, &domain, event, Instant::now());
+            follow(&mut vms, &domain, event);
             assert_eq!(state(&vms), expect, "event {event} of {domain:?}");
         };
         check(domain(1, -1), defined, &[]);
@@ -82,9 +82,9 @@ mod tests {
     fn a_vm_that_restarts_in_a_cycle_is_not_read_in_it() {
         let mut vms = vec![Vm::new(domain(1, 7)), Vm::new(domain(2, 8))];
         vms.iter_mut().for_each(|vm| vm.taken = Some(Instant::now()));
-        follow(&mut vms, &domain(1, 9), 2, Instant::now());
+        follow(&mut vms, &domain(1, 9), 2);
         // Its record was of the new life already.
-        follow(&mut vms, &domain(2, 8), 2, Instant::now());
+        follow(&mut vms, &domain(2, 8), 2);
         assert_eq!(vms.iter().map(|vm| vm.taken.is_some()).collect::<Vec<_>>(), [false, true]);
     }
 

@@ -5,8 +5,8 @@
 //!  Host ─────┼─ vms: one per live domain (vm)
 //!            └─ tracker: telemetry's memory, writes the lines
 //!
-//!  cycle: list if an event says so ▸ read all (round) ▸ encode
-//!  then:  look up what the next cycles want to know (XML), when the lines are on their way
+//!  cycle: connect and list if need be ▸ read all (round) ▸ encode
+//!  then:  look up what is slow to tell (list, XML), when the lines are on their way
 //! ```
 //!
 //! Whatever hangs, a cycle waits for monitors up to 80 % of the interval and is over at 90 %; only the older calls, which
@@ -639,7 +639,7 @@ impl Host {
         let received_ns = self.clock.wall_ns().saturating_sub(at.elapsed().as_nanos() as i64);
         let changed = match event {
             Event::Lifecycle { domain, event, .. } => {
-                follow(&mut self.vms, domain, *event, at);
+                follow(&mut self.vms, domain, *event);
                 Some(domain.uuid)
             }
             Event::DeviceAdded { domain, .. } | Event::DeviceRemoved { domain, .. } => Some(domain.uuid),

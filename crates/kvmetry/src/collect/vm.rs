@@ -100,12 +100,8 @@ impl Vm {
     }
 
     /// The domain has another id than it had: another life, of which nothing is known yet.
-    pub(crate) fn restarted(&mut self, id: i32, now: Instant) {
-        self.domain.id = id;
-        self.busy_cycles = 0;
-        self.held_by.clear();
-        self.vcpus = None;
-        self.forget_facts(now);
+    pub(crate) fn restarted(&mut self, id: i32) {
+        *self = Self::new(Domain { id, ..self.domain.clone() });
     }
 
     /// Notes a call over it (and others) that was given up, if the daemon is still at it.
@@ -160,7 +156,7 @@ impl Vm {
 
     /// Its bulk record came, and had no CPU time: there are no cgroups.
     pub(crate) fn lacks_cpu(&self) -> bool {
-        self.asked == Asked::Answered && !self.lacks_monitor() && self.sample.cpu.bulk_time.is_none()
+        !self.lacks_monitor() && self.sample.cpu.bulk_time.is_none()
     }
 
     /// The vCPU count is too old, or not known.
