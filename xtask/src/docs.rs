@@ -1,7 +1,7 @@
 //! Documents that are generated from code, and the check that they are what the code says.
 
 use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -37,8 +37,11 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+/// The repository, as cargo tells it when it runs us: the path of the build may be that of another clone with the same
+/// target directory.
+fn root() -> PathBuf {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    PathBuf::from(package).join("..")
 }
 
 /// Number of the first line that differs, from 1.

@@ -4,7 +4,7 @@
 use super::*;
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configs")
+    Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("tests/configs")
 }
 
 fn load(file: &str) -> Result<Config, ConfigError> {
