@@ -11,12 +11,13 @@ use serde_json::Value;
 
 /// Which workspace crates a crate may depend on. A crate that is not named here is a complaint: it must say its place.
 const DIRECTION: &[(&str, &[&str])] = &[
-    ("kvmetry", &["libvirt-rpc", "telemetry", "store", "journal"]),
-    ("store", &["telemetry"]),
-    ("journal", &[]),
+    ("kvmetry", &["libvirt-rpc", "telemetry", "store", "journal", "disk"]),
+    ("store", &["telemetry", "disk"]),
+    ("journal", &["disk"]),
+    ("disk", &[]),
     ("libvirt-rpc", &[]),
     ("telemetry", &[]),
-    ("xtask", &["kvmetry", "libvirt-rpc", "telemetry", "store", "journal"]),
+    ("xtask", &["kvmetry", "libvirt-rpc", "telemetry", "store", "journal", "disk"]),
 ];
 
 /// The same for dev-dependencies, where they may do more: tests of the binary start VMs.

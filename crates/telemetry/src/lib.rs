@@ -23,6 +23,7 @@ pub mod catalogue;
 pub mod derive;
 mod docs;
 mod encode;
+pub mod lines;
 mod read;
 pub mod sample;
 mod tracker;
