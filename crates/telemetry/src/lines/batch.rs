@@ -59,6 +59,13 @@ pub struct FieldColumn {
     pub present: Option<Vec<bool>>,
 }
 
+impl FieldColumn {
+    /// Whether a row has this field.
+    pub fn has(&self, row: usize) -> bool {
+        self.present.as_ref().is_none_or(|present| present.get(row).copied().unwrap_or(false))
+    }
+}
+
 /// Values of one type, one a row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Values {

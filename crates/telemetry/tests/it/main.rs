@@ -4,5 +4,6 @@ mod absence;
 mod contract;
 mod docs;
 mod features;
+mod lines;
 mod roundtrip;
 mod support;

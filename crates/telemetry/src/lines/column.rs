@@ -1,0 +1,410 @@
+//! A table's columns while its lines are read.
+
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
+
+use influxdb_line_protocol::{EscapedStr, FieldSet, FieldValue};
+
+use super::batch::{FieldColumn, FieldType, SeriesKey, TableBatch, Values};
+use super::catalog::Column;
+use super::limits::{MAX_CELLS, MAX_COLUMNS, check_column_name, told};
+
+/// One table of a body: what its lines hold, by column, each line judged by itself.
+///
+/// Lines may disagree on a field's type: then the field has a column for each type. Only the schema can tell which of
+/// them is right.
+#[derive(Debug, Default)]
+pub(crate) struct TableBuilder<'a> {
+    name: String,
+    series: HashMap<SeriesKey, u32>,
+    tag_names: BTreeSet<Cow<'a, str>>,
+    rows: Vec<u32>,
+    times: Vec<i64>,
+    columns: Vec<ColumnBuilder<'a>>,
+    /// The newest column of each name; the others follow by [`ColumnBuilder::twin`].
+    by_name: HashMap<Cow<'a, str>, usize>,
+    has_twins: bool,
+    /// Whether a name is a tag in one line and a field in another.
+    has_mixed: bool,
+}
+
+/// A table whose lines were read.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ParsedTable {
+    /// The fields may hold a name more than once, with different types.
+    pub(crate) batch: TableBatch,
+    /// Every tag that occurs.
+    pub(crate) tag_names: Vec<String>,
+    /// Whether a name occurs twice: as fields of two types, or as a tag and a field.
+    pub(crate) disagrees: bool,
+}
+
+impl ParsedTable {
+    /// Every column that occurs.
+    pub(crate) fn columns(&self) -> impl Iterator<Item = (&str, Column)> {
+        let tags = self.tag_names.iter().map(|name| (name.as_str(), Column::Tag));
+        let fields = self.batch.fields.iter();
+        tags.chain(fields.map(|field| (field.name.as_str(), Column::Field(field.values.field_type()))))
+    }
+}
+
+#[derive(Debug)]
+struct ColumnBuilder<'a> {
+    name: Cow<'a, str>,
+    field_type: FieldType,
+    /// One a row, up to the last row that has the field.
+    values: Values,
+    /// As long as `values`.
+    present: Option<Vec<bool>>,
+    /// Another column of this name, with another type.
+    twin: Option<usize>,
+    has_twin: bool,
+    /// The column that followed in the last line that had this one: where to look for the next field first.
+    next: usize,
+}
+
+/// What a line has of a table's row.
+#[derive(Debug)]
+pub(crate) struct Row<'l, 'a> {
+    /// The series' place, if lines before had the same text for it.
+    pub(crate) series: Option<u32>,
+    /// Its tags, as they stand there.
+    pub(crate) tags: &'l [(EscapedStr<'a>, EscapedStr<'a>)],
+    pub(crate) fields: FieldSet<'a>,
+    pub(crate) time: i64,
+}
+
+impl<'a> TableBuilder<'a> {
+    pub(crate) fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// How many places for values the table has.
+    pub(crate) fn cells(&self) -> usize {
+        self.rows.len() * self.columns.len()
+    }
+
+    /// Adds a row, or nothing if something is wrong with it. `first` is the column in which to look for the first
+    /// field; it becomes the one where that was found. `cells_elsewhere` counts towards [`MAX_CELLS`]. Tells the
+    /// series' place.
+    pub(crate) fn add(
+        &mut self,
+        row: Row<'_, 'a>,
+        first: &mut usize,
+        cells_elsewhere: usize,
+    ) -> Result<u32, String> {
+        let columns_before = self.columns.len();
+        let time = row.time;
+        let added = self.add_parts(row, first, cells_elsewhere);
+        match added {
+            Ok(series) => {
+                self.rows.push(series);
+                self.times.push(time);
+            }
+            Err(_) => self.take_back(columns_before),
+        }
+        added
+    }
+
+    /// Ends the table.
+    pub(crate) fn finish(self) -> ParsedTable {
+        let rows = self.rows.len();
+        let mut series = vec![SeriesKey::default(); self.series.len()];
+        for (key, place) in self.series {
+            if let Some(slot) = series.get_mut(place as usize) {
+                *slot = key;
+            }
+        }
+        ParsedTable {
+            batch: TableBatch {
+                table: self.name,
+                series,
+                rows: self.rows,
+                times: self.times,
+                fields: self.columns.into_iter().map(|column| column.finish(rows)).collect(),
+            },
+            tag_names: self.tag_names.into_iter().map(Cow::into_owned).collect(),
+            disagrees: self.has_twins || self.has_mixed,
+        }
+    }
+
+    fn add_parts(
+        &mut self,
+        row: Row<'_, 'a>,
+        first: &mut usize,
+        cells_elsewhere: usize,
+    ) -> Result<u32, String> {
+        if row.tags.len() + row.fields.len() > MAX_COLUMNS {
+            return Err(too_many_columns(&self.name));
+        }
+        let columns_before = self.columns.len();
+        self.add_fields(row.fields, first)?;
+        let has_new_column = self.columns.len() > columns_before;
+        if cells_elsewhere + (self.rows.len() + 1) * self.columns.len() > MAX_CELLS {
+            return Err(format!(
+                "this write has too many rows and fields, {MAX_CELLS} values at most, where each field of a table \
+                 counts in each of its rows: split it"
+            ));
+        }
+        match row.series {
+            // Tags and fields that lines before had, and no name that is both: nothing to look at.
+            Some(series) if !has_new_column && !self.has_mixed => Ok(series),
+            Some(series) => {
+                self.check_no_tag_is_field(row.tags)?;
+                self.has_mixed |=
+                    self.columns[columns_before..].iter().any(|c| self.tag_names.contains(&c.name));
+                Ok(series)
+            }
+            None => {
+                self.check_no_tag_is_field(row.tags)?;
+                self.add_series(row.tags, columns_before)
+            }
+        }
+    }
+
+    fn add_fields(&mut self, fields: FieldSet<'a>, first: &mut usize) -> Result<(), String> {
+        let row = self.rows.len();
+        let mut expected = *first;
+        let mut before: Option<usize> = None;
+        for (name, value) in fields {
+            let field_type = type_of(&value);
+            let at = match self.columns.get(expected) {
+                Some(column)
+                    if column.field_type == field_type
+                        && !column.has_twin
+                        && column.name == name.as_str() =>
+                {
+                    expected
+                }
+                _ => {
+                    let at = self.find_or_add(name, field_type, row)?;
+                    match before {
+                        Some(before) => self.columns[before].next = at,
+                        None => *first = at,
+                    }
+                    at
+                }
+            };
+            let column = &mut self.columns[at];
+            column.push(row, value)?;
+            expected = column.next;
+            before = Some(at);
+        }
+        Ok(())
+    }
+
+    /// The column of a field that is not where it was expected.
+    fn find_or_add(
+        &mut self,
+        name: EscapedStr<'a>,
+        field_type: FieldType,
+        row: usize,
+    ) -> Result<usize, String> {
+        let newest = self.by_name.get(name.as_str()).copied();
+        if self.twins(newest).any(|at| self.columns[at].values.len() > row) {
+            return Err(twice("field", &name));
+        }
+        if let Some(at) = self.twins(newest).find(|at| self.columns[*at].field_type == field_type) {
+            return Ok(at);
+        }
+        check_column_name("field", &name)?;
+        if let Some(newest) = newest {
+            self.columns[newest].has_twin = true;
+            self.has_twins = true;
+        }
+        let at = self.columns.len();
+        let name = cow(name);
+        self.by_name.insert(name.clone(), at);
+        self.columns.push(ColumnBuilder {
+            name,
+            field_type,
+            values: empty(field_type),
+            present: None,
+            twin: newest,
+            has_twin: newest.is_some(),
+            next: at + 1,
+        });
+        Ok(at)
+    }
+
+    /// The columns of one name, from its newest on.
+    fn twins(&self, newest: Option<usize>) -> impl Iterator<Item = usize> {
+        std::iter::successors(newest, |at| self.columns[*at].twin)
+    }
+
+    /// Checks that no tag of the row that is being added is one of its fields.
+    fn check_no_tag_is_field(&self, tags: &[(EscapedStr<'a>, EscapedStr<'a>)]) -> Result<(), String> {
+        let row = self.rows.len();
+        let is_field = |name: &str| {
+            self.twins(self.by_name.get(name).copied()).any(|at| self.columns[at].values.len() > row)
+        };
+        match tags.iter().find(|(name, _)| is_field(name)) {
+            Some((name, _)) => Err(format!("'{}' is a tag and a field", told(name))),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds a series, unless it is there with its tags in another order or spelling. Nothing can go wrong with the row
+    /// after this.
+    fn add_series(
+        &mut self,
+        tags: &[(EscapedStr<'a>, EscapedStr<'a>)],
+        columns_before: usize,
+    ) -> Result<u32, String> {
+        let mut key = SeriesKey { tags: Vec::with_capacity(tags.len()) };
+        let mut new_names = Vec::new();
+        for (name, value) in tags {
+            if value.contains('\n') {
+                return Err(format!("the value of tag '{}' has a line break", told(name)));
+            }
+            if !self.tag_names.contains(name.as_str()) {
+                check_column_name("tag", name)?;
+                new_names.push(cow(name.clone()));
+            }
+            key.tags.push((name.as_str().to_owned(), value.as_str().to_owned()));
+        }
+        key.tags.sort_unstable();
+        if let Some(pair) = key.tags.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(twice("tag", &pair[0].0));
+        }
+        self.has_mixed |= new_names.iter().any(|name| self.by_name.contains_key(name));
+        self.tag_names.extend(new_names);
+        self.has_mixed |= self.columns[columns_before..].iter().any(|c| self.tag_names.contains(&c.name));
+        let next = self.series.len() as u32;
+        Ok(*self.series.entry(key).or_insert(next))
+    }
+
+    /// Takes back what a row left behind that was not added.
+    fn take_back(&mut self, columns_before: usize) {
+        while self.columns.len() > columns_before
+            && let Some(column) = self.columns.pop()
+        {
+            match column.twin {
+                Some(twin) => self.by_name.insert(column.name, twin),
+                None => self.by_name.remove(&column.name),
+            };
+        }
+        let rows = self.rows.len();
+        for column in &mut self.columns {
+            column.truncate(rows);
+        }
+    }
+}
+
+impl<'a> ColumnBuilder<'a> {
+    /// Appends the value of a row, which is of this column's type.
+    fn push(&mut self, row: usize, value: FieldValue<'a>) -> Result<(), String> {
+        let present = &mut self.present;
+        let is_new = match (&mut self.values, value) {
+            (Values::Integer(values), FieldValue::I64(value)) => put(values, present, row, value),
+            (Values::Unsigned(values), FieldValue::U64(value)) => put(values, present, row, value),
+            (Values::Float(_), FieldValue::F64(value)) if !value.is_finite() => {
+                return Err(format!(
+                    "the value of field '{}' is beyond what a float holds",
+                    told(&self.name)
+                ));
+            }
+            (Values::Float(values), FieldValue::F64(value)) => put(values, present, row, value),
+            (Values::Boolean(values), FieldValue::Boolean(value)) => put(values, present, row, value),
+            (Values::String(values), FieldValue::String(value)) => put(values, present, row, value.into()),
+            // The caller has looked for the column of the value's type.
+            (_, _) => false,
+        };
+        if is_new { Ok(()) } else { Err(twice("field", &self.name)) }
+    }
+
+    fn truncate(&mut self, rows: usize) {
+        match &mut self.values {
+            Values::Float(values) => values.truncate(rows),
+            Values::Integer(values) => values.truncate(rows),
+            Values::Unsigned(values) => values.truncate(rows),
+            Values::String(values) => values.truncate(rows),
+            Values::Boolean(values) => values.truncate(rows),
+        }
+        if let Some(present) = &mut self.present {
+            present.truncate(rows);
+        }
+    }
+
+    /// Fills it up to the table's length.
+    fn finish(mut self, rows: usize) -> FieldColumn {
+        let present = &mut self.present;
+        match &mut self.values {
+            Values::Float(values) => pad(values, present, rows),
+            Values::Integer(values) => pad(values, present, rows),
+            Values::Unsigned(values) => pad(values, present, rows),
+            Values::String(values) => pad(values, present, rows),
+            Values::Boolean(values) => pad(values, present, rows),
+        }
+        FieldColumn { name: self.name.into_owned(), values: self.values, present: self.present }
+    }
+}
+
+/// Appends the value of a row; false if the row has one.
+fn put<T: Default + Clone>(
+    values: &mut Vec<T>,
+    present: &mut Option<Vec<bool>>,
+    row: usize,
+    value: T,
+) -> bool {
+    if values.len() > row {
+        return false;
+    }
+    pad(values, present, row);
+    values.push(value);
+    if let Some(present) = present {
+        present.push(true);
+    }
+    true
+}
+
+/// Fills up with absent values.
+fn pad<T: Default + Clone>(values: &mut Vec<T>, present: &mut Option<Vec<bool>>, rows: usize) {
+    if values.len() < rows {
+        present.get_or_insert_with(|| vec![true; values.len()]).resize(rows, false);
+        values.resize(rows, T::default());
+    }
+}
+
+fn empty(field_type: FieldType) -> Values {
+    match field_type {
+        FieldType::Float => Values::Float(Vec::new()),
+        FieldType::Integer => Values::Integer(Vec::new()),
+        FieldType::Unsigned => Values::Unsigned(Vec::new()),
+        FieldType::String => Values::String(Vec::new()),
+        FieldType::Boolean => Values::Boolean(Vec::new()),
+    }
+}
+
+fn type_of(value: &FieldValue<'_>) -> FieldType {
+    match value {
+        FieldValue::F64(_) => FieldType::Float,
+        FieldValue::I64(_) => FieldType::Integer,
+        FieldValue::U64(_) => FieldType::Unsigned,
+        FieldValue::String(_) => FieldType::String,
+        FieldValue::Boolean(_) => FieldType::Boolean,
+    }
+}
+
+fn cow(text: EscapedStr<'_>) -> Cow<'_, str> {
+    match text {
+        EscapedStr::SingleSlice(text) => Cow::Borrowed(text),
+        EscapedStr::CopiedValue(text) => Cow::Owned(text),
+    }
+}
+
+fn twice(kind: &str, name: &str) -> String {
+    format!("the {kind} '{}' stands twice in the line", told(name))
+}
+
+pub(crate) fn too_many_columns(table: &str) -> String {
+    format!("the table '{}' cannot have more than {MAX_COLUMNS} tags and fields", told(table))
+}

@@ -1,0 +1,338 @@
+//! From a body to columns, each line judged by itself.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt;
+
+use influxdb_line_protocol::{Error, ParsedLine, parse_lines};
+
+use super::column::{ParsedTable, Row, TableBuilder};
+use super::limits::{
+    MAX_AHEAD_NS, MAX_LINE_BYTES, MAX_TABLES, MAX_TOLD_ERRORS, TOLD_CHARS, check_table_name, told,
+};
+use super::precision::Precision;
+use super::split::{Pieces, series_end};
+
+/// Why a line was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LineError {
+    /// Which line, from 1, where only lines that are neither empty nor comments count.
+    pub line_number: u32,
+    /// What is wrong.
+    pub message: String,
+    /// Its first [`TOLD_CHARS`] characters.
+    pub original: String,
+}
+
+/// A body that is not UTF-8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotUtf8 {
+    /// The first byte that is wrong.
+    pub offset: usize,
+}
+
+impl fmt::Display for NotUtf8 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the body is not UTF-8 from byte {} on", self.offset)
+    }
+}
+
+impl std::error::Error for NotUtf8 {}
+
+/// A body as text.
+///
+/// # Errors
+/// Where it ceases to be UTF-8.
+pub fn text(body: &[u8]) -> Result<&str, NotUtf8> {
+    std::str::from_utf8(body).map_err(|e| NotUtf8 { offset: e.valid_up_to() })
+}
+
+/// A body that was read: its good lines by table and column, and what is wrong with the others. For
+/// [`Catalog::admit`](super::Catalog::admit).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parsed<'a> {
+    pub(crate) tables: Vec<ParsedTable>,
+    /// The good lines.
+    pub(crate) lines: Vec<Line<'a>>,
+    /// The good lines as text, each with its time in ns and a newline.
+    pub(crate) text: Cow<'a, str>,
+    pub(crate) errors: Errors,
+}
+
+impl Parsed<'_> {
+    /// Whether the body had no line, good or bad.
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty() && self.errors.is_empty()
+    }
+}
+
+/// A good line.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Line<'a> {
+    pub(crate) number: u32,
+    pub(crate) table: u32,
+    pub(crate) row: u32,
+    /// Whether it had a time.
+    pub(crate) is_timed: bool,
+    /// Without leading blanks and the newline.
+    pub(crate) text: &'a str,
+}
+
+/// Refused lines.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Errors {
+    pub(crate) told: Vec<LineError>,
+    /// How many more there are.
+    pub(crate) untold: u32,
+}
+
+impl Errors {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.told.is_empty() && self.untold == 0
+    }
+
+    pub(crate) fn push(&mut self, line_number: u32, text: &str, message: String) {
+        if self.told.len() < MAX_TOLD_ERRORS {
+            let original = text.chars().take(TOLD_CHARS).collect();
+            self.told.push(LineError { line_number, message, original });
+        } else {
+            self.untold += 1;
+        }
+    }
+}
+
+/// Reads a body, each line by itself; a line without a time is of `now_ns`, nanoseconds since 1970.
+///
+/// Times more than a day after `now_ns` are refused. With `now_ns` = `i64::MAX` none is: so entries of the journal are
+/// read again, in [`Precision::Nanosecond`].
+///
+/// Costs no allocation a line or field beyond what the parser costs and what string fields hold.
+pub fn parse<'a>(body: &'a str, precision: Precision, now_ns: i64) -> Parsed<'a> {
+    let mut parser = Parser {
+        precision,
+        now_ns,
+        latest_ns: now_ns.saturating_add(MAX_AHEAD_NS),
+        tables: Vec::new(),
+        table_by_name: HashMap::new(),
+        series: Vec::new(),
+        series_by_text: HashMap::new(),
+        last_series: None,
+        cells: 0,
+    };
+    let mut lines = Vec::new();
+    let mut errors = Errors::default();
+    let mut number = 0_u32;
+    let mut is_verbatim = true;
+    for piece in Pieces::new(body) {
+        let Some(text) = piece.line else {
+            is_verbatim = false;
+            continue;
+        };
+        number = number.saturating_add(1);
+        match parser.line(text) {
+            Ok(good) => {
+                is_verbatim &= piece.is_whole && good.is_in_ns;
+                let Good { table, row, is_timed, .. } = good;
+                lines.push(Line { number, table, row, is_timed, text });
+            }
+            Err(message) => {
+                is_verbatim = false;
+                errors.push(number, text, message);
+            }
+        }
+    }
+    let tables: Vec<ParsedTable> = parser.tables.into_iter().map(TableBuilder::finish).collect();
+    let text = if is_verbatim { Cow::Borrowed(body) } else { Cow::Owned(write(&lines, &tables)) };
+    Parsed { tables, lines, text, errors }
+}
+
+/// The text of lines, each with its time in ns and a newline.
+pub(crate) fn write<'l>(lines: impl IntoIterator<Item = &'l Line<'l>>, tables: &[ParsedTable]) -> String {
+    let mut out = String::new();
+    let mut number = itoa::Buffer::new();
+    for line in lines {
+        let untimed = if line.is_timed {
+            let text = line.text.trim_end_matches(' ');
+            text.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-').trim_end_matches(' ')
+        } else {
+            line.text
+        };
+        let time = tables.get(line.table as usize).and_then(|table| table.batch.times.get(line.row as usize));
+        out.push_str(untimed);
+        out.push(' ');
+        out.push_str(number.format(time.copied().unwrap_or_default()));
+        out.push('\n');
+    }
+    out
+}
+
+struct Parser<'a> {
+    precision: Precision,
+    now_ns: i64,
+    latest_ns: i64,
+    tables: Vec<TableBuilder<'a>>,
+    table_by_name: HashMap<String, u32>,
+    series: Vec<KnownSeries<'a>>,
+    series_by_text: HashMap<&'a str, usize>,
+    last_series: Option<usize>,
+    /// Places for values in all tables.
+    cells: usize,
+}
+
+/// A measurement and tags that good lines had.
+struct KnownSeries<'a> {
+    /// As they stand in the line.
+    text: &'a str,
+    table: u32,
+    /// The series' place in the table.
+    place: u32,
+    /// The column of the last line's first field.
+    first_column: usize,
+    /// The series that followed last time: the first to try next time, since collectors repeat themselves.
+    next: usize,
+}
+
+/// Where a good line went.
+struct Good {
+    table: u32,
+    row: u32,
+    is_timed: bool,
+    /// Whether its time stands there in ns.
+    is_in_ns: bool,
+}
+
+impl<'a> Parser<'a> {
+    fn line(&mut self, text: &'a str) -> Result<Good, String> {
+        if text.len() > MAX_LINE_BYTES {
+            return Err(format!("the line is longer than {MAX_LINE_BYTES} bytes"));
+        }
+        let line = match parse_lines(text).next() {
+            Some(Ok(line)) => line,
+            Some(Err(error)) => return Err(describe(&error, text)),
+            None => return Err("the line is empty".to_owned()),
+        };
+        let timestamp = line.timestamp;
+        let time = self.time(timestamp)?;
+        let (table, row) = self.add(series_text(text), line, time)?;
+        Ok(Good { table, row, is_timed: timestamp.is_some(), is_in_ns: timestamp == Some(time) })
+    }
+
+    /// The time of a line in ns.
+    fn time(&self, timestamp: Option<i64>) -> Result<i64, String> {
+        let Some(timestamp) = timestamp else { return Ok(self.now_ns) };
+        let time = self.precision.nanoseconds(timestamp).ok_or_else(|| {
+            format!(
+                "the timestamp {timestamp} is out of range (years 1677 to 2262); its unit is taken for {}",
+                self.precision
+            )
+        })?;
+        if time > self.latest_ns {
+            return Err(format!(
+                "the timestamp {timestamp} is more than a day ahead of this server's clock; its unit is taken for {}",
+                self.precision
+            ));
+        }
+        Ok(time)
+    }
+
+    /// Adds a line to its table. Tells table and row.
+    fn add(&mut self, series_text: &'a str, line: ParsedLine<'a>, time: i64) -> Result<(u32, u32), String> {
+        let known = self.find_series(series_text);
+        let (table, place, mut first_column) = match known.and_then(|known| self.series.get(known)) {
+            Some(known) => (known.table, Some(known.place), known.first_column),
+            None => (self.find_or_add_table(&line.series.measurement)?, None, 0),
+        };
+        let builder = &mut self.tables[table as usize];
+        let row = builder.rows();
+        let cells_elsewhere = self.cells - builder.cells();
+        let tags = line.series.tag_set.as_deref().unwrap_or_default();
+        let parts = Row { series: place, tags, fields: line.field_set, time };
+        let added = builder.add(parts, &mut first_column, cells_elsewhere);
+        self.cells = cells_elsewhere + builder.cells();
+        let place = match added {
+            Ok(place) => place,
+            Err(message) => {
+                self.drop_empty_table();
+                return Err(message);
+            }
+        };
+        let known = known.unwrap_or_else(|| {
+            let next = self.series.len() + 1;
+            self.series.push(KnownSeries { text: series_text, table, place, first_column, next });
+            self.series_by_text.insert(series_text, next - 1);
+            next - 1
+        });
+        self.series[known].first_column = first_column;
+        if let Some(last) = self.last_series.replace(known) {
+            self.series[last].next = known;
+        }
+        Ok((table, row as u32))
+    }
+
+    fn find_series(&self, text: &str) -> Option<usize> {
+        let expected = self.last_series.map_or(0, |last| self.series[last].next);
+        match self.series.get(expected) {
+            Some(series) if series.text == text => Some(expected),
+            _ => self.series_by_text.get(text).copied(),
+        }
+    }
+
+    fn find_or_add_table(&mut self, name: &str) -> Result<u32, String> {
+        if let Some(table) = self.table_by_name.get(name) {
+            return Ok(*table);
+        }
+        check_table_name(name)?;
+        if self.tables.len() >= MAX_TABLES {
+            return Err(format!("a database cannot have more than {MAX_TABLES} tables"));
+        }
+        let table = self.tables.len() as u32;
+        self.tables.push(TableBuilder::new(name));
+        self.table_by_name.insert(name.to_owned(), table);
+        Ok(table)
+    }
+
+    /// Removes the newest table if its first line turned out to be bad.
+    fn drop_empty_table(&mut self) {
+        if let Some(table) = self.tables.pop_if(|table| table.rows() == 0) {
+            self.table_by_name.remove(table.name());
+        }
+    }
+}
+
+/// The measurement and tags of a line.
+fn series_text(line: &str) -> &str {
+    line.get(..series_end(line)).unwrap_or(line)
+}
+
+/// Says what the parser found wrong with a line, in words that point at the place.
+fn describe(error: &Error, line: &str) -> String {
+    if line.ends_with('\r') {
+        return "the line ends with CR LF; lines end with LF alone".to_owned();
+    }
+    let found = |text: &str| format!("'{}'", told(text));
+    let (series, fields) = line.split_at_checked(series_end(line)).unwrap_or((line, ""));
+    match error {
+        Error::MeasurementValueInvalid => "the line does not begin with the name of a measurement".to_owned(),
+        Error::TagSetMalformed => {
+            format!("the tags in {} are not name=value, with neither empty", found(series))
+        }
+        Error::FieldSetMissing if !fields.trim_start_matches(' ').is_empty() => {
+            format!("no field, name=value, can be read at {}", found(fields.trim_start_matches(' ')))
+        }
+        Error::IntegerValueInvalid { value, .. } => format!("{} is beyond a 64-bit integer", found(value)),
+        Error::UIntegerValueInvalid { value, .. } => {
+            format!("{} is beyond an unsigned 64-bit integer", found(value))
+        }
+        Error::FloatValueInvalid { value, .. } => format!("{} is no float", found(value)),
+        Error::TimestampValueInvalid { value, .. } => {
+            format!("the timestamp {} is beyond a 64-bit integer", found(value))
+        }
+        Error::EndsWithBackslash => "a name or tag value ends with a backslash".to_owned(),
+        Error::CannotParseEntireLine { trailing_content } => {
+            format!("neither a field nor a timestamp can be read at {}", found(trailing_content))
+        }
+        Error::DuplicateTag { tag_key } => format!("the tag {} stands twice in the line", found(tag_key)),
+        _ if fields.is_empty() && !series.contains('\t') => "the line has no fields".to_owned(),
+        _ => format!("{} is not a measurement and tags, name=value, with a blank behind them", found(series)),
+    }
+}
