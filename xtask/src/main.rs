@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use xtask::lab::{Accel, Lab, LabOptions};
-use xtask::{docs, perf, tidy};
+use xtask::{docs, generate, perf, tidy};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own tools")]
@@ -35,6 +35,8 @@ enum Task {
         #[arg(long, default_value = "target/release/kvmetry")]
         binary: PathBuf,
     },
+    /// Made-up telemetry of VMs, as line protocol to stdout: the same options, the same lines
+    Gen(generate::Options),
     /// Rules that no compiler checks: who depends on whom, what no tracked file may hold
     Tidy,
 }
@@ -132,6 +134,7 @@ fn main() -> ExitCode {
         Task::Docs { action: DocsAction { write: true, .. } } => docs::write(),
         Task::Docs { .. } => docs::check(),
         Task::Perf { sizes, binary } => perf::run(&binary, &sizes),
+        Task::Gen(options) => generate::run(&options),
         Task::Tidy => tidy::tidy(),
     };
     match result {

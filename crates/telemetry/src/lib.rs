@@ -28,6 +28,7 @@ mod read;
 pub mod sample;
 mod tracker;
 pub mod units;
+pub mod workload;
 
 pub use catalogue::{Collector, Event};
 pub use derive::{FeatureOptions, Features, MemorySource, Moment, increase};

@@ -7,3 +7,4 @@ mod features;
 mod lines;
 mod roundtrip;
 mod support;
+mod workload;
