@@ -16,8 +16,8 @@ use super::limits::{MAX_CELLS, MAX_COLUMNS, check_column_name, told};
 #[derive(Debug, Default)]
 pub(crate) struct TableBuilder<'a> {
     name: String,
-    series: HashMap<SeriesKey, u32>,
-    tag_names: BTreeSet<Cow<'a, str>>,
+    series: Vec<SeriesKey>,
+    tag_names: BTreeSet<String>,
     rows: Vec<u32>,
     times: Vec<i64>,
     columns: Vec<ColumnBuilder<'a>>,
@@ -63,15 +63,13 @@ struct ColumnBuilder<'a> {
     next: usize,
 }
 
-/// What a line has of a table's row.
+/// The series of a row.
 #[derive(Debug)]
-pub(crate) struct Row<'l, 'a> {
-    /// The series' place, if lines before had the same text for it.
-    pub(crate) series: Option<u32>,
-    /// Its tags, as they stand there.
-    pub(crate) tags: &'l [(EscapedStr<'a>, EscapedStr<'a>)],
-    pub(crate) fields: FieldSet<'a>,
-    pub(crate) time: i64,
+pub(crate) enum RowSeries {
+    /// The place of one that the table has.
+    Known(u32),
+    /// One that it does not have; no tag twice.
+    New(SeriesKey),
 }
 
 impl<'a> TableBuilder<'a> {
@@ -97,13 +95,14 @@ impl<'a> TableBuilder<'a> {
     /// series' place.
     pub(crate) fn add(
         &mut self,
-        row: Row<'_, 'a>,
+        series: RowSeries,
+        fields: &mut FieldSet<'a>,
+        time: i64,
         first: &mut usize,
         cells_elsewhere: usize,
     ) -> Result<u32, String> {
         let columns_before = self.columns.len();
-        let time = row.time;
-        let added = self.add_parts(row, first, cells_elsewhere);
+        let added = self.add_parts(series, fields, first, cells_elsewhere);
         match added {
             Ok(series) => {
                 self.rows.push(series);
@@ -117,64 +116,67 @@ impl<'a> TableBuilder<'a> {
     /// Ends the table.
     pub(crate) fn finish(self) -> ParsedTable {
         let rows = self.rows.len();
-        let mut series = vec![SeriesKey::default(); self.series.len()];
-        for (key, place) in self.series {
-            if let Some(slot) = series.get_mut(place as usize) {
-                *slot = key;
-            }
-        }
         ParsedTable {
             batch: TableBatch {
                 table: self.name,
-                series,
+                series: self.series,
                 rows: self.rows,
                 times: self.times,
                 fields: self.columns.into_iter().map(|column| column.finish(rows)).collect(),
             },
-            tag_names: self.tag_names.into_iter().map(Cow::into_owned).collect(),
+            tag_names: self.tag_names.into_iter().collect(),
             disagrees: self.has_twins || self.has_mixed,
         }
     }
 
     fn add_parts(
         &mut self,
-        row: Row<'_, 'a>,
+        series: RowSeries,
+        fields: &mut FieldSet<'a>,
         first: &mut usize,
         cells_elsewhere: usize,
     ) -> Result<u32, String> {
-        if row.tags.len() + row.fields.len() > MAX_COLUMNS {
+        let tags = match &series {
+            RowSeries::Known(place) => self.series.get(*place as usize).map_or(0, |key| key.tags.len()),
+            RowSeries::New(key) => key.tags.len(),
+        };
+        if tags + fields.len() > MAX_COLUMNS {
             return Err(too_many_columns(&self.name));
         }
         let columns_before = self.columns.len();
-        self.add_fields(row.fields, first)?;
-        let has_new_column = self.columns.len() > columns_before;
+        self.add_fields(fields, first)?;
         if cells_elsewhere + (self.rows.len() + 1) * self.columns.len() > MAX_CELLS {
             return Err(format!(
                 "this write has too many rows and fields, {MAX_CELLS} values at most, where each field of a table \
                  counts in each of its rows: split it"
             ));
         }
-        match row.series {
-            // Tags and fields that lines before had, and no name that is both: nothing to look at.
-            Some(series) if !has_new_column && !self.has_mixed => Ok(series),
-            Some(series) => {
-                self.check_no_tag_is_field(row.tags)?;
-                self.has_mixed |=
-                    self.columns[columns_before..].iter().any(|c| self.tag_names.contains(&c.name));
-                Ok(series)
+        match series {
+            RowSeries::Known(place) => {
+                // Tags and fields that lines before had, and no name that is both: nothing to look at.
+                if self.columns.len() > columns_before || self.has_mixed {
+                    if let Some(key) = self.series.get(place as usize) {
+                        self.check_no_tag_is_field(key)?;
+                    }
+                    self.find_mixed(columns_before);
+                }
+                Ok(place)
             }
-            None => {
-                self.check_no_tag_is_field(row.tags)?;
-                self.add_series(row.tags, columns_before)
+            RowSeries::New(key) => {
+                self.check_no_tag_is_field(&key)?;
+                self.add_tag_names(&key)?;
+                self.find_mixed(columns_before);
+                self.series.push(key);
+                Ok(self.series.len() as u32 - 1)
             }
         }
     }
 
-    fn add_fields(&mut self, fields: FieldSet<'a>, first: &mut usize) -> Result<(), String> {
+    fn add_fields(&mut self, fields: &mut FieldSet<'a>, first: &mut usize) -> Result<(), String> {
         let row = self.rows.len();
         let mut expected = *first;
         let mut before: Option<usize> = None;
-        for (name, value) in fields {
+        for (name, value) in fields.drain(..) {
             let field_type = type_of(&value);
             let at = match self.columns.get(expected) {
                 Some(column)
@@ -241,45 +243,37 @@ impl<'a> TableBuilder<'a> {
     }
 
     /// Checks that no tag of the row that is being added is one of its fields.
-    fn check_no_tag_is_field(&self, tags: &[(EscapedStr<'a>, EscapedStr<'a>)]) -> Result<(), String> {
+    fn check_no_tag_is_field(&self, key: &SeriesKey) -> Result<(), String> {
         let row = self.rows.len();
         let is_field = |name: &str| {
             self.twins(self.by_name.get(name).copied()).any(|at| self.columns[at].values.len() > row)
         };
-        match tags.iter().find(|(name, _)| is_field(name)) {
+        match key.tags.iter().find(|(name, _)| is_field(name)) {
             Some((name, _)) => Err(format!("'{}' is a tag and a field", told(name))),
             None => Ok(()),
         }
     }
 
-    /// Adds a series, unless it is there with its tags in another order or spelling. Nothing can go wrong with the row
-    /// after this.
-    fn add_series(
-        &mut self,
-        tags: &[(EscapedStr<'a>, EscapedStr<'a>)],
-        columns_before: usize,
-    ) -> Result<u32, String> {
-        let mut key = SeriesKey { tags: Vec::with_capacity(tags.len()) };
-        let mut new_names = Vec::new();
-        for (name, value) in tags {
-            if value.contains('\n') {
-                return Err(format!("the value of tag '{}' has a line break", told(name)));
-            }
-            if !self.tag_names.contains(name.as_str()) {
-                check_column_name("tag", name)?;
-                new_names.push(cow(name.clone()));
-            }
-            key.tags.push((name.as_str().to_owned(), value.as_str().to_owned()));
+    /// Checks and notes the names of the tags of a new series. Nothing can go wrong with its row after that.
+    fn add_tag_names(&mut self, key: &SeriesKey) -> Result<(), String> {
+        let names = || key.tags.iter().map(|(name, _)| name);
+        // Mostly they are those of the series before.
+        if self.series.last().is_some_and(|last| names().eq(last.tags.iter().map(|(name, _)| name))) {
+            return Ok(());
         }
-        key.tags.sort_unstable();
-        if let Some(pair) = key.tags.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            return Err(twice("tag", &pair[0].0));
+        let new: Vec<_> = names().filter(|name| !self.tag_names.contains(*name)).collect();
+        for name in &new {
+            check_column_name("tag", name)?;
         }
-        self.has_mixed |= new_names.iter().any(|name| self.by_name.contains_key(name));
-        self.tag_names.extend(new_names);
-        self.has_mixed |= self.columns[columns_before..].iter().any(|c| self.tag_names.contains(&c.name));
-        let next = self.series.len() as u32;
-        Ok(*self.series.entry(key).or_insert(next))
+        self.has_mixed |= new.iter().any(|name| self.by_name.contains_key(name.as_str()));
+        self.tag_names.extend(new.into_iter().cloned());
+        Ok(())
+    }
+
+    /// Notes whether one of the new columns is a tag of another line.
+    fn find_mixed(&mut self, columns_before: usize) {
+        let new = &self.columns[columns_before..];
+        self.has_mixed |= new.iter().any(|column| self.tag_names.contains(&*column.name));
     }
 
     /// Takes back what a row left behind that was not added.
@@ -401,7 +395,7 @@ fn cow(text: EscapedStr<'_>) -> Cow<'_, str> {
     }
 }
 
-fn twice(kind: &str, name: &str) -> String {
+pub(crate) fn twice(kind: &str, name: &str) -> String {
     format!("the {kind} '{}' stands twice in the line", told(name))
 }
 

@@ -20,6 +20,7 @@ mod column;
 pub mod limits;
 mod parse;
 mod precision;
+mod series;
 mod split;
 
 pub use admit::{Admitted, Refused};

@@ -6,11 +6,12 @@ use std::fmt;
 
 use influxdb_line_protocol::{Error, ParsedLine, parse_lines};
 
-use super::column::{ParsedTable, Row, TableBuilder};
+use super::column::{ParsedTable, RowSeries, TableBuilder};
 use super::limits::{
     MAX_AHEAD_NS, MAX_LINE_BYTES, MAX_TABLES, MAX_TOLD_ERRORS, TOLD_CHARS, check_table_name, told,
 };
 use super::precision::Precision;
+use super::series::{KnownSeries, SeriesIndex, plain_text, series_key};
 use super::split::{Pieces, series_end};
 
 /// Why a line was refused.
@@ -114,9 +115,7 @@ pub fn parse<'a>(body: &'a str, precision: Precision, now_ns: i64) -> Parsed<'a>
         latest_ns: now_ns.saturating_add(MAX_AHEAD_NS),
         tables: Vec::new(),
         table_by_name: HashMap::new(),
-        series: Vec::new(),
-        series_by_text: HashMap::new(),
-        last_series: None,
+        series: SeriesIndex::new(body.len()),
         cells: 0,
     };
     let mut lines = Vec::new();
@@ -172,24 +171,9 @@ struct Parser<'a> {
     latest_ns: i64,
     tables: Vec<TableBuilder<'a>>,
     table_by_name: HashMap<String, u32>,
-    series: Vec<KnownSeries<'a>>,
-    series_by_text: HashMap<&'a str, usize>,
-    last_series: Option<usize>,
+    series: SeriesIndex<'a>,
     /// Places for values in all tables.
     cells: usize,
-}
-
-/// A measurement and tags that good lines had.
-struct KnownSeries<'a> {
-    /// As they stand in the line.
-    text: &'a str,
-    table: u32,
-    /// The series' place in the table.
-    place: u32,
-    /// The column of the last line's first field.
-    first_column: usize,
-    /// The series that followed last time: the first to try next time, since collectors repeat themselves.
-    next: usize,
 }
 
 /// Where a good line went.
@@ -206,15 +190,65 @@ impl<'a> Parser<'a> {
         if text.len() > MAX_LINE_BYTES {
             return Err(format!("the line is longer than {MAX_LINE_BYTES} bytes"));
         }
-        let line = match parse_lines(text).next() {
-            Some(Ok(line)) => line,
-            Some(Err(error)) => return Err(describe(&error, text)),
-            None => return Err("the line is empty".to_owned()),
+        if let Some(at) = self.series.expected(text) {
+            return self.line_of_known(at, text);
+        }
+        let series_text = text.get(..series_end(text)).unwrap_or(text);
+        match self.series.find(series_text) {
+            Some(at) => self.line_of_known(at, text),
+            None => self.line_of_new(series_text, text),
+        }
+    }
+
+    /// A line whose measurement and tags a good line had before.
+    fn line_of_known(&mut self, at: usize, text: &'a str) -> Result<Good, String> {
+        let known = &self.series[at];
+        let mut line = read(known.stub(text), text)?;
+        let (table, mut first_column) = (known.table, known.first_column);
+        let series = RowSeries::Known(known.place);
+        let (good, _) = self.add(table, series, &mut line, &mut first_column)?;
+        self.series.follow(at, first_column);
+        Ok(good)
+    }
+
+    fn line_of_new(&mut self, series_text: &'a str, text: &'a str) -> Result<Good, String> {
+        let mut line = read(text, text)?;
+        let key = series_key(line.series.tag_set.as_deref().unwrap_or_default())?;
+        let plain = plain_text(series_text, &line, &key);
+        let same = plain.as_ref().and_then(|plain| self.series.find(plain)).map(|same| &self.series[same]);
+        let (table, series, mut first_column) = match same {
+            Some(same) => (same.table, RowSeries::Known(same.place), same.first_column),
+            None => (self.find_or_add_table(&line.series.measurement)?, RowSeries::New(key), 0),
         };
-        let timestamp = line.timestamp;
-        let time = self.time(timestamp)?;
-        let (table, row) = self.add(series_text(text), line, time)?;
-        Ok(Good { table, row, is_timed: timestamp.is_some(), is_in_ns: timestamp == Some(time) })
+        match self.add(table, series, &mut line, &mut first_column) {
+            Ok((good, place)) => {
+                let known = KnownSeries { text: series_text, table, place, first_column, next: 0 };
+                self.series.add(known, plain);
+                Ok(good)
+            }
+            Err(message) => {
+                self.drop_empty_table();
+                Err(message)
+            }
+        }
+    }
+
+    /// Adds a line to its table. Tells its series' place, too.
+    fn add(
+        &mut self,
+        table: u32,
+        series: RowSeries,
+        line: &mut ParsedLine<'a>,
+        first_column: &mut usize,
+    ) -> Result<(Good, u32), String> {
+        let time = self.time(line.timestamp)?;
+        let builder = &mut self.tables[table as usize];
+        let row = builder.rows() as u32;
+        let cells_elsewhere = self.cells - builder.cells();
+        let added = builder.add(series, &mut line.field_set, time, first_column, cells_elsewhere);
+        self.cells = cells_elsewhere + builder.cells();
+        let is_in_ns = line.timestamp == Some(time);
+        added.map(|place| (Good { table, row, is_timed: line.timestamp.is_some(), is_in_ns }, place))
     }
 
     /// The time of a line in ns.
@@ -233,48 +267,6 @@ impl<'a> Parser<'a> {
             ));
         }
         Ok(time)
-    }
-
-    /// Adds a line to its table. Tells table and row.
-    fn add(&mut self, series_text: &'a str, line: ParsedLine<'a>, time: i64) -> Result<(u32, u32), String> {
-        let known = self.find_series(series_text);
-        let (table, place, mut first_column) = match known.and_then(|known| self.series.get(known)) {
-            Some(known) => (known.table, Some(known.place), known.first_column),
-            None => (self.find_or_add_table(&line.series.measurement)?, None, 0),
-        };
-        let builder = &mut self.tables[table as usize];
-        let row = builder.rows();
-        let cells_elsewhere = self.cells - builder.cells();
-        let tags = line.series.tag_set.as_deref().unwrap_or_default();
-        let parts = Row { series: place, tags, fields: line.field_set, time };
-        let added = builder.add(parts, &mut first_column, cells_elsewhere);
-        self.cells = cells_elsewhere + builder.cells();
-        let place = match added {
-            Ok(place) => place,
-            Err(message) => {
-                self.drop_empty_table();
-                return Err(message);
-            }
-        };
-        let known = known.unwrap_or_else(|| {
-            let next = self.series.len() + 1;
-            self.series.push(KnownSeries { text: series_text, table, place, first_column, next });
-            self.series_by_text.insert(series_text, next - 1);
-            next - 1
-        });
-        self.series[known].first_column = first_column;
-        if let Some(last) = self.last_series.replace(known) {
-            self.series[last].next = known;
-        }
-        Ok((table, row as u32))
-    }
-
-    fn find_series(&self, text: &str) -> Option<usize> {
-        let expected = self.last_series.map_or(0, |last| self.series[last].next);
-        match self.series.get(expected) {
-            Some(series) if series.text == text => Some(expected),
-            _ => self.series_by_text.get(text).copied(),
-        }
     }
 
     fn find_or_add_table(&mut self, name: &str) -> Result<u32, String> {
@@ -299,9 +291,13 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// The measurement and tags of a line.
-fn series_text(line: &str) -> &str {
-    line.get(..series_end(line)).unwrap_or(line)
+/// Reads a line, or what stands for it; `whole` is what an error tells of.
+fn read<'a>(line: &'a str, whole: &str) -> Result<ParsedLine<'a>, String> {
+    match parse_lines(line).next() {
+        Some(Ok(line)) => Ok(line),
+        Some(Err(error)) => Err(describe(&error, whole)),
+        None => Err("the line is empty".to_owned()),
+    }
 }
 
 /// Says what the parser found wrong with a line, in words that point at the place.
