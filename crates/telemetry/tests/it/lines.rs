@@ -127,13 +127,57 @@ fn names_and_tags_are_unescaped_and_tags_sorted() {
     assert_eq!(table.times, [7_000_000_000]);
 }
 
+/// Asserts that these measurements and tags are one series, whichever comes first, or that they are as many as there
+/// are.
+fn check_spellings(spellings: &[&str], is_one: bool) {
+    for first in spellings {
+        let lines = [first].into_iter().chain(spellings).chain(spellings);
+        let body: String = lines.map(|spelling| format!("{spelling} f=1i 1\n")).collect();
+        let admitted = write(&body);
+        assert_eq!(admitted.errors, []);
+        let series: usize = admitted.batch.tables.iter().map(|table| table.series.len()).sum();
+        assert_eq!(series, if is_one { 1 } else { spellings.len() }, "{body}");
+        assert_eq!(admitted.batch.lines as usize, 1 + 2 * spellings.len());
+    }
+}
+
 #[test]
 fn one_series_may_be_spelt_in_many_ways() {
-    let admitted =
-        write("m,a=1,b=x\\y f=1 1\nm,b=x\\y,a=1 f=2 2\nm,b=x\\\\y,a=1 f=3 3\nm,a=1 f=4 4\nm f=5 5\n");
-    let table = &admitted.batch.tables[0];
-    assert_eq!(table.series.len(), 3);
-    assert_eq!(table.rows, [0, 0, 0, 1, 2]);
+    check_spellings(&["m,a=1,b=2", "m,b=2,a=1"], true);
+    check_spellings(&[r"m,a=x\y", r"m,a=x\\y"], true);
+    check_spellings(&[r"m,a=x=y", r"m,a=x\=y"], true);
+    check_spellings(&[r"m,a=x\ \,y,b=1", r"m,b=1,a=x\ \,y"], true);
+    check_spellings(&[r"m\,,b\ =1,a=2", r"m\,,a=2,b\ =1"], true);
+    check_spellings(&["a=b,t=1", r"a\=b,t=1"], false);
+    check_spellings(&["a=b", r"a\=b", r"a\\\=b", "a"], false);
+    check_spellings(&["m", "m,a=1", "m,a=11", "m,a=1,b=1", "m,b=1", "m,a=1\\,b\\=1"], false);
+}
+
+#[test]
+fn a_series_may_end_with_any_character() {
+    for value in ["1", "#", "x#", "=", "\"", "x\"", "ü", "\u{0}", "\\,", "\\ ", "\\=", "\\\\x", "-"] {
+        let body = format!("m,t={value} f=1i,s=\"a b\" 1\n").repeat(3);
+        let admitted = write(&body);
+        assert_eq!(admitted.errors, [], "{body}");
+        assert_eq!(admitted.batch.tables[0].rows, [0, 0, 0], "{body}");
+        assert_eq!(admitted.batch.tables.len(), 1);
+    }
+}
+
+#[test]
+fn a_field_twice_is_found_also_where_it_came_with_two_types() {
+    let admitted = write("m a=1 1\nm a=1i 2\nm a=2,a=2i 3\nm a=3i,a=3 4\nm x=1,a=4 5\nm a=5i,x=1,a=5 6\n");
+    let messages = told(&admitted);
+    assert_eq!(messages.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [2, 3, 4, 6]);
+    for (_, message) in &messages[1..] {
+        assert_eq!(message, "the field 'a' stands twice in the line");
+    }
+}
+
+#[test]
+fn a_quote_in_a_name_begins_no_text() {
+    let admitted = write("m f\"=1 1\nm g=2 2\nm,t=\"a f=1 3\n\"m h=1 4\n");
+    assert_eq!((admitted.batch.lines, admitted.errors.len()), (4, 0));
 }
 
 #[test]

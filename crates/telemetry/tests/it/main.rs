@@ -5,6 +5,7 @@ mod contract;
 mod docs;
 mod features;
 mod lines;
+mod lines_model;
 mod roundtrip;
 mod support;
 mod workload;
