@@ -15,9 +15,9 @@ fn main() {
     divan::main();
 }
 
-/// So many lines of 10 VMs.
-fn body(lines: usize) -> String {
-    let mut workload = Workload::new(Options::default());
+/// So many lines of so many VMs.
+fn body(lines: usize, vms: u32) -> String {
+    let mut workload = Workload::new(Options { vms, ..Options::default() });
     let mut out = Vec::new();
     let mut written = 0;
     while written < lines {
@@ -33,12 +33,12 @@ fn body(lines: usize) -> String {
     )
 }
 
-/// A batch of a catching-up collector, and one cycle.
-const SIZES: [usize; 2] = [5_000, 80];
+/// Lines and VMs: what a collector sends that catches up, and one cycle, where every series is new.
+const SIZES: [(usize, u32); 2] = [(5_000, 10), (800, 100)];
 
 #[divan::bench(args = SIZES)]
-fn bare_parser(bencher: divan::Bencher<'_, '_>, lines: usize) {
-    let body = body(lines);
+fn bare_parser(bencher: divan::Bencher<'_, '_>, (lines, vms): (usize, u32)) {
+    let body = body(lines, vms);
     bencher.counter(ItemsCount::new(lines)).counter(BytesCount::of_str(&body)).bench_local(|| {
         for line in parse_lines(&body) {
             divan::black_box(line).expect("a good line");
@@ -47,8 +47,8 @@ fn bare_parser(bencher: divan::Bencher<'_, '_>, lines: usize) {
 }
 
 #[divan::bench(args = SIZES)]
-fn parse_and_admit(bencher: divan::Bencher<'_, '_>, lines: usize) {
-    let body = body(lines);
+fn parse_and_admit(bencher: divan::Bencher<'_, '_>, (lines, vms): (usize, u32)) {
+    let body = body(lines, vms);
     let mut catalog = Catalog::default();
     bencher.counter(ItemsCount::new(lines)).counter(BytesCount::of_str(&body)).bench_local(|| {
         let parsed = parse(&body, Precision::Nanosecond, i64::MAX);
@@ -58,8 +58,8 @@ fn parse_and_admit(bencher: divan::Bencher<'_, '_>, lines: usize) {
 
 /// What is done under the lock that orders writes.
 #[divan::bench(args = SIZES)]
-fn admit(bencher: divan::Bencher<'_, '_>, lines: usize) {
-    let body = body(lines);
+fn admit(bencher: divan::Bencher<'_, '_>, (lines, vms): (usize, u32)) {
+    let body = body(lines, vms);
     let mut catalog = Catalog::default();
     bencher
         .counter(ItemsCount::new(lines))
@@ -69,8 +69,8 @@ fn admit(bencher: divan::Bencher<'_, '_>, lines: usize) {
 
 /// The same where a line disagrees with the schema, so that all are looked at one by one.
 #[divan::bench(args = SIZES)]
-fn admit_line_by_line(bencher: divan::Bencher<'_, '_>, lines: usize) {
-    let mut body = body(lines);
+fn admit_line_by_line(bencher: divan::Bencher<'_, '_>, (lines, vms): (usize, u32)) {
+    let mut body = body(lines, vms);
     body.push_str("vm_totals,VMID=1 cputime=1.5 1\n");
     let mut catalog = Catalog::default();
     bencher

@@ -17,8 +17,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::admit::Refused;
 use super::batch::FieldType;
-use super::limits::told;
+use super::limits::{MAX_DATABASES, check_database_name, told};
 
 const HEAD: &str = "kvmetry catalog ";
 const VERSION: u32 = 1;
@@ -153,6 +154,22 @@ impl Catalog {
     pub fn columns(&self, database: &str, table: &str) -> impl Iterator<Item = (&str, Column)> {
         let columns = self.databases.get(database).and_then(|tables| tables.get(table));
         columns.into_iter().flatten().map(|(name, column)| (name.as_str(), *column))
+    }
+
+    /// Makes a database without tables; false if there is one of this name already.
+    ///
+    /// # Errors
+    /// [`Refused::DatabaseName`], [`Refused::TooManyDatabases`].
+    pub fn make_database(&mut self, name: &str) -> Result<bool, Refused> {
+        check_database_name(name).map_err(Refused::DatabaseName)?;
+        if self.databases.contains_key(name) {
+            return Ok(false);
+        }
+        if self.databases.len() >= MAX_DATABASES {
+            return Err(Refused::TooManyDatabases);
+        }
+        self.databases.insert(name.to_owned(), Tables::new());
+        Ok(true)
     }
 
     /// Takes in what another catalogue has.

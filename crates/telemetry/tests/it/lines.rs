@@ -428,6 +428,19 @@ fn there_are_as_many_databases_as_their_limit() {
     }
     assert_eq!(write("db"), Err(Refused::TooManyDatabases));
     assert_eq!(write("db7"), Ok(1));
+    assert_eq!(catalog.make_database("db"), Err(Refused::TooManyDatabases));
+    assert_eq!(catalog.make_database("db7"), Ok(false));
+}
+
+#[test]
+fn a_database_can_be_made_before_it_is_written_to() {
+    let mut catalog = Catalog::default();
+    assert_eq!(catalog.make_database("kvm"), Ok(true));
+    assert_eq!(catalog.make_database("kvm"), Ok(false));
+    assert!(matches!(catalog.make_database("a.b"), Err(Refused::DatabaseName(_))));
+    assert!(catalog.databases().eq(["kvm"]));
+    assert_eq!(Catalog::from_bytes(&catalog.to_bytes()).as_ref(), Ok(&catalog));
+    assert!(admit(&mut catalog, "m f=1", true).expect("a line").schema_changed);
 }
 
 #[test]

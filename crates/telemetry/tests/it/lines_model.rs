@@ -292,6 +292,56 @@ fn tag_value(text: &str) -> String {
     if text.ends_with('\\') { format!("{text}x") } else { text.to_owned() }
 }
 
+/// Asserts of any text: what is taken of it is taken whole when written again, as InfluxDB's parser sees it.
+fn check_text(body: &str) {
+    let mut catalog = Catalog::default();
+    let Ok(admitted) = catalog.admit("kvm", parse(body, Precision::Auto, NOW), true) else { return };
+    if admitted.batch.lines == 0 {
+        assert_eq!((&*admitted.text, catalog), ("", Catalog::default()));
+        return;
+    }
+    let mut catalog_again = Catalog::default();
+    let parsed = parse(&admitted.text, Precision::Nanosecond, i64::MAX);
+    let again = catalog_again.admit("kvm", parsed, false).unwrap_or_else(|e| panic!("{e}: {body:?}"));
+    assert_eq!(again.text, admitted.text, "{body:?}");
+    assert_eq!(rows_of(&again.batch), rows_of(&admitted.batch), "{body:?}");
+    assert_eq!(catalog_again, catalog, "{body:?}");
+    let seen = influxdb_line_protocol::parse_lines(&admitted.text);
+    assert_eq!(seen.map(|line| line.expect("a line")).count(), admitted.batch.lines as usize, "{body:?}");
+}
+
+/// What lines are made of, and what breaks them.
+const SHARDS: [&str; 28] = [
+    "m",
+    "m f=1",
+    "m,t=a f=1i 1\n",
+    "m,t=a g=\"x\"",
+    ",t=a",
+    ",t=a\\ b",
+    " ",
+    "  ",
+    "\n",
+    "\n\n",
+    "\r\n",
+    "\t",
+    "\\",
+    "\"",
+    "=",
+    ",",
+    "#",
+    "# a=\"b\n",
+    "f=1",
+    ",f=1u",
+    ",g=t",
+    "f=\"a\nb\" ",
+    "1",
+    " 1",
+    "-",
+    "\0",
+    "ü",
+    "time=1",
+];
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
@@ -300,5 +350,10 @@ proptest! {
         bodies in vec((vec(line(), 0..12), prop::bool::weighted(0.7)), 1..4),
     ) {
         check(&bodies);
+    }
+
+    #[test]
+    fn what_is_taken_of_any_text_is_taken_again(shards in vec(select(&SHARDS[..]), 0..24)) {
+        check_text(&shards.concat());
     }
 }
