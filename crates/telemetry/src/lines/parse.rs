@@ -128,7 +128,11 @@ pub fn parse<'a>(body: &'a str, precision: Precision, now_ns: i64) -> Parsed<'a>
             continue;
         };
         number = number.saturating_add(1);
-        match parser.line(text) {
+        let read = match piece.is_open {
+            true => Err("the text of a field does not end".to_owned()),
+            false => parser.line(text),
+        };
+        match read {
             Ok(good) => {
                 is_verbatim &= piece.is_whole && good.is_in_ns;
                 let Good { table, row, is_timed, .. } = good;

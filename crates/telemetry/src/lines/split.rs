@@ -11,6 +11,9 @@ pub(crate) struct Piece<'a> {
     pub(crate) line: Option<&'a str>,
     /// Whether the line is the whole piece and a newline followed.
     pub(crate) is_whole: bool,
+    /// Whether the body ended within a text. (The parser might take the line all the same, if a comma stands in a
+    /// field's name: it does not count them. But with a newline behind it, it would swallow the next line.)
+    pub(crate) is_open: bool,
 }
 
 /// The pieces of a body.
@@ -38,18 +41,21 @@ impl<'a> Iterator for Pieces<'a> {
         let is_line = !matches!(head.as_bytes().get(start), None | Some(b'#'));
         // No early return, so that the compiler looks at many bytes at once.
         let is_intricate = head.bytes().fold(false, |found, byte| found | matches!(byte, b'"' | b'\\'));
+        let mut is_open = false;
         if is_line && is_intricate {
-            end = start + line_end(&self.rest.as_bytes()[start..]);
+            let (len, ends_in_quotes) = line_end(&self.rest.as_bytes()[start..]);
+            end = start + len;
+            is_open = ends_in_quotes;
         }
         let line = is_line.then(|| &self.rest[start..end]);
         let is_whole = start == 0 && end < self.rest.len();
         self.rest = self.rest.get(end + 1..).unwrap_or_default();
-        Some(Piece { line, is_whole })
+        Some(Piece { line, is_whole, is_open })
     }
 }
 
-/// Where the line ends that begins here.
-fn line_end(bytes: &[u8]) -> usize {
+/// Where the line ends that begins here, and whether that is within a text.
+fn line_end(bytes: &[u8]) -> (usize, bool) {
     let mut in_fields = false;
     let mut in_quotes = false;
     let (mut equals, mut commas) = (0, 0);
@@ -63,12 +69,12 @@ fn line_end(bytes: &[u8]) -> usize {
             b'=' if in_fields && !in_quotes => equals += 1,
             b',' if in_fields && !in_quotes => commas += 1,
             b'"' if in_fields && equals > commas => in_quotes = !in_quotes,
-            b'\n' if !in_quotes => return at,
+            b'\n' if !in_quotes => return (at, false),
             _ => {}
         }
         at += 1;
     }
-    bytes.len()
+    (bytes.len(), in_quotes)
 }
 
 /// Where the measurement and tags of a line end: at the first blank that no backslash makes a part of them.

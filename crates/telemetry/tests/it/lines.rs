@@ -93,7 +93,11 @@ fn what_influxdb_refuses_in_a_line_is_refused() {
 fn a_text_that_is_not_closed_goes_on_to_the_next_quote() {
     let admitted = write("m a=1i 1\nm f=\"a 2\nm a=3i 3\nm f=\"b\" 4\nm a=5i 5\n");
     assert_eq!(admitted.text, "m a=1i 1000000000\n");
-    assert_eq!(admitted.errors.iter().map(|error| error.line_number).collect::<Vec<_>>(), [2]);
+    assert_eq!(told(&admitted), [(2, "the text of a field does not end".to_owned())]);
+
+    // The parser would take this line, where nothing follows it.
+    let admitted = write("m f=1,g}2i,h=\"==\"");
+    assert_eq!(told(&admitted), [(1, "the text of a field does not end".to_owned())]);
 }
 
 #[test]
