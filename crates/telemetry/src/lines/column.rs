@@ -9,6 +9,10 @@ use super::batch::{FieldColumn, FieldType, SeriesKey, TableBatch, Values};
 use super::catalog::Column;
 use super::limits::{MAX_CELLS, MAX_COLUMNS, check_column_name, told};
 
+/// Names of tags of one table that a body may have: far more than a table can have, since names count here also in lines
+/// that the schema will refuse, and few enough to be looked at under the lock.
+const MAX_TAG_NAMES: usize = 8 * MAX_COLUMNS;
+
 /// One table of a body: what its lines hold, by column, each line judged by itself.
 ///
 /// Lines may disagree on a field's type: then the field has a column for each type. Only the schema can tell which of
@@ -23,6 +27,8 @@ pub(crate) struct TableBuilder<'a> {
     columns: Vec<ColumnBuilder<'a>>,
     /// The newest column of each name; the others follow by [`ColumnBuilder::twin`].
     by_name: HashMap<Cow<'a, str>, usize>,
+    /// The columns that the row has which is being added.
+    touched: Vec<usize>,
     has_twins: bool,
     /// Whether a name is a tag in one line and a field in another.
     has_mixed: bool,
@@ -140,6 +146,7 @@ impl<'a> TableBuilder<'a> {
             RowSeries::Known(place) => self.series.get(*place as usize).map_or(0, |key| key.tags.len()),
             RowSeries::New(key) => key.tags.len(),
         };
+        self.touched.clear();
         if tags + fields.len() > MAX_COLUMNS {
             return Err(too_many_columns(&self.name));
         }
@@ -197,6 +204,7 @@ impl<'a> TableBuilder<'a> {
             };
             let column = &mut self.columns[at];
             column.push(row, value)?;
+            self.touched.push(at);
             expected = column.next;
             before = Some(at);
         }
@@ -265,6 +273,9 @@ impl<'a> TableBuilder<'a> {
         for name in &new {
             check_column_name("tag", name)?;
         }
+        if self.tag_names.len() + new.len() > MAX_TAG_NAMES {
+            return Err(too_many_columns(&self.name));
+        }
         self.has_mixed |= new.iter().any(|name| self.by_name.contains_key(name.as_str()));
         self.tag_names.extend(new.into_iter().cloned());
         Ok(())
@@ -276,8 +287,13 @@ impl<'a> TableBuilder<'a> {
         self.has_mixed |= new.iter().any(|column| self.tag_names.contains(&*column.name));
     }
 
-    /// Takes back what a row left behind that was not added.
+    /// Takes back what a row left behind that was not added. Looks at the row's columns alone: there may be many
+    /// others, and many bad rows.
     fn take_back(&mut self, columns_before: usize) {
+        let rows = self.rows.len();
+        for at in self.touched.drain(..) {
+            self.columns[at].truncate(rows);
+        }
         while self.columns.len() > columns_before
             && let Some(column) = self.columns.pop()
         {
@@ -285,10 +301,6 @@ impl<'a> TableBuilder<'a> {
                 Some(twin) => self.by_name.insert(column.name, twin),
                 None => self.by_name.remove(&column.name),
             };
-        }
-        let rows = self.rows.len();
-        for column in &mut self.columns {
-            column.truncate(rows);
         }
     }
 }

@@ -6,9 +6,10 @@ use std::fmt;
 
 use influxdb_line_protocol::{Error, ParsedLine, parse_lines};
 
-use super::column::{ParsedTable, RowSeries, TableBuilder};
+use super::column::{ParsedTable, RowSeries, TableBuilder, too_many_columns};
 use super::limits::{
-    MAX_AHEAD_NS, MAX_LINE_BYTES, MAX_TABLES, MAX_TOLD_ERRORS, TOLD_CHARS, check_table_name, told,
+    MAX_AHEAD_NS, MAX_COLUMNS, MAX_LINE_BYTES, MAX_TABLES, MAX_TOLD_ERRORS, TOLD_CHARS, check_table_name,
+    told,
 };
 use super::precision::Precision;
 use super::series::{KnownSeries, SeriesIndex, plain_text, series_key};
@@ -217,7 +218,11 @@ impl<'a> Parser<'a> {
 
     fn line_of_new(&mut self, series_text: &'a str, text: &'a str) -> Result<Good, String> {
         let mut line = read(text, text)?;
-        let key = series_key(line.series.tag_set.as_deref().unwrap_or_default())?;
+        let tags = line.series.tag_set.as_deref().unwrap_or_default();
+        if tags.len() > MAX_COLUMNS {
+            return Err(too_many_columns(&line.series.measurement));
+        }
+        let key = series_key(tags)?;
         let plain = plain_text(series_text, &line, &key);
         let same = plain.as_ref().and_then(|plain| self.series.find(plain)).map(|same| &self.series[same]);
         let (table, series, mut first_column) = match same {

@@ -306,8 +306,8 @@ fn check_text(body: &str) {
     assert_eq!(again.text, admitted.text, "{body:?}");
     assert_eq!(rows_of(&again.batch), rows_of(&admitted.batch), "{body:?}");
     assert_eq!(catalog_again, catalog, "{body:?}");
-    let seen = influxdb_line_protocol::parse_lines(&admitted.text);
-    assert_eq!(seen.map(|line| line.expect("a line")).count(), admitted.batch.lines as usize, "{body:?}");
+    let seen: Result<Vec<_>, _> = influxdb_line_protocol::parse_lines(&admitted.text).collect();
+    assert_eq!(seen.expect("lines").len(), admitted.batch.lines as usize, "{body:?}");
 }
 
 /// What lines are made of, and what breaks them.
