@@ -158,10 +158,11 @@ impl<'a> TableBuilder<'a> {
                  counts in each of its rows: split it"
             ));
         }
+        let has_new_column = self.columns.len() > columns_before;
         match series {
             RowSeries::Known(place) => {
                 // Tags and fields that lines before had, and no name that is both: nothing to look at.
-                if self.columns.len() > columns_before || self.has_mixed {
+                if has_new_column || self.has_mixed {
                     if let Some(key) = self.series.get(place as usize) {
                         self.check_no_tag_is_field(key)?;
                     }
@@ -170,13 +171,21 @@ impl<'a> TableBuilder<'a> {
                 Ok(place)
             }
             RowSeries::New(key) => {
-                self.check_no_tag_is_field(&key)?;
-                self.add_tag_names(&key)?;
-                self.find_mixed(columns_before);
+                // The same, where the tags have the names that those of the series before had.
+                if has_new_column || self.has_mixed || !self.has_names_of_last(&key) {
+                    self.check_no_tag_is_field(&key)?;
+                    self.add_tag_names(&key)?;
+                    self.find_mixed(columns_before);
+                }
                 self.series.push(key);
                 Ok(self.series.len() as u32 - 1)
             }
         }
+    }
+
+    fn has_names_of_last(&self, key: &SeriesKey) -> bool {
+        let names = key.tags.iter().map(|(name, _)| name);
+        self.series.last().is_some_and(|last| names.eq(last.tags.iter().map(|(name, _)| name)))
     }
 
     fn add_fields(&mut self, fields: &mut FieldSet<'a>, first: &mut usize) -> Result<(), String> {
@@ -264,12 +273,8 @@ impl<'a> TableBuilder<'a> {
 
     /// Checks and notes the names of the tags of a new series. Nothing can go wrong with its row after that.
     fn add_tag_names(&mut self, key: &SeriesKey) -> Result<(), String> {
-        let names = || key.tags.iter().map(|(name, _)| name);
-        // Mostly they are those of the series before.
-        if self.series.last().is_some_and(|last| names().eq(last.tags.iter().map(|(name, _)| name))) {
-            return Ok(());
-        }
-        let new: Vec<_> = names().filter(|name| !self.tag_names.contains(*name)).collect();
+        let names = key.tags.iter().map(|(name, _)| name);
+        let new: Vec<_> = names.filter(|name| !self.tag_names.contains(*name)).collect();
         for name in &new {
             check_column_name("tag", name)?;
         }

@@ -179,6 +179,14 @@ fn a_field_twice_is_found_also_where_it_came_with_two_types() {
 }
 
 #[test]
+fn a_tag_that_is_a_field_of_the_same_line_is_found_also_where_both_are_known() {
+    let admitted = write("m t=1i 1\nm,t=a f=1 2\nm,t=b t=2i 3\nm,t=a t=3i 4\nm,t=a f=2 5\n");
+    let messages = told(&admitted);
+    assert_eq!(messages.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [2, 3, 4, 5]);
+    assert_eq!((&*messages[1].1, &*messages[2].1), ("'t' is a tag and a field", "'t' is a tag and a field"));
+}
+
+#[test]
 fn a_quote_in_a_name_begins_no_text() {
     let admitted = write("m f\"=1 1\nm g=2 2\nm,t=\"a f=1 3\n\"m h=1 4\n");
     assert_eq!((admitted.batch.lines, admitted.errors.len()), (4, 0));
