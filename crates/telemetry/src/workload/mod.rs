@@ -1,7 +1,7 @@
 //! Telemetry as real VMs give it, made up: for trying, for load and for measuring.
 //!
 //! A [`Workload`] is one hypervisor with its VMs. Each of its cycles appends the lines that `kvmetry run` would, by the
-//! same encoder: `vm_metrics`, `vm_devices`, `vm_totals`, `vm_features`. What makes it real is in [`vm`]: VMs of several
+//! same encoder: `vm_metrics`, `vm_devices`, `vm_totals`, `vm_features`. What makes it real is in `vm`: VMs of several
 //! roles with their days and weekends, idle ones, bursts, counters with noise in their low bits, guest memory that
 //! changes when the balloon driver reports, restarts that begin counters anew under a new id, and now and then a NIC
 //! that comes and goes.
