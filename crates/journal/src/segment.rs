@@ -1,0 +1,455 @@
+//! One file of the journal: a redb database of consecutive entries, and how it is read when it is one no more.
+//!
+//! Tables: `entries` has a frame a number, `meta` a frame a state and a cursor (keys `state/NAME`, `cursor/READER`).
+//! The newest file's `meta` is complete: it counts, older files' does not.
+//!
+//! redb trusts a file that was closed well: on damaged pages it may panic or lead astray. So every call into it
+//! is caught, entries must be consecutive, and each frame has its own checksums. A file that fails is read by
+//! [`Scan`]: frame by frame from its bytes, whatever its tree says.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use disk::{Disk, DiskFile};
+use redb::{
+    Builder, Database, ReadOnlyDatabase, ReadableDatabase as _, ReadableTable as _, StorageBackend,
+    TableDefinition,
+};
+
+use crate::frame::{self, HEADER, Header, Kind, MAGIC};
+use crate::{MAX_ENTRY_BYTES, Seq};
+
+const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+
+/// Memory that redb may take for pages of the file that is written, bytes: dirty pages of a group commit and the
+/// tail that readers want. More is written out early.
+const CACHE_WRITTEN: usize = 8 << 20;
+/// The same for a file that is only read, from front to back.
+const CACHE_READ: usize = 1 << 20;
+/// Bytes read at once when a damaged file is searched.
+const WINDOW: usize = 1 << 20;
+/// What of a window that cannot be read is tried by itself, bytes: a page, as damage by the disk comes.
+const PIECE: usize = 4096;
+/// A search checks at most this many times the file's bytes: payloads made to look like frames within frames would
+/// else make it quadratic. What is beyond stays lost.
+const SEARCH_FACTOR: u64 = 8;
+
+/// Why redb or the disk did not do what was asked.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// The disk failed.
+    Io(io::Error),
+    /// The bytes are not what was written; or redb is at fault.
+    Broken(String),
+}
+
+impl<E: Into<redb::Error>> From<E> for Fault {
+    fn from(error: E) -> Self {
+        match error.into() {
+            // redb tells by these that the bytes are no database.
+            redb::Error::Io(error)
+                if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+            {
+                Self::Broken(error.to_string())
+            }
+            redb::Error::Io(error) => Self::Io(error),
+            redb::Error::PreviousIo => Self::Io(io::Error::other("the file failed before")),
+            other => Self::Broken(other.to_string()),
+        }
+    }
+}
+
+/// Runs what calls redb. A panic in there is a fault of the file: what was touched is thrown away by the caller.
+fn caught<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        Err(Fault::Broken(format!("redb panicked: {text}")))
+    })
+}
+
+/// What redb writes to.
+#[derive(Debug)]
+struct Storage {
+    file: Box<dyn DiskFile>,
+    /// The end of what was ever written. redb grows a file by doubling it; what is not written takes no room.
+    written: Arc<AtomicU64>,
+}
+
+impl StorageBackend for Storage {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(out, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)?;
+        self.written.fetch_min(len, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, offset)?;
+        self.written.fetch_max(offset + data.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// An open file of the journal.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    inner: Inner,
+    written: Arc<AtomicU64>,
+}
+
+enum Inner {
+    /// Written now or not closed yet.
+    Rw(Database),
+    Ro(ReadOnlyDatabase),
+    /// Damaged.
+    Scan(Scan),
+    /// On its way out.
+    Closed,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(match self {
+            Self::Rw(_) => "Rw",
+            Self::Ro(_) => "Ro",
+            Self::Scan(_) => "Scan",
+            Self::Closed => "Closed",
+        })
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let inner = std::mem::replace(&mut self.inner, Inner::Closed);
+        // Closing writes; if it fails, the next opening repairs.
+        drop(caught(|| {
+            drop(inner);
+            Ok(())
+        }));
+    }
+}
+
+/// What one commit writes.
+#[derive(Debug, Default)]
+pub(crate) struct Batch<'a> {
+    pub(crate) entries: Vec<(Header, &'a [u8])>,
+    /// Key in `meta`, header, payload.
+    pub(crate) meta: Vec<(String, Header, Vec<u8>)>,
+}
+
+/// A frame of `meta`, its name with `state/` or `cursor/` before.
+#[derive(Clone, Debug)]
+pub(crate) struct Meta {
+    pub(crate) header: Header,
+    pub(crate) value: Vec<u8>,
+}
+
+impl Handle {
+    /// Makes a new file.
+    pub(crate) fn create(disk: &dyn Disk, path: &Path) -> Result<Self, Fault> {
+        let file = disk.create_new(path).map_err(Fault::Io)?;
+        Self::rw(file, 0, CACHE_WRITTEN)
+    }
+
+    /// Opens a file to read it. One that was not closed well is repaired first: that writes to it.
+    pub(crate) fn open(disk: &dyn Disk, path: &Path) -> Result<Self, Fault> {
+        let file = disk.open_to_read(path).map_err(Fault::Io)?;
+        let len = file.len().map_err(Fault::Io)?;
+        if len == 0 {
+            return Err(Fault::Broken("the file is empty".to_owned()));
+        }
+        let written = Arc::new(AtomicU64::new(len));
+        let storage = Storage { file, written: written.clone() };
+        let opened = caught(|| {
+            match Builder::new().set_cache_size(CACHE_READ).open_read_only_with_backend(storage) {
+                Ok(database) => Ok(Some(database)),
+                Err(redb::DatabaseError::RepairAborted) => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        })?;
+        match opened {
+            Some(database) => Ok(Self { inner: Inner::Ro(database), written }),
+            None => Self::rw(disk.open(path).map_err(Fault::Io)?, len, CACHE_READ),
+        }
+    }
+
+    /// Searches a damaged file.
+    pub(crate) fn scan(disk: &dyn Disk, path: &Path, why: String) -> Result<Self, Fault> {
+        let file = disk.open_to_read(path).map_err(Fault::Io)?;
+        let len = file.len().map_err(Fault::Io)?;
+        let scan = Scan::new(file, len, why).map_err(Fault::Io)?;
+        Ok(Self { inner: Inner::Scan(scan), written: Arc::new(AtomicU64::new(len)) })
+    }
+
+    fn rw(file: Box<dyn DiskFile>, len: u64, cache: usize) -> Result<Self, Fault> {
+        let written = Arc::new(AtomicU64::new(len));
+        let storage = Storage { file, written: written.clone() };
+        let database = caught(|| Ok(Builder::new().set_cache_size(cache).create_with_backend(storage)?))?;
+        Ok(Self { inner: Inner::Rw(database), written })
+    }
+
+    /// Bytes on disk.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Whether closing it writes.
+    pub(crate) fn is_written(&self) -> bool {
+        matches!(self.inner, Inner::Rw(_))
+    }
+
+    /// Why it is searched, if it is.
+    pub(crate) fn damage(&self) -> Option<&str> {
+        match &self.inner {
+            Inner::Scan(scan) => Some(&scan.why),
+            _ => None,
+        }
+    }
+
+    /// Writes all of it, or nothing; durable when this returns. After a fault the handle is of no more use.
+    pub(crate) fn commit(&self, batch: &Batch<'_>) -> Result<(), Fault> {
+        let Inner::Rw(database) = &self.inner else {
+            return Err(Fault::Broken("the file is not open to write".to_owned()));
+        };
+        caught(|| {
+            let txn = database.begin_write()?;
+            {
+                let mut table = txn.open_table(ENTRIES)?;
+                for (header, payload) in &batch.entries {
+                    let mut slot = table.insert_reserve(header.seq, HEADER + payload.len())?;
+                    let bytes = slot.as_mut();
+                    bytes[..HEADER].copy_from_slice(&header.encode());
+                    bytes[HEADER..].copy_from_slice(payload);
+                }
+                let mut table = txn.open_table(META)?;
+                for (key, header, payload) in &batch.meta {
+                    let mut slot = table.insert_reserve(key.as_str(), HEADER + payload.len())?;
+                    let bytes = slot.as_mut();
+                    bytes[..HEADER].copy_from_slice(&header.encode());
+                    bytes[HEADER..].copy_from_slice(payload);
+                }
+            }
+            txn.commit()?;
+            Ok(())
+        })
+    }
+
+    /// Shows the entries from `low` to `high` in order until `visit` says stop (`false`); returns whether it did.
+    /// A tree must have each of them; of a file that is searched some may be missing.
+    pub(crate) fn walk(
+        &self,
+        low: Seq,
+        high: Seq,
+        visit: &mut dyn FnMut(&Header, &[u8]) -> bool,
+    ) -> Result<bool, Fault> {
+        if low > high {
+            return Ok(false);
+        }
+        if let Inner::Scan(scan) = &self.inner {
+            return scan.walk(low, high, visit);
+        }
+        caught(|| {
+            let table = self.begin_read()?.open_table(ENTRIES)?;
+            let mut expected = low;
+            for item in table.range(low..=high)? {
+                let (key, value) = item?;
+                let Some((header, payload)) = frame::decode(value.value()) else {
+                    return Err(Fault::Broken(format!("entry {} fails its checksum", key.value())));
+                };
+                if key.value() != expected || header.seq != expected || header.kind != Kind::Entry {
+                    return Err(Fault::Broken(format!("entry {expected} is not where it belongs")));
+                }
+                if !visit(&header, payload) {
+                    return Ok(true);
+                }
+                expected += 1;
+            }
+            if expected <= high {
+                return Err(Fault::Broken(format!("entry {expected} is missing")));
+            }
+            Ok(false)
+        })
+    }
+
+    /// The number of the last entry, whatever its frame says; None without entries.
+    pub(crate) fn last(&self) -> Result<Option<Seq>, Fault> {
+        if let Inner::Scan(scan) = &self.inner {
+            return Ok(scan.entries.last_key_value().map(|(seq, _)| *seq));
+        }
+        caught(|| match self.begin_read()?.open_table(ENTRIES) {
+            Ok(table) => Ok(table.last()?.map(|(key, _)| key.value())),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        })
+    }
+
+    /// All of `meta`, by key; None if nothing was ever committed.
+    pub(crate) fn meta(&self) -> Result<Option<BTreeMap<String, Meta>>, Fault> {
+        if let Inner::Scan(scan) = &self.inner {
+            return Ok((!scan.meta.is_empty()).then(|| scan.meta.clone()));
+        }
+        caught(|| {
+            let table = match self.begin_read()?.open_table(META) {
+                Ok(table) => table,
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            let mut all = BTreeMap::new();
+            for item in table.iter()? {
+                let (key, value) = item?;
+                let found = frame::decode(value.value())
+                    .filter(|(header, _)| header.kind == Kind::State)
+                    .and_then(|(header, payload)| Some((header, frame::split_state(payload)?)))
+                    .filter(|(_, (name, _))| *name == key.value());
+                let Some((header, (name, value))) = found else {
+                    return Err(Fault::Broken(format!("{} fails its checksum", key.value().escape_debug())));
+                };
+                all.insert(name.to_owned(), Meta { header, value: value.to_vec() });
+            }
+            Ok(Some(all))
+        })
+    }
+
+    fn begin_read(&self) -> Result<redb::ReadTransaction, Fault> {
+        match &self.inner {
+            Inner::Rw(database) => Ok(database.begin_read()?),
+            Inner::Ro(database) => Ok(database.begin_read()?),
+            Inner::Scan(_) | Inner::Closed => Err(Fault::Broken("the file is not open".to_owned())),
+        }
+    }
+}
+
+/// A damaged file, searched: where its whole frames are.
+///
+/// A file is written by one process until its first failure, and no number is given twice in it: copies of an entry
+/// that redb left in freed pages are the entry.
+#[derive(Debug)]
+struct Scan {
+    file: Box<dyn DiskFile>,
+    why: String,
+    /// Offset of the frame and length of the payload.
+    entries: BTreeMap<Seq, (u64, u32)>,
+    /// The latest of each.
+    meta: BTreeMap<String, Meta>,
+}
+
+impl Scan {
+    fn new(file: Box<dyn DiskFile>, len: u64, why: String) -> io::Result<Self> {
+        let mut scan = Self { file, why, entries: BTreeMap::new(), meta: BTreeMap::new() };
+        let mut window = Vec::new();
+        let mut start = 0;
+        let mut checked = 0;
+        while start < len {
+            // Headers that lie across the end of the window begin the next one.
+            let size = usize::try_from((len - start).min(WINDOW as u64)).unwrap_or(WINDOW);
+            window.resize(size, 0);
+            scan.read_what_can_be(&mut window, start)?;
+            let mut at = 0;
+            while let Some(found) = window[at..].windows(MAGIC.len()).position(|it| it == MAGIC) {
+                at += found;
+                if at + HEADER > size && start + size as u64 != len {
+                    break;
+                }
+                at += 1;
+                let offset = start + at as u64 - 1;
+                if let Some(header) = Header::decode(&window[at - 1..])
+                    && u64::from(header.len) <= len - offset
+                    && header.len as usize <= MAX_ENTRY_BYTES + 256
+                    && checked < len.saturating_mul(SEARCH_FACTOR)
+                {
+                    checked += u64::from(header.len);
+                    if scan.take(&header, offset)? {
+                        at += HEADER - 1 + header.len as usize;
+                        if at >= size {
+                            break;
+                        }
+                    }
+                }
+            }
+            // At least one byte on; past the frame that reaches beyond the window, if one does.
+            let next = if at >= size { at } else { size.saturating_sub(HEADER - 1).max(1) };
+            start += if start + size as u64 >= len { size as u64 } else { next as u64 };
+        }
+        Ok(scan)
+    }
+
+    /// Fills the buffer; what cannot be read is zeros. Fails if nothing can.
+    fn read_what_can_be(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        if self.file.read_exact_at(buffer, offset).is_ok() {
+            return Ok(());
+        }
+        let mut result = Ok(());
+        let mut any = false;
+        for (n, piece) in buffer.chunks_mut(PIECE).enumerate() {
+            match self.file.read_exact_at(piece, offset + (n * PIECE) as u64) {
+                Ok(()) => any = true,
+                Err(error) => {
+                    piece.fill(0);
+                    result = Err(error);
+                }
+            }
+        }
+        if any { Ok(()) } else { result }
+    }
+
+    /// Keeps the frame if it is whole.
+    fn take(&mut self, header: &Header, offset: u64) -> io::Result<bool> {
+        let mut payload = vec![0; header.len as usize];
+        if self.file.read_exact_at(&mut payload, offset + HEADER as u64).is_err() || !header.fits(&payload) {
+            return Ok(false);
+        }
+        match header.kind {
+            Kind::Entry => {
+                self.entries.insert(header.seq, (offset, header.len));
+            }
+            Kind::State => {
+                let Some((name, value)) = frame::split_state(&payload) else { return Ok(false) };
+                let newer = self.meta.get(name).is_none_or(|old| old.header.span.0 < header.span.0);
+                if newer {
+                    self.meta.insert(name.to_owned(), Meta { header: *header, value: value.to_vec() });
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn walk(
+        &self,
+        low: Seq,
+        high: Seq,
+        visit: &mut dyn FnMut(&Header, &[u8]) -> bool,
+    ) -> Result<bool, Fault> {
+        let mut bytes = Vec::new();
+        for (_, (offset, len)) in self.entries.range(low..=high) {
+            bytes.resize(HEADER + *len as usize, 0);
+            self.file.read_exact_at(&mut bytes, *offset).map_err(Fault::Io)?;
+            // Else it went bad since it was found: missing, as others are.
+            if let Some((header, payload)) = frame::decode(&bytes)
+                && !visit(&header, payload)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
