@@ -10,10 +10,14 @@
 //! - anything else may or may not be there after a crash, in any combination.
 //!
 //! Calls block. Paths are absolute.
+//!
+//! With the feature `double` there is `double::Double`, the disk for tests.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "double")]
+pub mod double;
 mod real;
 
 pub use real::RealDisk;
@@ -56,7 +60,8 @@ pub trait Disk: Send + Sync + std::fmt::Debug + 'static {
     /// `NotFound`; what the system says.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
 
-    /// Makes a folder and those above it that are missing. The new names are durable when this returns.
+    /// Makes a folder and those above it that are missing. Their names are durable when this returns, also if the
+    /// last of them was there before.
     ///
     /// # Errors
     /// What the system says.

@@ -38,6 +38,14 @@ impl Disk for RealDisk {
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         let missing: Vec<_> = path.ancestors().take_while(|it| !it.is_dir()).collect();
+        // Whoever made the last one that is there may have died before its name was durable. A folder above that we
+        // may not read was set up by someone else.
+        if let Some(above) = path.ancestors().nth(missing.len()).and_then(Path::parent) {
+            match self.sync_dir(above) {
+                Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+                _ => {}
+            }
+        }
         for dir in missing.into_iter().rev() {
             match fs::create_dir(dir) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -62,7 +70,11 @@ impl Disk for RealDisk {
         let mut entries = Vec::new();
         for entry in fs::read_dir(path)? {
             let entry = entry?;
-            let about = entry.metadata()?;
+            let about = match entry.metadata() {
+                // Removed since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                about => about?,
+            };
             let len = if about.is_dir() { 0 } else { about.len() };
             entries.push(Entry { path: entry.path(), is_dir: about.is_dir(), len });
         }
