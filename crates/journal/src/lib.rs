@@ -28,8 +28,8 @@
 //!   one begins after the last entry that was acknowledged, and what else the failed one may hold does not count.
 //!   For the same reason each opening begins a new segment with its first write.
 //! - The newest segment has all states and cursors; older ones' do not count. A segment counts from its first commit.
-//! - Cursors are written before the segments that they are past are removed: an entry that is missing at the next
-//!   start was lost, not trimmed.
+//! - Cursors are written before the segments that they are past are removed, and where entries had to go unread, when
+//!   their loss was told. So an entry that is missing at the next start was lost, and its loss is told at least once.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -397,6 +397,15 @@ struct Segment {
 struct Cursor {
     done: Seq,
     durable: Option<Seq>,
+    /// It was moved by a loss that the caller has not heard of yet.
+    untold: bool,
+}
+
+impl Cursor {
+    /// What to write.
+    fn to_write(self) -> Seq {
+        if self.untold { self.durable.unwrap_or(0) } else { self.done }
+    }
 }
 
 impl Shared {
@@ -621,7 +630,7 @@ impl Journal {
                     span: (0, 0),
                 });
             }
-            shared.cursors.insert((*reader).to_owned(), Cursor { done, durable: known });
+            shared.cursors.insert((*reader).to_owned(), Cursor { done, durable: known, untold: false });
         }
         losses
     }
@@ -644,17 +653,16 @@ impl Journal {
         if writer.states.len() + names > MAX_STATES {
             return Err(JournalError::TooManyStates);
         }
-        self.make_room(&mut writer, bytes, now_ns)?;
+        self.make_room(&mut writer, bytes)?;
         loop {
             let fresh = writer.active.is_none();
             match self.commit(&mut writer, entries, states, now_ns) {
                 Ok((first, last)) => {
-                    let losses = std::mem::take(&mut writer.losses);
-                    return Ok(Appended { first, last, losses });
+                    return Ok(Appended { first, last, losses: self.tell(&mut writer) });
                 }
                 Err(error) if error.is_disk_full() => {
                     // Room for it is made as long as there is an older segment; the newest holds what states are.
-                    if !self.drop_oldest(&mut writer, LossCause::DiskFull, None)? {
+                    if !self.drop_oldest(&mut writer, LossCause::DiskFull)? {
                         return Err(error);
                     }
                 }
@@ -728,8 +736,8 @@ impl Journal {
             }
         }
         for (reader, cursor) in &cursors {
-            if !active.counts || cursor.durable != Some(cursor.done) {
-                put(format!("{CURSOR}{reader}"), &cursor.done.to_le_bytes());
+            if !active.counts || cursor.durable != Some(cursor.to_write()) {
+                put(format!("{CURSOR}{reader}"), &cursor.to_write().to_le_bytes());
             }
         }
 
@@ -767,7 +775,7 @@ impl Journal {
         shared.totals = totals;
         for (reader, cursor) in cursors {
             if let Some(it) = shared.cursors.get_mut(&reader) {
-                it.durable = Some(cursor.done);
+                it.durable = Some(cursor.to_write());
             }
         }
         drop(shared);
@@ -851,7 +859,7 @@ impl Journal {
     }
 
     /// Drops the oldest segments until so much more fits.
-    fn make_room(&self, writer: &mut Writer, incoming: u64, now_ns: i64) -> Result<(), JournalError> {
+    fn make_room(&self, writer: &mut Writer, incoming: u64) -> Result<(), JournalError> {
         loop {
             let (bytes, frozen_at) = {
                 let shared = lock(&self.shared);
@@ -866,19 +874,15 @@ impl Journal {
             } else {
                 return Ok(());
             };
-            if !self.drop_oldest(writer, cause, Some(now_ns))? {
+            if !self.drop_oldest(writer, cause)? {
                 return Ok(());
             }
         }
     }
 
-    /// Drops the oldest segment, if there is a newer one that counts. With a time, cursors are written before.
-    fn drop_oldest(
-        &self,
-        writer: &mut Writer,
-        cause: LossCause,
-        now_ns: Option<i64>,
-    ) -> Result<bool, JournalError> {
+    /// Drops the oldest segment, if there is a newer one that counts. The cursors that this moves are written when
+    /// the loss was told: if the process dies before, the next start tells it.
+    fn drop_oldest(&self, writer: &mut Writer, cause: LossCause) -> Result<bool, JournalError> {
         let (segment, last, cursors) = {
             let shared = lock(&self.shared);
             if shared.segments.len() < 2 {
@@ -886,24 +890,26 @@ impl Journal {
             }
             (shared.segments[0].clone(), shared.last_of(0), shared.cursors.clone())
         };
-        let mut losses: Vec<Loss> = Vec::new();
         for (reader, cursor) in cursors.iter().filter(|(_, it)| it.done < last) {
-            losses.extend(self.lost(&segment, reader, cursor.done.max(segment.first - 1) + 1, last, cause));
+            let low = cursor.done.max(segment.first - 1) + 1;
+            writer.losses.extend(self.lost(&segment, reader, low, last, cause));
         }
         {
             let mut shared = lock(&self.shared);
-            for cursor in shared.cursors.values_mut() {
-                cursor.done = cursor.done.max(last);
-            }
-        }
-        if !losses.is_empty() {
-            writer.losses.extend(losses);
-            if let Some(now_ns) = now_ns {
-                // If that fails it goes all the same: room is needed, and the loss is told.
-                drop(self.commit(writer, &[], &[], now_ns));
+            for cursor in shared.cursors.values_mut().filter(|it| it.done < last) {
+                cursor.done = last;
+                cursor.untold = true;
             }
         }
         self.remove_oldest()
+    }
+
+    /// The losses, for the caller to tell.
+    fn tell(&self, writer: &mut Writer) -> Vec<Loss> {
+        for cursor in lock(&self.shared).cursors.values_mut() {
+            cursor.untold = false;
+        }
+        std::mem::take(&mut writer.losses)
     }
 
     /// What a reader loses with these entries.
@@ -1066,7 +1072,7 @@ impl Journal {
     pub fn maintain(&self, now_ns: i64) -> Result<Vec<Loss>, JournalError> {
         let mut writer = lock(&self.writer);
         let result = self.maintain_locked(&mut writer, now_ns);
-        let losses = std::mem::take(&mut writer.losses);
+        let losses = self.tell(&mut writer);
         drop(writer);
         self.close_idle();
         if losses.is_empty() {
@@ -1083,7 +1089,7 @@ impl Journal {
             (
                 self.full_at(&shared),
                 shared.cursors.values().all(|it| it.done >= shared.last),
-                shared.cursors.values().any(|it| it.durable != Some(it.done)),
+                shared.cursors.values().any(|it| it.durable != Some(it.to_write())),
             )
         };
         if let Some(active) = &writer.active {
@@ -1100,7 +1106,7 @@ impl Journal {
         if writer.spare.is_none() {
             writer.spare = Some(self.make_spare()?);
         }
-        self.make_room(writer, 0, now_ns)?;
+        self.make_room(writer, 0)?;
         loop {
             let oldest = {
                 let shared = lock(&self.shared);
@@ -1111,7 +1117,7 @@ impl Journal {
             };
             let removed = match oldest {
                 (true, _) => self.remove_oldest()?,
-                (false, true) => self.drop_oldest(writer, LossCause::TooOld, Some(now_ns))?,
+                (false, true) => self.drop_oldest(writer, LossCause::TooOld)?,
                 (false, false) => break,
             };
             if !removed {

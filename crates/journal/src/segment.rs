@@ -50,11 +50,10 @@ pub(crate) enum Fault {
 
 impl<E: Into<redb::Error>> From<E> for Fault {
     fn from(error: E) -> Self {
+        use io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
         match error.into() {
-            // redb tells by these that the bytes are no database.
-            redb::Error::Io(error)
-                if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
-            {
+            // redb asks beyond the end of the file, or tells that it is no database: the bytes are at fault.
+            redb::Error::Io(error) if matches!(error.kind(), InvalidData | InvalidInput | UnexpectedEof) => {
                 Self::Broken(error.to_string())
             }
             redb::Error::Io(error) => Self::Io(error),
