@@ -77,8 +77,10 @@ impl Op {
 pub struct Fault {
     /// These kinds; none: any.
     pub ops: Vec<Op>,
-    /// Those on a path that contains this; empty: any. A file's path is the one it was opened by.
+    /// Those on a path that contains this; empty: any. An open file's path is the name that it was given last.
     pub path: String,
+    /// Those right after an operation of this kind on the same path, or on a name in that folder; none: any.
+    pub previous: Option<Op>,
     /// The first so many of them go right.
     pub after: u64,
     /// So many go wrong then.
@@ -90,12 +92,19 @@ pub struct Fault {
 impl Fault {
     /// The n-th operation from now on, counted from 0.
     pub fn nth(n: u64, effect: Effect) -> Self {
-        Self { ops: Vec::new(), path: String::new(), after: n, times: 1, effect }
+        Self { ops: Vec::new(), path: String::new(), previous: None, after: n, times: 1, effect }
     }
 
     /// Every operation of this kind from now on.
     pub fn every(op: Op, effect: Effect) -> Self {
-        Self { ops: vec![op], path: String::new(), after: 0, times: u64::MAX, effect }
+        Self { ops: vec![op], path: String::new(), previous: None, after: 0, times: u64::MAX, effect }
+    }
+
+    /// Only right after an operation of this kind on the same path, or on a name in that folder.
+    #[must_use]
+    pub fn right_after(mut self, previous: Op) -> Self {
+        self.previous = Some(previous);
+        self
     }
 
     /// Only on paths that contain this.
@@ -157,6 +166,9 @@ struct State {
     is_off: bool,
     faults: Vec<Fault>,
     counts: BTreeMap<Op, u64>,
+    /// The last operation on each path, while there are faults that ask for it.
+    previous: HashMap<PathBuf, Op>,
+    trace: Option<Vec<(Op, PathBuf)>>,
     space: Option<u64>,
     rng: Option<fastrand::Rng>,
 }
@@ -201,6 +213,8 @@ impl Naming {
 
 #[derive(Debug, Default)]
 struct File {
+    /// The name that it was given last.
+    path: PathBuf,
     now: Vec<u8>,
     durable: Vec<u8>,
     pending: Vec<Change>,
@@ -298,6 +312,7 @@ impl Double {
         state.life += 1;
         state.is_off = false;
         state.faults.clear();
+        state.previous.clear();
         let luck = Luck::draw(&mut rng);
         for dir in state.dirs.values_mut() {
             for naming in std::mem::take(&mut dir.pending) {
@@ -310,8 +325,18 @@ impl Double {
             dir.removed = dir.removed && dir.now.is_empty() && luck.keeps(&mut rng);
         }
         state.dirs.retain(|_, dir| !dir.removed);
-        let named: BTreeSet<Id> = state.dirs.values().flat_map(|it| it.now.values().copied()).collect();
+        let names: Vec<(PathBuf, Id)> = state
+            .dirs
+            .iter()
+            .flat_map(|(path, dir)| dir.now.iter().map(|(name, id)| (path.join(name), *id)))
+            .collect();
+        let named: BTreeSet<Id> = names.iter().map(|(_, id)| *id).collect();
         state.files.retain(|id, _| named.contains(id));
+        for (path, id) in names {
+            if let Some(file) = state.files.get_mut(&id) {
+                file.path = path;
+            }
+        }
         // In a fixed order: the same seed gives the same disk.
         for id in named {
             let luck = Luck::draw(&mut rng);
@@ -339,7 +364,14 @@ impl Double {
 
     /// Lets all go right again; the power, if it is off, stays off.
     pub fn heal(&self) {
-        self.lock().faults.clear();
+        let mut state = self.lock();
+        state.faults.clear();
+        state.previous.clear();
+    }
+
+    /// Forgets the faults that have this effect.
+    pub fn unfault(&self, effect: Effect) {
+        self.lock().faults.retain(|it| it.effect != effect);
     }
 
     /// Whether the power is off.
@@ -360,6 +392,16 @@ impl Double {
     /// How many of a kind.
     pub fn count(&self, op: Op) -> u64 {
         self.lock().counts.get(&op).copied().unwrap_or(0)
+    }
+
+    /// Begins to note every operation.
+    pub fn trace(&self) {
+        self.lock().trace = Some(Vec::new());
+    }
+
+    /// The operations since [`Double::trace`], or since they were taken last.
+    pub fn take_trace(&self) -> Vec<(Op, PathBuf)> {
+        self.lock().trace.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Bytes that are taken.
@@ -388,18 +430,18 @@ impl Double {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open_id(&self, state: &mut State, id: Id, path: &Path, may_write: bool) -> Box<dyn DiskFile> {
+    fn open_id(&self, state: &mut State, id: Id, may_write: bool) -> Box<dyn DiskFile> {
         if let Some(file) = state.files.get_mut(&id) {
             file.open += 1;
         }
-        Box::new(Handle { disk: self.clone(), id, life: state.life, path: path.to_owned(), may_write })
+        Box::new(Handle { disk: self.clone(), id, life: state.life, may_write })
     }
 }
 
 impl State {
     /// Counts the operation; an error if it is to fail, true if it is to be skipped.
     fn begin(&mut self, op: Op, path: &Path) -> io::Result<bool> {
-        *self.counts.entry(op).or_default() += 1;
+        self.note(op, path);
         if self.is_off {
             return Err(Failure::Io.error());
         }
@@ -415,14 +457,28 @@ impl State {
         }
     }
 
+    fn note(&mut self, op: Op, path: &Path) {
+        *self.counts.entry(op).or_default() += 1;
+        if let Some(trace) = &mut self.trace {
+            trace.push((op, path.to_owned()));
+        }
+    }
+
     fn effect(&mut self, op: Op, path: &Path) -> Option<Effect> {
         if self.faults.is_empty() {
             return None;
         }
+        let previous = self.previous.insert(path.to_owned(), op);
+        if let (Op::CreateNew | Op::Rename | Op::HardLink | Op::RemoveFile, Some(dir)) = (op, path.parent()) {
+            self.previous.insert(dir.to_owned(), op);
+        }
         let path = path.to_string_lossy();
         let mut effect = None;
         for fault in &mut self.faults {
-            if !(fault.ops.is_empty() || fault.ops.contains(&op)) || !path.contains(&fault.path) {
+            let fits = (fault.ops.is_empty() || fault.ops.contains(&op))
+                && path.contains(&fault.path)
+                && (fault.previous.is_none() || fault.previous == previous);
+            if !fits {
                 continue;
             }
             if fault.after > 0 {
@@ -462,7 +518,7 @@ impl State {
         let id = self.next_id;
         self.name(path, Naming { removed: None, added: Some((OsString::new(), id)) })?;
         self.next_id += 1;
-        self.files.insert(id, File::default());
+        self.files.insert(id, File { path: path.to_owned(), ..File::default() });
         Ok(id)
     }
 
@@ -503,7 +559,7 @@ impl Disk for Double {
             Err(error) if error.kind() == io::ErrorKind::NotFound => state.create(path)?,
             Err(error) => return Err(error),
         };
-        Ok(self.open_id(&mut state, id, path, true))
+        Ok(self.open_id(&mut state, id, true))
     }
 
     fn create_new(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
@@ -515,7 +571,7 @@ impl Disk for Double {
             return Err(Errno::EXIST.into());
         }
         let id = state.create(path)?;
-        Ok(self.open_id(&mut state, id, path, true))
+        Ok(self.open_id(&mut state, id, true))
     }
 
     fn open_to_read(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
@@ -524,7 +580,7 @@ impl Disk for Double {
             return Err(Failure::Io.error());
         }
         let id = state.id(path)?;
-        Ok(self.open_id(&mut state, id, path, false))
+        Ok(self.open_id(&mut state, id, false))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -535,6 +591,9 @@ impl Disk for Double {
         let id = state.id(from)?;
         let (_, old) = state.place(from)?;
         state.place(to)?;
+        if let Some(file) = state.files.get_mut(&id) {
+            to.clone_into(&mut file.path);
+        }
         if from.parent() == to.parent() {
             return state.name(to, Naming { removed: Some(old), added: Some((OsString::new(), id)) });
         }
@@ -646,7 +705,6 @@ struct Handle {
     disk: Double,
     id: Id,
     life: u64,
-    path: PathBuf,
     may_write: bool,
 }
 
@@ -657,7 +715,8 @@ impl Handle {
         if state.life != self.life {
             return Err(Failure::Io.error());
         }
-        let skip = state.begin(op, &self.path)?;
+        let path = self.file(&mut state)?.path.clone();
+        let skip = state.begin(op, &path)?;
         Ok((state, skip))
     }
 
@@ -711,8 +770,9 @@ impl DiskFile for Handle {
         if state.life != self.life || state.is_off {
             return Err(Failure::Io.error());
         }
-        *state.counts.entry(Op::Write).or_default() += 1;
-        let (len, mut result) = match state.effect(Op::Write, &self.path) {
+        let path = self.file(&mut state)?.path.clone();
+        state.note(Op::Write, &path);
+        let (len, mut result) = match state.effect(Op::Write, &path) {
             None => (bytes.len(), Ok(())),
             Some(Effect::Fail(failure)) => return Err(failure.error()),
             Some(Effect::Short(failure)) => (bytes.len() / 2, Err(failure.error())),

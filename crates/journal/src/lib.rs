@@ -315,6 +315,8 @@ pub struct Journal {
     // Locks are taken in this order, if more than one.
     /// Held through a commit.
     writer: Mutex<Writer>,
+    /// An empty file, made beforehand. Held while one is made.
+    spare: Mutex<Option<Arc<Handle>>>,
     /// Held while a file is opened or closed.
     files: Mutex<Files>,
     /// Never held while the disk is waited for.
@@ -324,8 +326,6 @@ pub struct Journal {
 #[derive(Debug)]
 struct Writer {
     active: Option<Active>,
-    /// An empty file, made beforehand.
-    spare: Option<Arc<Handle>>,
     next_serial: u64,
     /// Number of the last commit: tells which of two copies of a state is the newer.
     commits: u64,
@@ -482,12 +482,12 @@ impl Journal {
             segment_bytes: (limits.max_bytes / SEGMENTS).clamp(MIN_SEGMENT, MAX_SEGMENT),
             writer: Mutex::new(Writer {
                 active: None,
-                spare: None,
                 next_serial: 1,
                 commits: 0,
                 states: BTreeMap::new(),
                 losses: Vec::new(),
             }),
+            spare: Mutex::default(),
             files: Mutex::default(),
             shared: Mutex::default(),
         };
@@ -796,8 +796,8 @@ impl Journal {
 
     /// An empty segment that begins after the last entry; it counts from its first commit.
     fn begin_segment(&self, writer: &mut Writer) -> Result<Active, JournalError> {
-        let spare = self.dir.join(SPARE);
-        let handle = match writer.spare.take() {
+        let mut spare = lock(&self.spare);
+        let handle = match spare.take() {
             Some(handle) => handle,
             None => self.make_spare()?,
         };
@@ -805,8 +805,9 @@ impl Journal {
         let last = lock(&self.shared).last;
         let path = self.dir.join(file_name(serial, last + 1));
         self.disk
-            .rename(&spare, &path)
+            .rename(&self.dir.join(SPARE), &path)
             .map_err(|error| JournalError::io("give its name to", &path, error))?;
+        drop(spare);
         writer.next_serial += 1;
         let synced = self.disk.sync_dir(&self.dir);
         let active = Active { serial, path, handle, counts: false, last, first_at: None };
@@ -1070,61 +1071,81 @@ impl Journal {
     /// # Errors
     /// The disk. The next call goes on.
     pub fn maintain(&self, now_ns: i64) -> Result<Vec<Loss>, JournalError> {
+        let prepared = self.prepare();
         let mut writer = lock(&self.writer);
-        let result = self.maintain_locked(&mut writer, now_ns);
+        let written =
+            self.write_cursors(&mut writer, now_ns).and_then(|()| self.drop_old(&mut writer, now_ns));
         let losses = self.tell(&mut writer);
         drop(writer);
+        let trimmed = self.trim();
         self.close_idle();
         if losses.is_empty() {
-            result?;
+            prepared.and(written).and(trimmed)?;
         }
         Ok(losses)
     }
 
-    fn maintain_locked(&self, writer: &mut Writer, now_ns: i64) -> Result<(), JournalError> {
-        let max_age = i64::try_from(self.limits.max_age.as_nanos()).unwrap_or(i64::MAX);
-        let too_old = now_ns.saturating_sub(max_age);
-        let (full_at, all_read, unwritten) = {
+    fn prepare(&self) -> Result<(), JournalError> {
+        let mut spare = lock(&self.spare);
+        if spare.is_none() {
+            *spare = Some(self.make_spare()?);
+        }
+        Ok(())
+    }
+
+    fn write_cursors(&self, writer: &mut Writer, now_ns: i64) -> Result<(), JournalError> {
+        let (full_at, all_read, unwritten, any) = {
             let shared = lock(&self.shared);
             (
                 self.full_at(&shared),
                 shared.cursors.values().all(|it| it.done >= shared.last),
                 shared.cursors.values().any(|it| it.durable != Some(it.to_write())),
+                !shared.segments.is_empty(),
             )
         };
         if let Some(active) = &writer.active {
             let bytes = active.handle.bytes();
             // An eighth of the greatest age is as exact as age has to be.
-            let aged = active.first_at.is_some_and(|it| it < now_ns.saturating_sub(max_age / 8));
+            let aged = active.first_at.is_some_and(|it| it < now_ns.saturating_sub(self.max_age() / 8));
             if bytes >= full_at / 8 * 7 || aged || (all_read && bytes > self.segment_bytes / 8) {
                 writer.active = None;
             }
         }
-        if writer.active.is_none() && !lock(&self.shared).segments.is_empty() || unwritten {
+        if (writer.active.is_none() && any) || unwritten {
             self.commit(writer, &[], &[], now_ns)?;
         }
-        if writer.spare.is_none() {
-            writer.spare = Some(self.make_spare()?);
-        }
-        self.make_room(writer, 0)?;
-        loop {
-            let oldest = {
-                let shared = lock(&self.shared);
-                let Some(oldest) = shared.segments.first() else { break };
-                let last = shared.last_of(0);
-                let read = shared.cursors.values().all(|it| it.durable.is_some_and(|seq| seq >= last));
-                (read, oldest.last_at < too_old)
-            };
-            let removed = match oldest {
-                (true, _) => self.remove_oldest()?,
-                (false, true) => self.drop_oldest(writer, LossCause::TooOld)?,
-                (false, false) => break,
-            };
-            if !removed {
+        Ok(())
+    }
+
+    fn drop_old(&self, writer: &mut Writer, now_ns: i64) -> Result<(), JournalError> {
+        let too_old = now_ns.saturating_sub(self.max_age());
+        while lock(&self.shared).segments.first().is_some_and(|it| it.last_at < too_old) {
+            // What all readers are past is no loss, and goes in the same way.
+            if !self.drop_oldest(writer, LossCause::TooOld)? {
                 break;
             }
         }
-        Ok(())
+        self.make_room(writer, 0)
+    }
+
+    fn max_age(&self) -> i64 {
+        i64::try_from(self.limits.max_age.as_nanos()).unwrap_or(i64::MAX)
+    }
+
+    /// Removes what all readers are durably past.
+    fn trim(&self) -> Result<(), JournalError> {
+        loop {
+            {
+                let shared = lock(&self.shared);
+                let last = shared.last_of(0);
+                if shared.cursors.values().any(|it| it.durable.is_none_or(|seq| seq < last)) {
+                    return Ok(());
+                }
+            }
+            if !self.remove_oldest()? {
+                return Ok(());
+            }
+        }
     }
 
     /// Whether the file may grow; it may at first. If not, an append drops the oldest entries instead, beyond a

@@ -40,10 +40,7 @@ fn files_are_written_anywhere_grow_and_shrink() {
         file.sync().unwrap();
         let mut buffer = [0; 3];
         assert_eq!(file.read_exact_at(&mut buffer, 3).unwrap_err().kind(), ErrorKind::UnexpectedEof);
-        assert_eq!(
-            file.read_exact_at(&mut buffer, 1 << 40).unwrap_err().kind(),
-            ErrorKind::UnexpectedEof
-        );
+        assert_eq!(file.read_exact_at(&mut buffer, 1 << 40).unwrap_err().kind(), ErrorKind::UnexpectedEof);
 
         let again = disk.open(&path).unwrap();
         again.write_all_at(b"!", 4).unwrap();
