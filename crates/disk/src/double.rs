@@ -672,18 +672,15 @@ impl Disk for Double {
             return Err(Failure::Io.error());
         }
         let files = state.dir(path)?.now.clone();
-        let len = |id| state.files.get(id).map_or(0, |it| it.now.len() as u64);
-        let mut entries: Vec<Entry> = files
-            .iter()
-            .map(|(name, id)| Entry { path: path.join(name), is_dir: false, len: len(id) })
-            .chain(
-                state
-                    .dirs
-                    .iter()
-                    .filter(|(it, dir)| it.parent() == Some(path) && !dir.removed)
-                    .map(|(it, _)| Entry { path: it.clone(), is_dir: true, len: 0 }),
-            )
-            .collect();
+        let mut entries = Vec::new();
+        for (name, id) in &files {
+            let Some(file) = state.files.get(id) else { continue };
+            let (len, taken) = (file.now.len() as u64, file.pages.len() as u64 * PAGE);
+            entries.push(Entry { path: path.join(name), is_dir: false, len, taken });
+        }
+        for (it, _) in state.dirs.iter().filter(|(it, dir)| it.parent() == Some(path) && !dir.removed) {
+            entries.push(Entry { path: it.clone(), is_dir: true, len: 0, taken: 0 });
+        }
         entries.sort();
         Ok(entries)
     }

@@ -143,6 +143,8 @@ pub struct Entry {
     pub is_dir: bool,
     /// The length of a file, bytes; 0 for a folder.
     pub len: u64,
+    /// What it takes on the disk, bytes: holes take nothing, the last block counts whole.
+    pub taken: u64,
 }
 
 /// A file system's size and what of it an unprivileged process may still use, bytes.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt as _};
 use std::path::Path;
 
 use crate::{Disk, DiskFile, Entry, Space};
@@ -76,7 +76,9 @@ impl Disk for RealDisk {
                 about => about?,
             };
             let len = if about.is_dir() { 0 } else { about.len() };
-            entries.push(Entry { path: entry.path(), is_dir: about.is_dir(), len });
+            // Blocks of stat are 512 bytes, whatever the file system's are.
+            let taken = about.blocks() * 512;
+            entries.push(Entry { path: entry.path(), is_dir: about.is_dir(), len, taken });
         }
         entries.sort();
         Ok(entries)

@@ -98,6 +98,7 @@ fn large(dir: &Path) {
                 (0..8).map(|_| entry(rng.usize(2_000..200_000), &mut rng.fork())).collect();
             written += entries.iter().map(|it| it.payload.len()).sum::<usize>();
             full = !journal.append(&entries, &[], 0).unwrap().losses.is_empty();
+            full |= !journal.maintain(0).unwrap().is_empty();
         }
     });
     let stats = journal.stats();

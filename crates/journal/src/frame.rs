@@ -4,22 +4,28 @@
 //!
 //! ```text
 //!          0       4       8               16              24              32
-//!         ┌───────┬─┬─────┬───────────────┬───────────────┬───────────────┐
-//!       0 │ kvmJ  │k│  0  │ seq           │ at            │ from          │
-//!         ├───────┴─┴─────┼───────────────┼───────┬───────┼───────┬───────┤
-//!      32 │ to            │ total lines   │ lines │ len   │ crc h │ crc p │
-//!         ├───────────────┼───────────────┴───────┴───────┴───────┴───────┘
-//!      64 │ total bytes   │ payload: `len` bytes
-//!         └───────────────┘
+//!         ┌───────┬─┬─┬───┬───────────────┬───────────────┬───────────────┐
+//!       0 │ kvmJ  │k│e│ p │ seq           │ at            │ from          │
+//!         ├───────┴─┴─┴───┼───────────────┼───────┬───────┼───────┬───────┤
+//!      32 │ to            │ total lines   │ lines │ whole │ crc h │ crc p │
+//!         ├───────────────┼───────┬───────┴───────┴───────┴───────┴───────┘
+//!      64 │ total bytes   │ len   │ payload: `len` bytes
+//!         └───────────────┴───────┘
 //! k            1 entry, 2 state
+//! p, e         number of the part, from 0; e is 1 in the last part, else 0
 //! seq          of the entry; in a state the last one that was there when it was written
 //! at           when it was appended, nanoseconds since 1970
 //! from, to     earliest and latest time in it; in a state `from` is the number of the commit
 //! total lines  of all entries up to this one, itself included; so is
 //! total bytes  of their payloads: what lies between two entries is known from the two
+//! whole        bytes of the payloads of all parts
+//! len          bytes of this part's payload
 //! crc h        CRC-32 (IEEE) of the header without crc h itself
-//! crc p        CRC-32 (IEEE) of the payload
+//! crc p        CRC-32 (IEEE) of this part's payload
 //! ```
+//!
+//! An entry is one frame or several, as redb gives a value of its own pages, as many as the next power of two: a
+//! payload is cut where it fills such pages.
 //!
 //! A state's payload is the length of its name (one byte), the name and the value.
 
@@ -28,7 +34,12 @@ use crate::Seq;
 /// Where a frame begins.
 pub(crate) const MAGIC: [u8; 4] = *b"kvmJ";
 /// Bytes before the payload.
-pub(crate) const HEADER: usize = 72;
+pub(crate) const HEADER: usize = 76;
+/// What redb puts beside a value into its pages, and a little more, bytes: 4 for the page, 4 for the length, 10 for
+/// the key.
+const BESIDE: usize = 24;
+/// redb's pages, bytes.
+const PAGE: usize = 4096;
 
 const CRC_HEADER: std::ops::Range<usize> = 56..60;
 
@@ -43,19 +54,23 @@ pub(crate) enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) kind: Kind,
+    pub(crate) part: u16,
+    pub(crate) is_last: bool,
     pub(crate) seq: Seq,
     pub(crate) at: i64,
     pub(crate) span: (i64, i64),
     pub(crate) lines: u32,
     pub(crate) total_lines: u64,
     pub(crate) total_bytes: u64,
-    /// Of the payload.
+    /// Bytes of all parts' payloads.
+    pub(crate) whole: u32,
+    /// Bytes of this part's.
     pub(crate) len: u32,
     crc_payload: u32,
 }
 
 impl Header {
-    /// The header of this payload; at most `u32::MAX` bytes, which the caller has checked.
+    /// The header of a payload in one part; at most `u32::MAX` bytes, which the caller has checked.
     pub(crate) fn new(
         kind: Kind,
         seq: Seq,
@@ -65,16 +80,49 @@ impl Header {
         totals: Totals,
         payload: &[u8],
     ) -> Self {
+        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         Self {
             kind,
+            part: 0,
+            is_last: true,
             seq,
             at,
             span,
             lines,
             total_lines: totals.lines,
             total_bytes: totals.bytes,
-            len: u32::try_from(payload.len()).unwrap_or(u32::MAX),
+            whole: len,
+            len,
             crc_payload: crc32fast::hash(payload),
+        }
+    }
+
+    /// Headers of this payload in parts that each fill their pages, but for the last.
+    pub(crate) fn parts(self, payload: &[u8]) -> impl Iterator<Item = (Self, &[u8])> {
+        let mut rest = Some((0, payload));
+        std::iter::from_fn(move || {
+            let (part, payload) = rest.take()?;
+            let needed = payload.len() + HEADER + BESIDE;
+            let (own, after) = if needed <= PAGE {
+                (payload, &[][..])
+            } else {
+                // The largest power of two that is filled.
+                payload.split_at((1 << needed.ilog2()) - HEADER - BESIDE)
+            };
+            if !after.is_empty() {
+                rest = Some((part + 1, after));
+            }
+            let len = u32::try_from(own.len()).unwrap_or(u32::MAX);
+            let crc_payload = crc32fast::hash(own);
+            Some((Self { part, is_last: after.is_empty(), len, crc_payload, ..self }, own))
+        })
+    }
+
+    /// Sums up to the entry before.
+    pub(crate) fn totals_before(&self) -> Totals {
+        Totals {
+            lines: self.total_lines.wrapping_sub(u64::from(self.lines)),
+            bytes: self.total_bytes.wrapping_sub(u64::from(self.whole)),
         }
     }
 
@@ -91,15 +139,18 @@ impl Header {
         };
         out[..4].copy_from_slice(&MAGIC);
         out[4] = kind;
+        out[5] = self.is_last.into();
+        out[6..8].copy_from_slice(&self.part.to_le_bytes());
         out[8..16].copy_from_slice(&self.seq.to_le_bytes());
         out[16..24].copy_from_slice(&self.at.to_le_bytes());
         out[24..32].copy_from_slice(&self.span.0.to_le_bytes());
         out[32..40].copy_from_slice(&self.span.1.to_le_bytes());
         out[40..48].copy_from_slice(&self.total_lines.to_le_bytes());
         out[48..52].copy_from_slice(&self.lines.to_le_bytes());
-        out[52..56].copy_from_slice(&self.len.to_le_bytes());
+        out[52..56].copy_from_slice(&self.whole.to_le_bytes());
         out[60..64].copy_from_slice(&self.crc_payload.to_le_bytes());
         out[64..72].copy_from_slice(&self.total_bytes.to_le_bytes());
+        out[72..76].copy_from_slice(&self.len.to_le_bytes());
         let crc = crc_header(&out);
         out[CRC_HEADER].copy_from_slice(&crc.to_le_bytes());
         out
@@ -108,7 +159,7 @@ impl Header {
     /// The header that begins here, if a whole one does.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let header: &[u8; HEADER] = bytes.first_chunk()?;
-        if header[..4] != MAGIC || header[5..8] != [0; 3] || u32_at(header, 56) != crc_header(header) {
+        if header[..4] != MAGIC || header[5] > 1 || u32_at(header, 56) != crc_header(header) {
             return None;
         }
         let kind = match header[4] {
@@ -118,13 +169,16 @@ impl Header {
         };
         Some(Self {
             kind,
+            part: u16::from_le_bytes([header[6], header[7]]),
+            is_last: header[5] == 1,
             seq: u64_at(header, 8),
             at: u64_at(header, 16).cast_signed(),
             span: (u64_at(header, 24).cast_signed(), u64_at(header, 32).cast_signed()),
             lines: u32_at(header, 48),
             total_lines: u64_at(header, 40),
             total_bytes: u64_at(header, 64),
-            len: u32_at(header, 52),
+            whole: u32_at(header, 52),
+            len: u32_at(header, 72),
             crc_payload: u32_at(header, 60),
         })
     }

@@ -353,6 +353,18 @@ struct Files {
     open: Vec<OpenFile>,
 }
 
+impl Files {
+    /// Beyond the limit, closes the one that was used longest ago.
+    fn close_one_idle(&mut self) {
+        let idle = |it: &OpenFile| it.handle.as_ref().is_none_or(|it| Arc::strong_count(it) == 1);
+        if self.open.len() > MAX_OPEN + 1
+            && let Some(at) = self.open.iter().position(|it| it.scan.is_none() && idle(it))
+        {
+            self.open.remove(at);
+        }
+    }
+}
+
 #[derive(Debug)]
 struct OpenFile {
     serial: u64,
@@ -523,7 +535,7 @@ impl Journal {
                 first: first.max(1),
                 before: Totals::default(),
                 last_at: i64::MIN,
-                bytes: entry.len,
+                bytes: entry.taken,
                 damage: None,
             });
         }
@@ -595,10 +607,7 @@ impl Journal {
             // Of a damaged segment the first that can be read stands for the first.
             let (first, end) = (ends(segment.first, last)?, ends(last.max(segment.first), last)?);
             if let Some(header) = first {
-                totals = Totals {
-                    lines: header.total_lines.wrapping_sub(u64::from(header.lines)),
-                    bytes: header.total_bytes.wrapping_sub(u64::from(header.len)),
-                };
+                totals = header.totals_before();
             }
             let mut shared = lock(&self.shared);
             shared.segments[index].before = totals;
@@ -816,12 +825,9 @@ impl Journal {
             self.give_up(active);
             return Err(error);
         }
-        lock(&self.files).open.push(OpenFile {
-            serial,
-            handle: Some(active.handle.clone()),
-            failed: false,
-            scan: None,
-        });
+        let mut files = lock(&self.files);
+        files.open.push(OpenFile { serial, handle: Some(active.handle.clone()), failed: false, scan: None });
+        files.close_one_idle();
         Ok(active)
     }
 
@@ -866,8 +872,7 @@ impl Journal {
                 let shared = lock(&self.shared);
                 (shared.bytes(), shared.frozen_at)
             };
-            // redb rounds a large entry up to a power of two.
-            let then = bytes + 2 * incoming + OVERHEAD;
+            let then = bytes + incoming + OVERHEAD;
             let cause = if then > self.limits.max_bytes {
                 LossCause::Full
             } else if frozen_at.is_some_and(|it| then > it + self.segment_bytes / 4) {
@@ -1255,12 +1260,7 @@ impl Journal {
                 scan: None,
             }),
         }
-        if files.open.len() > MAX_OPEN + 1 {
-            let idle = |it: &OpenFile| it.handle.as_ref().is_none_or(|it| Arc::strong_count(it) == 1);
-            if let Some(at) = files.open.iter().position(|it| it.scan.is_none() && idle(it)) {
-                files.open.remove(at);
-            }
-        }
+        files.close_one_idle();
         Ok(handle)
     }
 
@@ -1322,8 +1322,7 @@ impl Walk {
 
     fn meet(&mut self, header: &Header) {
         if header.seq > self.next {
-            let before = header.total_lines.wrapping_sub(u64::from(header.lines));
-            self.gap(header.seq - 1, before, Some(header.span.0));
+            self.gap(header.seq - 1, header.totals_before().lines, Some(header.span.0));
         }
         self.next = header.seq + 1;
         self.totals = Some(header.totals());

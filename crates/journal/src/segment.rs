@@ -1,6 +1,6 @@
 //! One file of the journal: a redb database of consecutive entries, and how it is read when it is one no more.
 //!
-//! Tables: `entries` has a frame a number, `meta` a frame a state and a cursor (keys `state/NAME`, `cursor/READER`).
+//! Tables: `entries` has the frames of each number, `meta` a frame a state and a cursor (keys `state/NAME`, `cursor/READER`).
 //! The newest file's `meta` is complete: it counts, older files' does not.
 //!
 //! redb trusts a file that was closed well: on damaged pages it may panic or lead astray. So every call into it
@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use disk::{Disk, DiskFile};
 use redb::{
@@ -23,7 +23,7 @@ use redb::{
 use crate::frame::{self, HEADER, Header, Kind, MAGIC};
 use crate::{MAX_ENTRY_BYTES, Seq};
 
-const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
+const ENTRIES: TableDefinition<'_, (Seq, u16), &[u8]> = TableDefinition::new("entries");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
 /// Memory that redb may take for pages of the file that is written, bytes: dirty pages of a group commit and the
@@ -31,6 +31,8 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const CACHE_WRITTEN: usize = 8 << 20;
 /// The same for a file that is only read, from front to back.
 const CACHE_READ: usize = 1 << 20;
+/// What room is counted in, bytes: the blocks of most file systems.
+const PAGE: u64 = 4096;
 /// Bytes read at once when a damaged file is searched.
 const WINDOW: usize = 1 << 20;
 /// What of a window that cannot be read is tried by itself, bytes: a page, as damage by the disk comes.
@@ -79,8 +81,50 @@ fn caught<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
 #[derive(Debug)]
 struct Storage {
     file: Box<dyn DiskFile>,
-    /// The end of what was ever written. redb grows a file by doubling it; what is not written takes no room.
-    written: Arc<AtomicU64>,
+    taken: Arc<Taken>,
+}
+
+/// What a file takes on the disk: redb grows a file by doubling it, but what was never written takes no room.
+#[derive(Debug, Default)]
+struct Taken {
+    /// Pages written since, a bit each.
+    pages: Mutex<Vec<u64>>,
+    count: AtomicU64,
+}
+
+impl Taken {
+    fn bytes(&self) -> u64 {
+        self.count.load(Ordering::Relaxed) * PAGE
+    }
+
+    fn write(&self, offset: u64, len: u64) {
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        for page in offset / PAGE..(offset + len).div_ceil(PAGE) {
+            let (at, bit) = (usize::try_from(page / 64).unwrap_or(usize::MAX), 1 << (page % 64));
+            if pages.len() <= at {
+                pages.resize(at + 1, 0);
+            }
+            if pages[at] & bit == 0 {
+                pages[at] |= bit;
+                self.count.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn cut(&self, len: u64) {
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        let keep = len.div_ceil(PAGE);
+        for (at, bits) in pages.iter_mut().enumerate() {
+            let first = at as u64 * 64;
+            let mask = match keep.saturating_sub(first) {
+                0 => 0,
+                left @ 1..64 => (1 << left) - 1,
+                _ => u64::MAX,
+            };
+            self.count.fetch_sub(u64::from((*bits & !mask).count_ones()), Ordering::Relaxed);
+            *bits &= mask;
+        }
+    }
 }
 
 impl StorageBackend for Storage {
@@ -94,7 +138,7 @@ impl StorageBackend for Storage {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.file.set_len(len)?;
-        self.written.fetch_min(len, Ordering::Relaxed);
+        self.taken.cut(len);
         Ok(())
     }
 
@@ -104,7 +148,7 @@ impl StorageBackend for Storage {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.file.write_all_at(data, offset)?;
-        self.written.fetch_max(offset + data.len() as u64, Ordering::Relaxed);
+        self.taken.write(offset, data.len() as u64);
         Ok(())
     }
 }
@@ -113,7 +157,7 @@ impl StorageBackend for Storage {
 #[derive(Debug)]
 pub(crate) struct Handle {
     inner: Inner,
-    written: Arc<AtomicU64>,
+    taken: Arc<Taken>,
 }
 
 enum Inner {
@@ -167,7 +211,7 @@ impl Handle {
     /// Makes a new file.
     pub(crate) fn create(disk: &dyn Disk, path: &Path) -> Result<Self, Fault> {
         let file = disk.create_new(path).map_err(Fault::Io)?;
-        Self::rw(file, 0, CACHE_WRITTEN)
+        Self::rw(file, CACHE_WRITTEN)
     }
 
     /// Opens a file to read it. One that was not closed well is repaired first: that writes to it.
@@ -177,8 +221,8 @@ impl Handle {
         if len == 0 {
             return Err(Fault::Broken("the file is empty".to_owned()));
         }
-        let written = Arc::new(AtomicU64::new(len));
-        let storage = Storage { file, written: written.clone() };
+        let taken = Arc::<Taken>::default();
+        let storage = Storage { file, taken: taken.clone() };
         let opened = caught(|| {
             match Builder::new().set_cache_size(CACHE_READ).open_read_only_with_backend(storage) {
                 Ok(database) => Ok(Some(database)),
@@ -187,8 +231,8 @@ impl Handle {
             }
         })?;
         match opened {
-            Some(database) => Ok(Self { inner: Inner::Ro(database), written }),
-            None => Self::rw(disk.open(path).map_err(Fault::Io)?, len, CACHE_READ),
+            Some(database) => Ok(Self { inner: Inner::Ro(database), taken }),
+            None => Self::rw(disk.open(path).map_err(Fault::Io)?, CACHE_READ),
         }
     }
 
@@ -197,19 +241,19 @@ impl Handle {
         let file = disk.open_to_read(path).map_err(Fault::Io)?;
         let len = file.len().map_err(Fault::Io)?;
         let scan = Scan::new(file, len, why).map_err(Fault::Io)?;
-        Ok(Self { inner: Inner::Scan(scan), written: Arc::new(AtomicU64::new(len)) })
+        Ok(Self { inner: Inner::Scan(scan), taken: Arc::<Taken>::default() })
     }
 
-    fn rw(file: Box<dyn DiskFile>, len: u64, cache: usize) -> Result<Self, Fault> {
-        let written = Arc::new(AtomicU64::new(len));
-        let storage = Storage { file, written: written.clone() };
+    fn rw(file: Box<dyn DiskFile>, cache: usize) -> Result<Self, Fault> {
+        let taken = Arc::<Taken>::default();
+        let storage = Storage { file, taken: taken.clone() };
         let database = caught(|| Ok(Builder::new().set_cache_size(cache).create_with_backend(storage)?))?;
-        Ok(Self { inner: Inner::Rw(database), written })
+        Ok(Self { inner: Inner::Rw(database), taken })
     }
 
-    /// Bytes on disk.
+    /// Bytes on disk that were written through this handle.
     pub(crate) fn bytes(&self) -> u64 {
-        self.written.load(Ordering::Relaxed)
+        self.taken.bytes()
     }
 
     /// Whether closing it writes.
@@ -235,10 +279,13 @@ impl Handle {
             {
                 let mut table = txn.open_table(ENTRIES)?;
                 for (header, payload) in &batch.entries {
-                    let mut slot = table.insert_reserve(header.seq, HEADER + payload.len())?;
-                    let bytes = slot.as_mut();
-                    bytes[..HEADER].copy_from_slice(&header.encode());
-                    bytes[HEADER..].copy_from_slice(payload);
+                    for (header, payload) in header.parts(payload) {
+                        let len = HEADER + payload.len();
+                        let mut slot = table.insert_reserve((header.seq, header.part), len)?;
+                        let bytes = slot.as_mut();
+                        bytes[..HEADER].copy_from_slice(&header.encode());
+                        bytes[HEADER..].copy_from_slice(payload);
+                    }
                 }
                 let mut table = txn.open_table(META)?;
                 for (key, header, payload) in &batch.meta {
@@ -269,22 +316,41 @@ impl Handle {
         }
         caught(|| {
             let table = self.begin_read()?.open_table(ENTRIES)?;
-            let mut expected = low;
-            for item in table.range(low..=high)? {
+            let mut expected = (low, 0);
+            let mut parts = Vec::new();
+            for item in table.range((low, 0)..=(high, u16::MAX))? {
                 let (key, value) = item?;
                 let Some((header, payload)) = frame::decode(value.value()) else {
-                    return Err(Fault::Broken(format!("entry {} fails its checksum", key.value())));
+                    return Err(Fault::Broken(format!("entry {} fails its checksum", key.value().0)));
                 };
-                if key.value() != expected || header.seq != expected || header.kind != Kind::Entry {
-                    return Err(Fault::Broken(format!("entry {expected} is not where it belongs")));
+                if key.value() != expected
+                    || (header.seq, header.part) != expected
+                    || header.kind != Kind::Entry
+                {
+                    return Err(Fault::Broken(format!("entry {} is not where it belongs", expected.0)));
+                }
+                // Most are one part, and need no copy.
+                let payload = if header.is_last && header.part == 0 {
+                    payload
+                } else {
+                    parts.extend_from_slice(payload);
+                    &parts
+                };
+                if !header.is_last {
+                    expected.1 += 1;
+                    continue;
+                }
+                if payload.len() != header.whole as usize {
+                    return Err(Fault::Broken(format!("entry {} has lost parts", header.seq)));
                 }
                 if !visit(&header, payload) {
                     return Ok(true);
                 }
-                expected += 1;
+                parts.clear();
+                expected = (expected.0 + 1, 0);
             }
-            if expected <= high {
-                return Err(Fault::Broken(format!("entry {expected} is missing")));
+            if expected.0 <= high {
+                return Err(Fault::Broken(format!("entry {} is missing", expected.0)));
             }
             Ok(false)
         })
@@ -293,10 +359,10 @@ impl Handle {
     /// The number of the last entry, whatever its frame says; None without entries.
     pub(crate) fn last(&self) -> Result<Option<Seq>, Fault> {
         if let Inner::Scan(scan) = &self.inner {
-            return Ok(scan.entries.last_key_value().map(|(seq, _)| *seq));
+            return Ok(scan.entries.iter().rfind(|(_, parts)| parts.are_whole()).map(|(seq, _)| *seq));
         }
         caught(|| match self.begin_read()?.open_table(ENTRIES) {
-            Ok(table) => Ok(table.last()?.map(|(key, _)| key.value())),
+            Ok(table) => Ok(table.last()?.map(|(key, _)| key.value().0)),
             Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
             Err(error) => Err(error.into()),
         })
@@ -346,10 +412,24 @@ impl Handle {
 struct Scan {
     file: Box<dyn DiskFile>,
     why: String,
-    /// Offset of the frame and length of the payload.
-    entries: BTreeMap<Seq, (u64, u32)>,
+    entries: BTreeMap<Seq, Parts>,
     /// The latest of each.
     meta: BTreeMap<String, Meta>,
+}
+
+/// Parts of an entry that were found: offset of the frame and length of the payload.
+#[derive(Debug, Default)]
+struct Parts {
+    found: BTreeMap<u16, (u64, u32)>,
+    whole: u32,
+}
+
+impl Parts {
+    /// Whether all are there: the numbers leave no gap, and the lengths come to the whole.
+    fn are_whole(&self) -> bool {
+        self.found.keys().copied().eq(0..u16::try_from(self.found.len()).unwrap_or(u16::MAX))
+            && self.found.values().map(|(_, len)| u64::from(*len)).sum::<u64>() == u64::from(self.whole)
+    }
 }
 
 impl Scan {
@@ -419,7 +499,9 @@ impl Scan {
         }
         match header.kind {
             Kind::Entry => {
-                self.entries.insert(header.seq, (offset, header.len));
+                let parts = self.entries.entry(header.seq).or_default();
+                parts.found.insert(header.part, (offset, header.len));
+                parts.whole = header.whole;
             }
             Kind::State => {
                 let Some((name, value)) = frame::split_state(&payload) else { return Ok(false) };
@@ -438,13 +520,20 @@ impl Scan {
         high: Seq,
         visit: &mut dyn FnMut(&Header, &[u8]) -> bool,
     ) -> Result<bool, Fault> {
-        let mut bytes = Vec::new();
-        for (_, (offset, len)) in self.entries.range(low..=high) {
-            bytes.resize(HEADER + *len as usize, 0);
-            self.file.read_exact_at(&mut bytes, *offset).map_err(Fault::Io)?;
-            // Else it went bad since it was found: missing, as others are.
-            if let Some((header, payload)) = frame::decode(&bytes)
-                && !visit(&header, payload)
+        for (_, parts) in self.entries.range(low..=high).filter(|(_, parts)| parts.are_whole()) {
+            let mut payload = Vec::new();
+            let mut last = None;
+            for (offset, len) in parts.found.values() {
+                let mut bytes = vec![0; HEADER + *len as usize];
+                self.file.read_exact_at(&mut bytes, *offset).map_err(Fault::Io)?;
+                // Else it went bad since it was found: missing, as others are.
+                let Some((header, part)) = frame::decode(&bytes) else { break };
+                payload.extend_from_slice(part);
+                last = header.is_last.then_some(header);
+            }
+            if let Some(header) = last
+                && payload.len() == header.whole as usize
+                && !visit(&header, &payload)
             {
                 return Ok(true);
             }

@@ -224,12 +224,9 @@ impl Run {
             .map(|_| {
                 let len = if rng.u8(..10) == 0 { rng.usize(..60_000) } else { rng.usize(..3000) };
                 let from = rng.i64(-100..100);
-                let fill = rng.u8(..);
-                Entry {
-                    payload: (0..len).map(|it| (it as u8).wrapping_mul(3) ^ fill).collect(),
-                    lines: rng.u32(..100),
-                    span: (from, from + rng.i64(..50)),
-                }
+                let mut payload = vec![0; len];
+                rng.fill(&mut payload);
+                Entry { payload, lines: rng.u32(..100), span: (from, from + rng.i64(..50)) }
             })
             .collect();
         let states: States = (0..rng.usize(..3))
