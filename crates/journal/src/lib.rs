@@ -332,6 +332,8 @@ struct Writer {
     states: BTreeMap<String, Vec<u8>>,
     /// Found since they were told last.
     losses: Vec<Loss>,
+    /// Entries went since the disk is full, and nothing could be written since.
+    in_vain: bool,
 }
 
 /// The segment that is written.
@@ -498,6 +500,7 @@ impl Journal {
                 commits: 0,
                 states: BTreeMap::new(),
                 losses: Vec::new(),
+                in_vain: false,
             }),
             spare: Mutex::default(),
             files: Mutex::default(),
@@ -667,13 +670,15 @@ impl Journal {
             let fresh = writer.active.is_none();
             match self.commit(&mut writer, entries, states, now_ns) {
                 Ok((first, last)) => {
+                    writer.in_vain = false;
                     return Ok(Appended { first, last, losses: self.tell(&mut writer) });
                 }
                 Err(error) if error.is_disk_full() => {
-                    // Room for it is made as long as there is an older segment; the newest holds what states are.
-                    if !self.drop_oldest(&mut writer, LossCause::DiskFull)? {
+                    if writer.in_vain || !self.free(&mut writer, bytes + OVERHEAD)? {
                         return Err(error);
                     }
+                    // If that does not help, whoever takes the room takes this too: no more is given.
+                    writer.in_vain = true;
                 }
                 Err(error) if fresh => return Err(error),
                 // The file may be at fault, not the disk: once more, in a new one.
@@ -886,6 +891,19 @@ impl Journal {
         }
     }
 
+    /// Drops the oldest segments until so many bytes are free, as long as there is a newer one that counts; whether
+    /// it could drop any.
+    fn free(&self, writer: &mut Writer, bytes: u64) -> Result<bool, JournalError> {
+        let before = lock(&self.shared).bytes();
+        let mut any = false;
+        while before.saturating_sub(lock(&self.shared).bytes()) < bytes
+            && self.drop_oldest(writer, LossCause::DiskFull)?
+        {
+            any = true;
+        }
+        Ok(any)
+    }
+
     /// Drops the oldest segment, if there is a newer one that counts. The cursors that this moves are written when
     /// the loss was told: if the process dies before, the next start tells it.
     fn drop_oldest(&self, writer: &mut Writer, cause: LossCause) -> Result<bool, JournalError> {
@@ -933,8 +951,14 @@ impl Journal {
             })
         });
         if walked.is_err() {
-            // It goes unread, but not uncounted.
-            loss.entries += high + 1 - walk.next;
+            // It goes unread, but not uncounted: about as many lines, and the time of the last append.
+            let unread = high + 1 - walk.next;
+            let (from, to) = (segment.before.lines, self.sums_before(high + 1).map_or(0, |it| it.lines));
+            let share =
+                u128::from(to.wrapping_sub(from)) * u128::from(unread) / u128::from(high + 1 - segment.first);
+            loss.entries += unread;
+            loss.lines += u64::try_from(share).unwrap_or(0);
+            loss.span = (loss.span.0.min(segment.last_at), loss.span.1.max(segment.last_at));
         } else {
             walk.end(high, None);
         }
@@ -1046,9 +1070,12 @@ impl Journal {
         lock(&self.shared).segments.iter().all(|it| it.serial != segment.serial)
     }
 
-    /// Sums up to the entry before, where that is known without reading: at the beginning of a segment.
+    /// Sums up to the entry before, where that is known without reading: at the beginning of a segment, and the end.
     fn sums_before(&self, seq: Seq) -> Option<Totals> {
         let shared = lock(&self.shared);
+        if seq == shared.last + 1 {
+            return Some(shared.totals);
+        }
         shared.segments.iter().find(|it| it.first == seq).map(|it| it.before)
     }
 

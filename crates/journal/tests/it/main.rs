@@ -3,3 +3,5 @@
 
 mod basics;
 mod crash;
+mod faults;
+mod killed;
