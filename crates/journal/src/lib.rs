@@ -591,7 +591,7 @@ impl Journal {
     /// Finds the sums at the ends of each segment, and when its last entry was appended.
     fn find_sums(&self) -> Result<(), JournalError> {
         let count = lock(&self.shared).segments.len();
-        let mut totals = Totals::default();
+        let (mut totals, mut sums_up_to) = (Totals::default(), 0);
         for index in 0..count {
             let (segment, last) = {
                 let shared = lock(&self.shared);
@@ -607,15 +607,19 @@ impl Journal {
                     Ok(found)
                 })
             };
-            // Of a damaged segment the first that can be read stands for the first.
             let (first, end) = (ends(segment.first, last)?, ends(last.max(segment.first), last)?);
             if let Some(header) = first {
-                totals = header.totals_before();
+                // If the first of a damaged segment cannot be read, what came before it tells, if that is known.
+                let known = segment.first == 1 || sums_up_to == segment.first - 1;
+                if header.seq == segment.first || !known {
+                    totals = header.totals_before();
+                }
             }
             let mut shared = lock(&self.shared);
             shared.segments[index].before = totals;
             if let Some(header) = end.or(first) {
                 totals = header.totals();
+                sums_up_to = header.seq;
                 shared.segments[index].last_at = header.at;
             }
         }
@@ -682,7 +686,9 @@ impl Journal {
                 }
                 Err(error) if fresh => return Err(error),
                 // The file may be at fault, not the disk: once more, in a new one.
-                Err(_) => {}
+                Err(e) => {
+                    eprintln!("XXX {e} {:?}", std::error::Error::source(&e).map(|it| it.to_string()))
+                }
             }
         }
     }
@@ -1034,6 +1040,7 @@ impl Journal {
         for (index, segment) in segments.iter().enumerate() {
             let last = segments.get(index + 1).map_or(end, |next| next.first - 1);
             let full = self.with(segment, "read", |handle| {
+                walk.look_back(handle)?;
                 handle.walk(walk.next, last, &mut |header, payload| {
                     if !entries.is_empty() && payload.len() > left {
                         return false;
@@ -1345,6 +1352,18 @@ struct Walk {
 impl Walk {
     fn new(next: Seq, totals: Option<Totals>) -> Self {
         Self { next, totals, span_end: None, gaps: Vec::new() }
+    }
+
+    /// Before a damaged file is read on: what the entry before tells, if nothing else did.
+    fn look_back(&mut self, handle: &Handle) -> Result<(), Fault> {
+        if self.totals.is_none() && handle.damage().is_some() {
+            let before = self.next - 1;
+            handle.walk(before, before, &mut |header, _| {
+                (self.totals, self.span_end) = (Some(header.totals()), Some(header.span.1));
+                false
+            })?;
+        }
+        Ok(())
     }
 
     fn meet(&mut self, header: &Header) {

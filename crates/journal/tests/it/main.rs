@@ -3,5 +3,6 @@
 
 mod basics;
 mod crash;
+mod damaged;
 mod faults;
 mod killed;
