@@ -1,0 +1,215 @@
+//! The data directory: who may use it, and which version wrote it.
+//!
+//! ```text
+//! DATA/
+//!   lock      held (flock) by the one process that uses DATA; "pid 1234", then what others want to know of it
+//!   version   "1": the version of all that is beside it
+//!   journal/  what was accepted and is not yet everywhere
+//!   rejects/  lines that a server refused, with its reason
+//! ```
+//!
+//! A second process is refused with the first one's number, a directory of a newer version with that version. The
+//! lock goes with its process, however that ends; the file stays.
+
+use std::fmt::Write as _;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The version of what this kvmetry writes.
+const VERSION: u32 = 1;
+/// Who may look into a new directory: its owner, and its group to read. What is in it names VMs and what they do.
+const DIR_MODE: u32 = 0o750;
+/// The largest lock or version file that is read, bytes.
+const MAX_FILE_BYTES: u64 = 4096;
+
+/// A data directory that is ours as long as this lives.
+#[derive(Debug)]
+pub(crate) struct DataDir {
+    path: PathBuf,
+    /// Unlocks when it is closed.
+    lock: File,
+}
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DataDirError {
+    /// Another process has it.
+    #[error(
+        "{} is in use by process {who}: end that one, or give this one its own --data-dir",
+        path.display()
+    )]
+    InUse { path: PathBuf, who: String },
+    /// A newer kvmetry wrote it.
+    #[error(
+        "{} was written by a newer kvmetry (version {found}, this one knows {VERSION}): run that one, or give this \
+         one its own --data-dir",
+        path.display()
+    )]
+    Newer { path: PathBuf, found: u32 },
+    /// It is not one of ours.
+    #[error("{} does not hold a version, so {} is no data directory of kvmetry: name another --data-dir",
+        path.display(), path.parent().unwrap_or(path).display())]
+    NotOurs { path: PathBuf },
+    /// What the system says.
+    #[error("{} cannot be {what}: {problem}; make it writable, or name another --data-dir", path.display())]
+    Io { path: PathBuf, what: &'static str, problem: io::Error },
+}
+
+impl DataDir {
+    /// Takes the directory, made if it is not there.
+    ///
+    /// # Errors
+    /// It is another process's, a newer version's, or cannot be written.
+    pub(crate) fn open(path: &Path) -> Result<Self, DataDirError> {
+        let path = std::path::absolute(path).map_err(|problem| DataDirError::Io {
+            path: path.to_owned(),
+            what: "found",
+            problem,
+        })?;
+        let made = DirBuilder::new().recursive(true).mode(DIR_MODE).create(&path);
+        made.map_err(|problem| DataDirError::Io { path: path.clone(), what: "made", problem })?;
+        let lock = lock(&path)?;
+        check_version(&path)?;
+        let mut dir = Self { path, lock };
+        dir.tell(&[])?;
+        Ok(dir)
+    }
+
+    /// Where it is; absolute.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes into the lock file what other processes want to know: this one's number, and these.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn tell(&mut self, facts: &[(&str, &str)]) -> Result<(), DataDirError> {
+        let mut text = format!("pid {}\n", std::process::id());
+        for (name, value) in facts {
+            let _ = writeln!(text, "{name} {value}");
+        }
+        let write = |file: &mut File| {
+            file.set_len(0)?;
+            file.rewind()?;
+            file.write_all(text.as_bytes())
+        };
+        write(&mut self.lock).map_err(|problem| DataDirError::Io {
+            path: self.path.join("lock"),
+            what: "written",
+            problem,
+        })
+    }
+}
+
+/// What the lock file of a data directory says by this name, if it is there and says it. It may be a process that has
+/// ended.
+pub(crate) fn told(dir: &Path, name: &str) -> Option<String> {
+    let text = read(&dir.join("lock")).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+    Some(value.to_owned())
+}
+
+fn lock(dir: &Path) -> Result<File, DataDirError> {
+    let path = dir.join("lock");
+    let failed = |what| {
+        let path = path.clone();
+        move |problem| DataDirError::Io { path, what, problem }
+    };
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o640).open(&path);
+    let file = file.map_err(failed("opened"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let who = told(dir, "pid").unwrap_or_else(|| "unknown".to_owned());
+            Err(DataDirError::InUse { path: dir.to_owned(), who })
+        }
+        Err(TryLockError::Error(problem)) => Err(failed("locked")(problem)),
+    }
+}
+
+/// Reads the version, and writes it where there is none.
+fn check_version(dir: &Path) -> Result<(), DataDirError> {
+    let path = dir.join("version");
+    match read(&path) {
+        Ok(text) => match text.trim().parse::<u32>() {
+            Ok(1..=VERSION) => Ok(()),
+            Ok(found) if found > VERSION => Err(DataDirError::Newer { path: dir.to_owned(), found }),
+            _ => Err(DataDirError::NotOurs { path }),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // Under another name first, so that no crash leaves a version file without a version.
+            let new = dir.join("version.new");
+            let write = || {
+                fs::write(&new, format!("{VERSION}\n"))?;
+                File::open(&new)?.sync_all()?;
+                fs::rename(&new, &path)?;
+                File::open(dir)?.sync_all()
+            };
+            write().map_err(|problem| DataDirError::Io { path, what: "written", problem })
+        }
+        Err(problem) => Err(DataDirError::Io { path, what: "read", problem }),
+    }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(MAX_FILE_BYTES).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_made_and_has_one_user() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b");
+        let mut first = DataDir::open(&path).unwrap();
+        assert_eq!(first.path(), path);
+        let pid = std::process::id().to_string();
+        let error = DataDir::open(&path).unwrap_err().to_string();
+        let expect = format!("{} is in use by process {pid}: end that one", path.display());
+        assert!(error.starts_with(&expect), "{error}");
+        first.tell(&[("http", "127.0.0.1:8177")]).unwrap();
+        assert_eq!(told(&path, "http").as_deref(), Some("127.0.0.1:8177"));
+        first.tell(&[]).unwrap();
+        assert_eq!((told(&path, "http"), told(&path, "pid")), (None, Some(pid)));
+        drop(first);
+        DataDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_version_that_is_not_known_is_refused() {
+        #[track_caller]
+        fn check(version: &str, expect: Result<(), &str>) {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join("version"), version).unwrap();
+            match (DataDir::open(folder.path()), expect) {
+                (Ok(_), Ok(())) => {
+                    let kept = fs::read_to_string(folder.path().join("version")).unwrap();
+                    assert_eq!(kept, version);
+                }
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+                (found, expect) => panic!("{found:?} instead of {expect:?}"),
+            }
+        }
+        check("1\n", Ok(()));
+        check("2\n", Err("was written by a newer kvmetry (version 2, this one knows 1)"));
+        for text in ["", "0", "hello", "-1"] {
+            check(text, Err("is no data directory of kvmetry"));
+        }
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = DataDir::open(&file.join("data")).unwrap_err().to_string();
+        assert!(error.contains("file/data cannot be made: Not a directory"), "{error}");
+    }
+}
