@@ -40,6 +40,12 @@ impl Clock for SystemClock {
     }
 }
 
+/// A moment, nanoseconds since 1970, for a person: UTC, to the second.
+pub(crate) fn rfc3339(at_ns: i64) -> String {
+    let since = Duration::from_nanos(u64::try_from(at_ns).unwrap_or(0));
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string()
+}
+
 /// A clock that stands still until it is told to move.
 #[cfg(test)]
 #[derive(Debug, Default)]
