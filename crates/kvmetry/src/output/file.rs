@@ -74,7 +74,7 @@ pub(super) fn stdout() -> Result<Writer, OutputError> {
 
 fn write_stream(stream: &mut impl Write, lines: &[u8]) -> Verdict {
     match stream.write_all(lines).and_then(|()| stream.flush()) {
-        Ok(()) => Verdict::delivered(),
+        Ok(()) => Verdict::Delivered,
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Verdict::Closed(Closed::ReaderGone),
         // How much was written is not known, so trying again could print half a line twice.
         Err(error) => Verdict::Closed(Closed::Failed(format!("standard output cannot be written: {error}"))),
@@ -86,8 +86,8 @@ pub(super) fn file(path: &Path) -> Result<Writer, OutputError> {
     let refused = |problem| OutputError::File { path: path.display().to_string(), problem };
     let mut lines = LinesFile::open(path).map_err(&refused)?;
     Writer::spawn("output-file", move |batch| match lines.append(&batch.lines) {
-        Ok(()) => Verdict::delivered(),
-        Err(why) => Verdict::Retry { why, after: None },
+        Ok(()) => Verdict::Delivered,
+        Err(why) => Verdict::Retry { why },
     })
     .map_err(|error| refused(format!("no thread for it: {error}")))
 }
@@ -335,7 +335,7 @@ mod tests {
         let verdict = write_stream(&mut Pipe(ErrorKind::StorageFull), b"a v=1i 1\n");
         assert!(matches!(verdict, Verdict::Closed(Closed::Failed(_))), "{verdict:?}");
         let mut stream = Vec::new();
-        assert_eq!(write_stream(&mut stream, b"a v=1i 1\n"), Verdict::delivered());
+        assert_eq!(write_stream(&mut stream, b"a v=1i 1\n"), Verdict::Delivered);
         assert_eq!(stream, b"a v=1i 1\n");
     }
 }

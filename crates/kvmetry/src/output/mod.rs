@@ -1,20 +1,18 @@
-//! Outputs: from batches of line protocol to standard output, files and InfluxDB servers.
+//! Outputs: from batches of line protocol to standard output and files, as they come and in memory.
 //!
 //! ```text
 //!  collectors ──send──▶ queue (bounded) ──worker──▶ writer thread ──▶ stdout, file
-//!                ╰────▶ queue (bounded) ──worker──▶ HTTP POST ──────▶ InfluxDB
 //! ```
 //!
 //! Each output has its own queue and its own worker, so none waits for another, and collecting waits for none:
 //! [`Outputs::send`] never blocks. When a queue is full its oldest batch goes, counted and logged with its time
-//! range. The worker takes batches from the front, several at once where that helps, and leaves them in the
-//! queue until they are settled; what fails is tried again, after a growing pause, in order.
+//! range. The worker takes batches from the front and leaves each in the queue until it is written; what fails is
+//! tried again, after a growing pause, in order.
 //!
 //! Nothing here survives the end of the process: on shutdown the workers have a short time to empty their
-//! queues, and what is left is counted as dropped.
+//! queues, and what is left is counted as dropped. What must survive goes through the journal (`write`, `deliver`).
 
 mod file;
-mod influxdb;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,29 +21,15 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use crate::clock::Clock;
-use crate::config::{InfluxDb, LineOutput};
+use crate::backoff::{cause, pause};
+use crate::clock::{Clock, rfc3339};
+use crate::config::LineOutput;
 use crate::logging::OncePerCause;
-
-pub(crate) use influxdb::probe;
 
 /// Lines waiting for one output, bytes: a quarter of an hour of 100 VMs at 5 s. Beyond, the oldest batch goes.
 pub(crate) const MAX_QUEUED_BYTES: usize = 32 << 20;
 /// Batches waiting for one output: bounds what small batches cost beside their bytes.
 pub(crate) const MAX_QUEUED_BATCHES: usize = 16_384;
-
-/// The pause after the first failure; it doubles with every further one up to [`MAX_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause of our own making: how late an output that works again may notice it.
-const MAX_PAUSE: Duration = Duration::from_secs(30);
-/// The pause where a person must act first (a wrong token, a missing database): asking more often only fills
-/// the server's log.
-const SLOW_PAUSE: Duration = Duration::from_secs(60);
-/// The longest pause that a server may ask for (`Retry-After`).
-const MAX_ASKED_PAUSE: Duration = Duration::from_secs(300);
-/// Pauses are stretched or shortened by up to this part, percent, so that many collectors do not come back to
-/// a restarted server in the same moment.
-const JITTER_PERCENT: u32 = 25;
 
 /// The points of one host's cycle.
 #[derive(Clone, Debug)]
@@ -63,12 +47,10 @@ pub(crate) struct Batch {
 /// What an output has done since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct OutputStats {
-    /// `stdout`, `file:PATH` or the server's URL and database.
+    /// `stdout` or `file:PATH`.
     pub(crate) name: String,
     /// Lines that the output has.
     pub(crate) delivered_lines: u64,
-    /// Lines that a server refused (it said why in the log); they are not sent again.
-    pub(crate) refused_lines: u64,
     /// Lines that went because the queue was full or the program ended.
     pub(crate) dropped_lines: u64,
     /// Deliveries that failed and were or will be tried again.
@@ -90,9 +72,6 @@ pub(crate) enum OutputError {
     /// A file of lines.
     #[error("--output file:{path}: {problem}")]
     File { path: String, problem: String },
-    /// A server's configuration.
-    #[error("[[influxdb]] {url}: {problem}")]
-    InfluxDb { url: String, problem: String },
 }
 
 /// All outputs.
@@ -113,15 +92,11 @@ pub(crate) enum Closed {
 }
 
 impl Outputs {
-    /// Opens files, prepares clients and starts a worker for each output. Servers are not asked anything yet.
+    /// Opens files and starts a worker for each output.
     ///
     /// # Errors
-    /// A file that cannot be opened, a certificate authority that cannot be read.
-    pub(crate) fn start(
-        lines: &[LineOutput],
-        servers: &[InfluxDb],
-        clock: Arc<dyn Clock>,
-    ) -> Result<Self, OutputError> {
+    /// A file that cannot be opened.
+    pub(crate) fn start(lines: &[LineOutput], clock: Arc<dyn Clock>) -> Result<Self, OutputError> {
         let mut sinks = Vec::new();
         for output in lines {
             sinks.push(match output {
@@ -130,10 +105,6 @@ impl Outputs {
                     (format!("file:{}", path.display()), Sink::Writer(file::file(path)?))
                 }
             });
-        }
-        for server in servers {
-            let client = influxdb::Client::new(server)?;
-            sinks.push((format!("{} {}", server.url, server.database), Sink::InfluxDb(Box::new(client))));
         }
         Ok(Self::of(sinks, clock))
     }
@@ -149,7 +120,6 @@ impl Outputs {
                 sink,
                 clock: outputs.clock.clone(),
                 close: close.clone(),
-                refusals: OncePerCause::default(),
                 troubles: OncePerCause::default(),
                 failures_in_a_row: 0,
             };
@@ -214,7 +184,6 @@ impl Outputs {
 /// Where a worker puts batches.
 enum Sink {
     Writer(file::Writer),
-    InfluxDb(Box<influxdb::Client>),
     #[cfg(test)]
     Scripted(tests::Scripted),
 }
@@ -222,43 +191,20 @@ enum Sink {
 /// What became of a delivery.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// The output has all lines but these, which it refuses for good; why.
-    Delivered { refused_lines: u64, why: String },
-    /// None is taken, for good: tried again in smaller pieces, and given up when it is a single batch.
-    Refused { why: String },
-    /// More than the server takes at once: tried again in smaller pieces, down to single lines.
-    TooLarge { why: String },
-    /// Not now. `after` is the pause that the server asked for.
-    Retry { why: String, after: Option<Duration> },
-    /// Not before a person has changed something.
-    NeedsAPerson { why: String },
+    /// The output has all lines.
+    Delivered,
+    /// Not now.
+    Retry { why: String },
     /// Never again.
     Closed(Closed),
 }
 
-impl Verdict {
-    fn delivered() -> Self {
-        Self::Delivered { refused_lines: 0, why: String::new() }
-    }
-}
-
 impl Sink {
-    /// How many bytes of lines go well into one delivery. One batch goes in any case; with 0 never a second.
-    fn preferred_bytes(&self) -> usize {
+    async fn deliver(&mut self, batch: &Batch) -> Verdict {
         match self {
-            Self::Writer(_) => 0,
-            Self::InfluxDb(_) => influxdb::PREFERRED_POST_BYTES,
+            Self::Writer(writer) => writer.write(batch).await,
             #[cfg(test)]
-            Self::Scripted(_) => 0,
-        }
-    }
-
-    async fn deliver(&mut self, batches: &[Batch]) -> Verdict {
-        match self {
-            Self::Writer(writer) => writer.write(&batches[0]).await,
-            Self::InfluxDb(client) => client.post(batches).await,
-            #[cfg(test)]
-            Self::Scripted(scripted) => scripted.deliver(&batches[0]),
+            Self::Scripted(scripted) => scripted.deliver(batch),
         }
     }
 }
@@ -269,8 +215,6 @@ struct Worker {
     sink: Sink,
     clock: Arc<dyn Clock>,
     close: Arc<watch::Sender<Option<Closed>>>,
-    /// Why lines were refused.
-    refusals: OncePerCause,
     /// Why nothing could be delivered since it last worked: a new outage is told anew.
     troubles: OncePerCause,
     failures_in_a_row: u32,
@@ -278,70 +222,33 @@ struct Worker {
 
 impl Worker {
     async fn run(mut self) {
-        let preferred = self.sink.preferred_bytes();
-        let mut most = preferred;
-        // What the server was seen to take at once.
-        let mut most_ever = usize::MAX;
-        while let Some(batches) = self.queue.next(most, most_ever).await {
-            let pause = match self.sink.deliver(&batches).await {
-                Verdict::Delivered { refused_lines, why } => {
-                    self.delivered(batches.len(), refused_lines, &why);
-                    most = preferred.min(most_ever);
+        while let Some(batch) = self.queue.next().await {
+            match self.sink.deliver(&batch).await {
+                Verdict::Delivered => {
+                    self.delivered();
                     continue;
                 }
-                Verdict::TooLarge { .. } if batches.iter().any(|it| it.line_count > 1) => {
-                    // What is sent from now on is at most half as large.
-                    self.queue.release();
-                    most_ever = bytes(&batches) / 2;
-                    most = most_ever;
-                    continue;
-                }
-                Verdict::Refused { .. } | Verdict::TooLarge { .. } if batches.len() > 1 => {
-                    // One of them may be to blame: find it, and keep the others.
-                    self.queue.release();
-                    most = bytes(&batches) / 2;
-                    continue;
-                }
-                Verdict::Refused { why } | Verdict::TooLarge { why } => {
-                    self.delivered(1, u64::from(batches[0].line_count), &why);
-                    most = preferred.min(most_ever);
-                    continue;
-                }
-                Verdict::Retry { why, after } => {
-                    self.failed(&why, false);
-                    // A server may ask for more patience than ours, not for less: "0" would mean no pause at all.
-                    pause(self.failures_in_a_row).max(after.unwrap_or_default().min(MAX_ASKED_PAUSE))
-                }
-                Verdict::NeedsAPerson { why } => {
-                    self.failed(&why, true);
-                    jitter(SLOW_PAUSE)
-                }
+                Verdict::Retry { why } => self.failed(&why),
                 Verdict::Closed(closed) => {
                     self.queue.release();
                     self.queue.refuse_more();
                     self.close.send_replace(Some(closed));
                     return;
                 }
-            };
+            }
             if self.queue.is_closing() {
                 return;
             }
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(pause(self.failures_in_a_row)) => {}
                 () = self.queue.closing() => {}
             }
         }
     }
 
-    fn delivered(&mut self, batches: usize, refused_lines: u64, why: &str) {
+    fn delivered(&mut self) {
         let output = self.queue.name();
-        let now = self.clock.monotonic();
-        self.queue.settle(batches, refused_lines);
-        if refused_lines > 0
-            && let Some(held_back) = self.refusals.tell(&cause(why), now)
-        {
-            tracing::error!(output, lines = refused_lines, held_back, "lines refused for good: {why}");
-        }
+        self.queue.settle();
         if self.failures_in_a_row > 0 {
             tracing::info!(output, failures = self.failures_in_a_row, "delivers again");
             self.failures_in_a_row = 0;
@@ -350,38 +257,14 @@ impl Worker {
         self.queue.tell_losses();
     }
 
-    fn failed(&mut self, why: &str, needs_a_person: bool) {
+    fn failed(&mut self, why: &str) {
         let output = self.queue.name();
         self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
         self.queue.fail(why);
         if let Some(held_back) = self.troubles.tell(&cause(why), self.clock.monotonic()) {
-            if needs_a_person {
-                tracing::error!(output, held_back, "cannot deliver until this is changed: {why}");
-            } else {
-                tracing::warn!(output, held_back, "cannot deliver, trying again: {why}");
-            }
+            tracing::warn!(output, held_back, "cannot deliver, trying again: {why}");
         }
     }
-}
-
-/// A reason without the words that have digits: line numbers, times and a request's id make no new cause.
-fn cause(why: &str) -> String {
-    let words = why.split(|c: char| !c.is_alphanumeric());
-    words.filter(|word| !word.contains(|c: char| c.is_ascii_digit())).collect::<Vec<_>>().join(" ")
-}
-
-/// The pause after this many failures in a row (from 1).
-fn pause(failures: u32) -> Duration {
-    let doubled = FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(16));
-    jitter(doubled.min(MAX_PAUSE))
-}
-
-fn jitter(pause: Duration) -> Duration {
-    pause * fastrand::u32(100 - JITTER_PERCENT..=100 + JITTER_PERCENT) / 100
-}
-
-fn bytes(batches: &[Batch]) -> usize {
-    batches.iter().map(|batch| batch.lines.len()).sum()
 }
 
 /// Batches waiting for one output, oldest first, and what became of those that are gone.
@@ -397,8 +280,8 @@ struct Queue {
 #[derive(Default)]
 struct State {
     batches: VecDeque<Batch>,
-    /// How many at the front are being delivered just now: those are not dropped.
-    in_flight: usize,
+    /// The first one is being delivered just now: it is not dropped.
+    in_flight: bool,
     closing: bool,
     /// No more is taken: the output is gone.
     gone: bool,
@@ -449,7 +332,7 @@ impl Queue {
         state.batches.push_back(batch);
         let mut dropped = false;
         while state.stats.queued_bytes > MAX_QUEUED_BYTES || state.stats.queued_batches > MAX_QUEUED_BATCHES {
-            let oldest = state.in_flight;
+            let oldest = usize::from(state.in_flight);
             if !state.drop_batch(oldest) {
                 break;
             }
@@ -462,26 +345,15 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// The batches to deliver next: the oldest, and the ones after it up to `most` bytes in all. They stay in
-    /// the queue, and are not dropped, until [`Queue::settle`], [`Queue::fail`] or [`Queue::release`].
-    /// A batch of more than `most_ever` bytes is halved until it fits or is a single line.
-    /// `None`: the queue closes and is empty.
-    async fn next(&self, most: usize, most_ever: usize) -> Option<Vec<Batch>> {
+    /// The batch to deliver next, the oldest. It stays in the queue, and is not dropped, until [`Queue::settle`],
+    /// [`Queue::fail`] or [`Queue::release`]. `None`: the queue closes and is empty.
+    async fn next(&self) -> Option<Batch> {
         loop {
             {
                 let mut state = self.state();
-                while state.batches.front().is_some_and(|first| first.lines.len() > most_ever)
-                    && state.split_first()
-                {}
-                if !state.batches.is_empty() {
-                    let mut size = 0;
-                    let fits = |batch: &&Batch| {
-                        size += batch.lines.len();
-                        size <= most
-                    };
-                    let count = state.batches.iter().take_while(fits).count().max(1);
-                    state.in_flight = count;
-                    return Some(state.batches.iter().take(count).cloned().collect());
+                if let Some(first) = state.batches.front().cloned() {
+                    state.in_flight = true;
+                    return Some(first);
                 }
                 if state.closing {
                     return None;
@@ -491,35 +363,29 @@ impl Queue {
         }
     }
 
-    /// The output has the first batches, but for some lines that it refuses.
-    fn settle(&self, batches: usize, refused_lines: u64) {
+    /// The output has the first batch.
+    fn settle(&self) {
         let mut state = self.state();
-        state.in_flight = 0;
-        let mut lines = 0;
-        for _ in 0..batches {
-            if let Some(batch) = state.batches.pop_front() {
-                state.stats.queued_bytes -= batch.lines.len();
-                state.stats.queued_batches -= 1;
-                lines += u64::from(batch.line_count);
-            }
+        state.in_flight = false;
+        if let Some(batch) = state.batches.pop_front() {
+            state.stats.queued_bytes -= batch.lines.len();
+            state.stats.queued_batches -= 1;
+            state.stats.delivered_lines += u64::from(batch.line_count);
         }
-        let refused = refused_lines.min(lines);
-        state.stats.refused_lines += refused;
-        state.stats.delivered_lines += lines - refused;
         state.stats.trouble = None;
     }
 
     /// The delivery failed and will be tried again.
     fn fail(&self, why: &str) {
         let mut state = self.state();
-        state.in_flight = 0;
+        state.in_flight = false;
         state.stats.failures += 1;
         state.stats.trouble = Some(why.to_owned());
     }
 
     /// The delivery is off.
     fn release(&self) {
-        self.state().in_flight = 0;
+        self.state().in_flight = false;
     }
 
     /// The output is gone: batches are not even queued any more.
@@ -564,7 +430,7 @@ impl Queue {
         };
         if let Some(Loss { host, batches, lines, from_ns, to_ns }) = loss {
             let host = host.as_deref().unwrap_or("several");
-            let (from, to) = (time_of_day(from_ns), time_of_day(to_ns));
+            let (from, to) = (rfc3339(from_ns), rfc3339(to_ns));
             tracing::error!(
                 output,
                 host,
@@ -579,25 +445,6 @@ impl Queue {
 }
 
 impl State {
-    /// Makes two batches of the first one, each with half of its lines. False if it has one line only.
-    fn split_first(&mut self) -> bool {
-        let Some(first) = self.batches.front_mut() else { return false };
-        let line_ends =
-            || first.lines.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
-        let half = line_ends().count() / 2;
-        let Some(at) = half.checked_sub(1).and_then(|nth| line_ends().nth(nth)) else { return false };
-        let (head, tail) = first.lines.split_at(at);
-        let rest = Batch {
-            lines: Arc::new(tail.to_vec()),
-            line_count: first.line_count - half as u32,
-            ..first.clone()
-        };
-        (first.lines, first.line_count) = (Arc::new(head.to_vec()), half as u32);
-        self.batches.insert(1, rest);
-        self.stats.queued_batches += 1;
-        true
-    }
-
     fn drop_batch(&mut self, index: usize) -> bool {
         let Some(batch) = self.batches.remove(index) else { return false };
         let lines = u64::from(batch.line_count);
@@ -620,11 +467,6 @@ impl State {
         loss.to_ns = loss.to_ns.max(batch.at_ns);
         true
     }
-}
-
-fn time_of_day(at_ns: i64) -> String {
-    let since = Duration::from_nanos(u64::try_from(at_ns).unwrap_or(0));
-    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
 }
 
 #[cfg(test)]
