@@ -6,11 +6,13 @@ use std::fmt::Display;
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
 
+use disk::RealDisk;
+
 use crate::cli::print;
 use crate::clock::{Clock, SystemClock};
 use crate::collect::{Host, HostNames, Settings};
 use crate::config::Config;
-use crate::{logging, output};
+use crate::{deliver, logging};
 
 /// Names listed in a message; more are counted.
 const NAMES: usize = 5;
@@ -38,16 +40,38 @@ pub(crate) async fn check(config: &Config) -> anyhow::Result<bool> {
     }
     for server in &config.influxdb {
         page.head(&server.url)?;
-        match output::probe(server).await {
+        match deliver::probe(server).await {
             Ok(what) => page.good(what)?,
             Err(why) => page.bad(why)?,
         }
     }
+    check_rejects(config, &mut page)?;
     if config.influxdb.is_empty() && config.outputs.is_empty() {
         page.head("outputs")?;
         page.odd("none is configured: `kvmetry run` tells what it sees; see --output and --influxdb")?;
     }
     Ok(page.all_good)
+}
+
+/// Lines that servers refused lie there until a person has read them.
+fn check_rejects(config: &Config, page: &mut Page) -> anyhow::Result<()> {
+    let dir = config.data_dir.join("rejects");
+    match deliver::summary(&RealDisk, &dir) {
+        Ok(None) => Ok(()),
+        Ok(Some(found)) => {
+            page.head(dir.display())?;
+            let last = found.last.unwrap_or_else(|| "unknown".to_owned());
+            page.odd(format_args!(
+                "lines that a server refused: {} bytes in {} files; the last reason: {last}; send the files again when it \
+                 is mended, and remove them",
+                found.bytes, found.files
+            ))
+        }
+        Err(error) => {
+            page.head(dir.display())?;
+            page.odd(format_args!("cannot be read: {error}"))
+        }
+    }
 }
 
 async fn check_host(host: &mut Host, uri: &str, clock: &dyn Clock, page: &mut Page) -> anyhow::Result<()> {

@@ -84,6 +84,9 @@ struct Common {
     /// Hypervisor to read, in place of the configured ones; may be repeated [default: qemu:///system]
     #[arg(long = "uri", global = true, value_name = "URI")]
     uris: Vec<String>,
+    /// Where what must survive is kept [default: /var/lib/kvmetry for root, ~/.local/state/kvmetry for others]
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
 }
 
 /// What to do.
@@ -147,8 +150,12 @@ pub(crate) enum Format {
 impl Cli {
     /// What the command line says about the configuration.
     pub(crate) fn flags(&self) -> Flags {
-        let mut flags =
-            Flags { config: self.common.config.clone(), uris: self.common.uris.clone(), ..Flags::default() };
+        let mut flags = Flags {
+            config: self.common.config.clone(),
+            uris: self.common.uris.clone(),
+            data_dir: self.common.data_dir.clone(),
+            ..Flags::default()
+        };
         match &self.command {
             Command::Run(run) => {
                 flags.interval.clone_from(&run.interval);
@@ -164,7 +171,7 @@ impl Cli {
 
 /// `kvmetry config`: the defaults, whatever a configuration says.
 pub(crate) fn print_config(flags: &Flags) -> ExitCode {
-    if flags.config.is_some() || !flags.uris.is_empty() {
+    if flags.config.is_some() || !flags.uris.is_empty() || flags.data_dir.is_some() {
         let error = "config prints the defaults and reads nothing; to try a configuration: kvmetry check --config FILE";
         return fail(EXIT_USAGE, error);
     }

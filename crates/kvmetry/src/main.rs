@@ -1,16 +1,22 @@
 //! kvmetry: telemetry for KVM/libvirt virtual machines. ARCHITECTURE.md has the map; start in `pipeline.rs`.
 
+mod backoff;
 mod check;
 mod cli;
 mod clock;
 mod collect;
 mod config;
+mod datadir;
+mod deliver;
+mod entry;
 mod logging;
+mod losses;
 mod once;
 mod output;
 mod pipeline;
 mod schedule;
 mod table;
+mod write;
 
 use std::process::ExitCode;
 

@@ -1,19 +1,21 @@
 //! `kvmetry run`: every hypervisor, cycle after cycle, to every output. Read this file first.
 //!
 //! ```text
-//!  one task a hypervisor                                  one worker an output
-//!  tick ▸ Host::cycle ▸ lines ──▶ Outputs::send (never waits) ──▶ stdout, file, InfluxDB
-//!    ▲        │
+//!  one task a hypervisor                                                   one task a server
+//!  tick ▸ Host::cycle ▸ lines ─┬▶ Writer::offer ▸ journal (on disk) ──read──▶ Deliveries ──▶ InfluxDB
+//!    ▲        │                └▶ Outputs::send (in memory) ──▶ stdout, file
 //!    └────────┴─ events between ticks are written as they come
 //! ```
 //!
-//! Hypervisors share nothing but the outputs: one that hangs or is down delays no other. SIGTERM and SIGINT end
+//! Neither `offer` nor `send` ever waits. Hypervisors share nothing else: one that hangs or is down delays no other. SIGTERM and SIGINT end
 //! everything within [`STOP_WITHIN`]; a second one ends it at once.
 
 use std::io::IsTerminal;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use disk::{Disk, RealDisk};
+use journal::{Journal, Limits};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -21,14 +23,21 @@ use tokio::time::Instant;
 use crate::clock::{Clock, SystemClock};
 use crate::collect::{self, Host, HostNames, Report, Settings};
 use crate::config::{Config, Hypervisor};
+use crate::datadir::DataDir;
+use crate::deliver::{self, Deliveries, DeliveryStats, Rejects};
 use crate::logging::OncePerCause;
+use crate::losses::{JOURNAL, Losses};
 use crate::output::{Batch, Closed, OutputStats, Outputs};
 use crate::schedule::{Now, Schedule};
+use crate::write::Writer;
 
-/// From the signal to the end: goodbyes to the daemons, then what the outputs still hold.
+/// From the signal to the end: goodbyes to the daemons, then what was collected into the journal, then what can still be
+/// delivered.
 const STOP_WITHIN: Duration = Duration::from_millis(1_800);
 /// A second signal within this time is an echo of the first.
 const ECHO: Duration = Duration::from_millis(300);
+/// Of it, at the end, for what was delivered last to be noted down.
+const LAST_CURSORS: Duration = Duration::from_millis(150);
 /// Of it, for the hypervisors.
 const HOSTS_STOP_WITHIN: Duration = Duration::from_millis(600);
 /// How often a hypervisor's cache and failures are logged.
@@ -37,34 +46,34 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 /// Runs until it is told to end.
 ///
 /// # Errors
-/// An output that cannot be started, or standard output that failed.
+/// An output or a data directory that cannot be used, or standard output that failed.
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let outputs = Arc::new(Outputs::start(&config.outputs, &config.influxdb, Arc::clone(&clock))?);
+    let sinks = Arc::new(Sinks::start(&config, &clock)?);
     let mut signals = Signals::listen()?;
     let (stop, stopping) = watch::channel(false);
 
     let mut hosts = JoinSet::new();
     let names = HostNames::default();
     for (place, hypervisor) in config.hypervisors.iter().enumerate() {
-        let host = HostTask::new(&config, (place, hypervisor), &names, &clock, &outputs)?;
+        let host = HostTask::new(&config, (place, hypervisor), &names, &clock, &sinks)?;
         hosts.spawn(host.run(stopping.clone()));
         tracing::info!(uri = hypervisor.uri, interval = ?hypervisor.interval, "reading");
     }
-    if outputs.is_empty() {
+    if sinks.is_empty() {
         tracing::info!("no output is configured: see --output and --influxdb; telling what is seen");
     }
 
-    let teller = tokio::spawn(tell_outputs(Arc::downgrade(&outputs)));
+    let teller = tokio::spawn(tell_sinks(Arc::downgrade(&sinks)));
     let ended = tokio::select! {
         signal = signals.next() => {
             tracing::info!(signal, "ending");
             Ok(())
         }
-        closed = outputs.closed() => match closed {
+        closed = sinks.outputs.closed() => match closed {
             Closed::ReaderGone => Ok(()),
             Closed::Failed(why) => Err(anyhow::anyhow!(why)),
         },
@@ -73,30 +82,125 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     teller.abort();
     stop.send_replace(true);
     tokio::select! {
-        () = finish(hosts, outputs, end) => {}
-        _ = signals.next_on_purpose() => tracing::warn!("ended at once: what was not delivered is lost"),
+        () = finish(hosts, sinks, end) => {}
+        _ = signals.next_on_purpose() => tracing::warn!("ended at once: what was collected last may be lost"),
     }
     ended
 }
 
-async fn finish(mut hosts: JoinSet<()>, outputs: Arc<Outputs>, end: Instant) {
+async fn finish(mut hosts: JoinSet<()>, sinks: Arc<Sinks>, end: Instant) {
     let goodbyes = async { while hosts.join_next().await.is_some() {} };
     if tokio::time::timeout(HOSTS_STOP_WITHIN, goodbyes).await.is_err() {
         hosts.shutdown().await;
     }
     // All tasks are gone, so this is the last handle.
-    if let Some(outputs) = Arc::into_inner(outputs) {
-        let last = outputs.shutdown(end.saturating_duration_since(Instant::now())).await;
-        last.iter().for_each(tell_output);
+    if let Some(sinks) = Arc::into_inner(sinks) {
+        sinks.shutdown(end).await;
     }
 }
 
-/// Logs what the outputs have done, every [`TELL_EVERY`].
-async fn tell_outputs(outputs: Weak<Outputs>) {
+/// Where lines go.
+struct Sinks {
+    /// In memory.
+    outputs: Outputs,
+    /// On disk; `None`: nobody would read it.
+    kept: Option<Kept>,
+}
+
+/// What survives the end of the process.
+struct Kept {
+    writer: Writer,
+    journal: Arc<Journal>,
+    deliveries: Deliveries,
+    losses: Arc<Losses>,
+    clock: Arc<dyn Clock>,
+    /// Ours as long as this lives.
+    _dir: DataDir,
+}
+
+impl Sinks {
+    fn start(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
+        let outputs = Outputs::start(&config.outputs, Arc::clone(clock))?;
+        let kept = if config.influxdb.is_empty() { None } else { Some(Kept::open(config, clock)?) };
+        Ok(Self { outputs, kept })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.outputs.is_empty() && self.kept.is_none()
+    }
+
+    fn tell(&self) {
+        self.outputs.stats().iter().for_each(tell_output);
+        if let Some(kept) = &self.kept {
+            tell_kept(&kept.journal, &kept.losses, &kept.deliveries.stats());
+        }
+    }
+
+    async fn shutdown(self, end: Instant) {
+        let outputs = async {
+            let last = self.outputs.shutdown(end.saturating_duration_since(Instant::now())).await;
+            last.iter().for_each(tell_output);
+        };
+        let kept = async {
+            if let Some(kept) = self.kept {
+                kept.shutdown(end).await;
+            }
+        };
+        tokio::join!(outputs, kept);
+    }
+}
+
+impl Kept {
+    fn open(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
+        let dir = DataDir::open(&config.data_dir)?;
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let readers: Vec<_> = config.influxdb.iter().map(deliver::reader).collect();
+        let readers: Vec<_> = readers.iter().map(String::as_str).collect();
+        let limits = Limits { max_bytes: config.journal.max_size, max_age: config.journal.max_age };
+        let opened = Journal::open(Arc::clone(&disk), &dir.path().join("journal"), limits, &readers)?;
+        let (journal, opened) = (Arc::new(opened.0), opened.1);
+        for damage in &opened.damage {
+            tracing::error!("the journal is damaged, what is whole in it is read: {damage}");
+        }
+        let losses = Arc::new(Losses::new(Arc::clone(clock)));
+        losses.add(opened.losses);
+        let writer = Writer::start(Arc::clone(&journal), None, Arc::clone(&losses), Arc::clone(clock))?;
+        let shared = deliver::Shared {
+            journal: Arc::clone(&journal),
+            last: writer.last(),
+            rejects: Arc::new(Rejects::new(disk, dir.path().join("rejects"))),
+            losses: Arc::clone(&losses),
+            clock: Arc::clone(clock),
+        };
+        let deliveries = Deliveries::start(&config.influxdb, shared)?;
+        Ok(Self { writer, journal, deliveries, losses, clock: Arc::clone(clock), _dir: dir })
+    }
+
+    /// What was collected goes to disk first, then to the servers, as far as the time allows.
+    async fn shutdown(self, end: Instant) {
+        let left = || end.saturating_duration_since(Instant::now());
+        if !self.writer.close(left()).await {
+            tracing::error!("the disk does not answer: what was collected last is lost");
+            return;
+        }
+        let Self { deliveries, journal, losses, clock, _dir, writer } = self;
+        let last = deliveries.shutdown(left().saturating_sub(LAST_CURSORS)).await;
+        // The cursors: without them the last deliveries are made once more, which is harmless.
+        let now_ns = clock.wall_ns();
+        let last_journal = Arc::clone(&journal);
+        let maintain = tokio::task::spawn_blocking(move || last_journal.maintain(now_ns));
+        let _ = tokio::time::timeout(left(), maintain).await;
+        tell_kept(&journal, &losses, &last);
+        drop((writer, _dir));
+    }
+}
+
+/// Logs what the outputs and servers have got, every [`TELL_EVERY`].
+async fn tell_sinks(sinks: Weak<Sinks>) {
     loop {
         tokio::time::sleep(TELL_EVERY).await;
-        let Some(outputs) = outputs.upgrade() else { return };
-        outputs.stats().iter().for_each(tell_output);
+        let Some(sinks) = sinks.upgrade() else { return };
+        sinks.tell();
     }
 }
 
@@ -104,7 +208,6 @@ fn tell_output(stats: &OutputStats) {
     tracing::info!(
         output = stats.name,
         delivered = stats.delivered_lines,
-        refused = stats.refused_lines,
         dropped = stats.dropped_lines,
         failures = stats.failures,
         waiting_batches = stats.queued_batches,
@@ -114,13 +217,30 @@ fn tell_output(stats: &OutputStats) {
     );
 }
 
+fn tell_kept(journal: &Journal, losses: &Losses, deliveries: &[DeliveryStats]) {
+    for stats in deliveries {
+        tracing::info!(
+            output = stats.name,
+            delivered = stats.delivered_lines,
+            refused = stats.refused_lines,
+            lost = stats.lost_lines,
+            failures = stats.failures,
+            waiting_entries = stats.waiting_entries,
+            trouble = stats.trouble,
+            "lines since the start"
+        );
+    }
+    let (stats, lost) = (journal.stats(), losses.lines_of(JOURNAL));
+    tracing::info!(entries = stats.last + 1 - stats.first, bytes = stats.file_bytes, lost, "the journal");
+}
+
 /// One hypervisor's task.
 struct HostTask {
     host: Host,
     schedule: Schedule,
     interval: Duration,
     clock: Arc<dyn Clock>,
-    outputs: Arc<Outputs>,
+    sinks: Arc<Sinks>,
     told: OncePerCause,
 }
 
@@ -130,7 +250,7 @@ impl HostTask {
         (place, hypervisor): (usize, &Hypervisor),
         names: &HostNames,
         clock: &Arc<dyn Clock>,
-        outputs: &Arc<Outputs>,
+        sinks: &Arc<Sinks>,
     ) -> anyhow::Result<Self> {
         let name = hypervisor.name.as_deref().unwrap_or(&hypervisor.uri);
         Ok(Self {
@@ -138,7 +258,7 @@ impl HostTask {
             schedule: Schedule::new(hypervisor.interval, config.hypervisors.len(), name),
             interval: hypervisor.interval,
             clock: Arc::clone(clock),
-            outputs: Arc::clone(outputs),
+            sinks: Arc::clone(sinks),
             told: OncePerCause::default(),
         })
     }
@@ -175,7 +295,7 @@ impl HostTask {
             }
             let report = self.host.cycle(tick.at_ns, &mut lines).await;
             self.send(tick.at_ns, report.lines + report.events, &mut lines);
-            if self.outputs.is_empty() {
+            if self.sinks.is_empty() {
                 self.tell_cycle(&report);
             }
             self.host.look_up(collect::XML_A_CYCLE).await;
@@ -188,9 +308,12 @@ impl HostTask {
 
     /// Hands on what `lines` holds and leaves it empty, with its memory.
     fn send(&self, at_ns: i64, line_count: u32, lines: &mut Vec<u8>) {
-        if !self.outputs.is_empty() && !lines.is_empty() {
+        if let (Some(kept), false) = (&self.sinks.kept, lines.is_empty()) {
+            kept.writer.offer(lines, line_count, at_ns);
+        }
+        if !self.sinks.outputs.is_empty() && !lines.is_empty() {
             let host = self.host.label().into();
-            self.outputs.send(&Batch { host, at_ns, lines: Arc::new(lines.clone()), line_count });
+            self.sinks.outputs.send(&Batch { host, at_ns, lines: Arc::new(lines.clone()), line_count });
         }
         lines.clear();
     }

@@ -51,6 +51,12 @@ pub(crate) enum Kind {
         min: f64,
         max: f64,
     },
+    /// Bytes: a text such as "2GiB".
+    Size {
+        default: u64,
+        min: u64,
+        max: u64,
+    },
     Bool {
         default: bool,
     },
@@ -89,6 +95,22 @@ const BALLOON_PERIOD: Kind = Kind::Duration {
     max: Duration::from_secs(3600),
     or_zero: true,
 };
+
+const GIB: u64 = 1 << 30;
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const RETENTION: Duration = Duration::from_secs(30 * DAY.as_secs());
+/// Counters of devices are most of the lines, and seldom asked for after a week.
+pub(crate) const DEVICES_RETENTION: Duration = Duration::from_secs(7 * DAY.as_secs());
+/// How long a server keeps what it gets. Zero: for ever.
+const fn retention(default: Duration) -> Kind {
+    Kind::Duration {
+        default,
+        min: Duration::from_secs(3600),
+        // A hundred years: below what a server's own durations can hold.
+        max: Duration::from_secs(36_500 * 24 * 3600),
+        or_zero: true,
+    }
+}
 
 /// The default hypervisor: the system's libvirt.
 pub(crate) const DEFAULT_URI: &str = "qemu:///system";
@@ -215,9 +237,35 @@ pub(crate) const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        name: "journal",
+        many: false,
+        doc: "What was accepted and is not yet everywhere: on disk, in the folder journal of --data-dir.\n\
+              It is kept over restarts, crashes and power cuts until every server has it.",
+        keys: &[
+            Key {
+                name: "max_size",
+                kind: Kind::Size { default: 2 * GIB, min: 64 << 20, max: 1024 * GIB },
+                doc: "What it may take on disk. At this size the oldest entries go, whoever has not read them:\n\
+                      counted, and told with their time range. 2 GiB holds weeks of 100 VMs at 5 s.",
+            },
+            Key {
+                name: "max_age",
+                kind: Kind::Duration {
+                    default: Duration::from_secs(7 * DAY.as_secs()),
+                    min: Duration::from_secs(60),
+                    max: Duration::from_secs(3650 * DAY.as_secs()),
+                    or_zero: false,
+                },
+                doc: "Older entries go, whoever has not read them: no outage of a server that anybody cares for lasts\n\
+                      longer than a week.",
+            },
+        ],
+    },
+    Section {
         name: "influxdb",
         many: true,
-        doc: "An InfluxDB server that gets every point; one section for each.\n\
+        doc: "An InfluxDB server that gets every point; one section for each. It may be down, slow or restarted:\n\
+              what it misses waits in the journal and is sent in order when it is back.\n\
               The token stands in token_file, or in the environment variable KVMETRY_INFLUXDB_TOKEN, and\n\
               nowhere else: a URL or an argument can be read by others.",
         keys: &[
@@ -236,7 +284,26 @@ pub(crate) const SECTIONS: &[Section] = &[
             Key {
                 name: "database",
                 kind: Kind::Text { default: "kvmetry" },
-                doc: "The database; with v2 the bucket. InfluxDB 3 makes it on the first write.",
+                doc: "The database that gets what was collected; with v2 the bucket. What was written to a database\n\
+                      of another name goes to the one of that name. With v3 and v1 it is made at the start if it\n\
+                      is not there.",
+            },
+            Key {
+                name: "retention",
+                kind: retention(RETENTION),
+                doc: "How long the server keeps what it gets, set when a database is made here: one that is there\n\
+                      stays as it is. 0s is for ever. v2: make the bucket yourself, with its retention.",
+            },
+            Key {
+                name: "devices_database",
+                kind: Kind::Text { default: "" },
+                doc: "Another database for vm_devices, which are five of eight lines. InfluxDB 3 Core knows no\n\
+                      retention of a table, so only a database of its own can keep them for a shorter time.",
+            },
+            Key {
+                name: "devices_retention",
+                kind: retention(DEVICES_RETENTION),
+                doc: "As retention, for devices_database.",
             },
             Key {
                 name: "org",
@@ -279,6 +346,7 @@ impl Kind {
             Self::Deadline { default_percent } => Value::Deadline(Deadline::Percent(*default_percent)),
             Self::Integer { default, .. } => Value::Integer(*default),
             Self::Float { default, .. } => Value::Float(*default),
+            Self::Size { default, .. } => Value::Size(*default),
             Self::Bool { default } => Value::Bool(*default),
             Self::Choice { of } => Value::Text(of[0].to_owned()),
             Self::Text { default } => Value::Text((*default).to_owned()),
@@ -301,6 +369,7 @@ impl Kind {
             ),
             Self::Integer { min, max, .. } => format!("a whole number, {min} to {max}"),
             Self::Float { min, max, .. } => format!("a number, {min} to {max}"),
+            Self::Size { min, max, .. } => format!("a size, {} to {}", size(*min), size(*max)),
             Self::Bool { .. } => "true or false".to_owned(),
             Self::Choice { of } => {
                 let quoted: Vec<_> = of.iter().map(|choice| format!("{choice:?}")).collect();
@@ -312,9 +381,35 @@ impl Kind {
     }
 }
 
-/// A duration as it is written in the file.
+/// A duration as it is written in the file; several days not as the months that humantime would make of them.
 pub(crate) fn duration(duration: Duration) -> String {
+    let days = duration.as_secs() / DAY.as_secs();
+    if days > 1 && duration == DAY * u32::try_from(days).unwrap_or(0) {
+        return format!("{days}d");
+    }
     humantime::format_duration(duration).to_string()
+}
+
+/// What a size may end in, the largest first.
+const UNITS: [(&str, u64); 5] =
+    [("TiB", 1 << 40), ("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+/// A size as it is written in the file, bytes.
+pub(crate) fn size(bytes: u64) -> String {
+    let fits = |unit: &&(&str, u64)| bytes >= unit.1 && bytes.is_multiple_of(unit.1);
+    let (unit, factor) = UNITS.iter().find(fits).unwrap_or(&UNITS[4]);
+    format!("{}{unit}", bytes / factor)
+}
+
+/// Reads a size: a whole number and its unit.
+pub(crate) fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let (unit, factor) = UNITS.iter().find(|(unit, _)| text.ends_with(unit))?;
+    let number = text.strip_suffix(unit)?.trim_end();
+    if !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    number.parse::<u64>().ok()?.checked_mul(*factor)
 }
 
 /// The commented sample: every key with what is expected, its default and its reason. All keys are commented

@@ -11,7 +11,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{DEADLINE_PERCENT, Key, Kind, SECTIONS, Section, duration};
+use super::keys::{DEADLINE_PERCENT, Key, Kind, SECTIONS, Section, duration, parse_size, size};
 
 /// The largest text value, bytes: above any sensible URL or path.
 const MAX_TEXT_BYTES: usize = 4096;
@@ -29,6 +29,8 @@ pub(crate) enum Value {
     Deadline(Deadline),
     Integer(u64),
     Float(f64),
+    /// Bytes.
+    Size(u64),
     Bool(bool),
     Text(String),
 }
@@ -51,6 +53,7 @@ impl fmt::Display for Value {
             Self::Deadline(Deadline::Percent(percent)) => write!(f, "\"{percent}%\""),
             Self::Integer(value) => write!(f, "{value}"),
             Self::Float(value) => write!(f, "{value:?}"),
+            Self::Size(value) => write!(f, "\"{}\"", size(*value)),
             Self::Bool(value) => write!(f, "{value}"),
             Self::Text(value) => write!(f, "{value:?}"),
         }
@@ -148,6 +151,14 @@ impl Given {
     pub(crate) fn float(&self, name: &str) -> f64 {
         match self.value(name) {
             Value::Float(value) => value,
+            other => self.undeclared(name, &other),
+        }
+    }
+
+    /// A size, bytes.
+    pub(crate) fn size(&self, name: &str) -> u64 {
+        match self.value(name) {
+            Value::Size(value) => value,
             other => self.undeclared(name, &other),
         }
     }
@@ -413,6 +424,9 @@ fn from_toml(kind: &Kind, value: &DeValue<'_>) -> Result<Value, String> {
         (Kind::Duration { .. } | Kind::Deadline { .. }, other) => {
             Err(format!("{}, in quotes with its unit such as \"5s\", not {}", wrong(kind), a(other)))
         }
+        (Kind::Size { .. }, other) => {
+            Err(format!("{}, in quotes with its unit such as \"2GiB\", not {}", wrong(kind), a(other)))
+        }
         (_, other) => Err(format!("{} in quotes, not {}", wrong(kind), a(other))),
     }
 }
@@ -455,6 +469,11 @@ fn check_text(kind: &Kind, text: &str) -> Result<Value, String> {
             None => humantime::parse_duration(text.trim())
                 .map(|value| Value::Deadline(Deadline::Fixed(value)))
                 .map_err(|_| no_duration()),
+        },
+        Kind::Size { min, max, .. } => match parse_size(text) {
+            Some(bytes) if (*min..=*max).contains(&bytes) => Ok(Value::Size(bytes)),
+            Some(_) => Err(format!("out of range: {}", wrong(kind))),
+            None => Err(format!("not a size: {}, written such as \"512MiB\" or \"2GiB\"", wrong(kind))),
         },
         Kind::Choice { of } if of.contains(&text) => Ok(Value::Text(text.to_owned())),
         Kind::Choice { of } => Err(match nearest(text, of.iter().copied()) {

@@ -19,7 +19,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use self::keys::{DEADLINE_PERCENT, DEFAULT_URI, SECTIONS, Section, duration};
+use telemetry::lines::limits::MAX_DATABASE_NAME_BYTES;
+
+use self::keys::{DEADLINE_PERCENT, DEFAULT_URI, DEVICES_RETENTION, SECTIONS, Section, duration};
 use self::layers::{Deadline, Given, Place};
 
 pub(crate) use self::keys::sample;
@@ -35,10 +37,14 @@ const URL_VARIABLE: &str = "KVMETRY_INFLUXDB_URL";
 pub(crate) const MAX_FILE_BYTES: u64 = 4 << 20;
 /// Hypervisors in one process: what one collector was designed for.
 pub(crate) const MAX_HYPERVISORS: usize = 4096;
-/// InfluxDB servers in one process: each has its own queue in memory.
+/// InfluxDB servers in one process: each has its own reader of the journal, which holds some megabytes.
 pub(crate) const MAX_INFLUXDB: usize = 8;
 /// Files read from `hypervisors_dir`.
 pub(crate) const MAX_SNIPPETS: usize = MAX_HYPERVISORS;
+/// The database that what is collected belongs to.
+pub(crate) const DATABASE: &str = "kvmetry";
+/// The data directory of root's kvmetry.
+const SYSTEM_DATA_DIR: &str = "/var/lib/kvmetry";
 /// The longest name of a hypervisor, bytes (a DNS name is not longer).
 pub(crate) const MAX_NAME_BYTES: usize = 255;
 /// The shortest deadline: below, a healthy but busy libvirtd would be given up.
@@ -59,6 +65,9 @@ pub(crate) struct Config {
     pub(crate) memory_source: MemorySource,
     /// KiB per second that the memory angle shows as 45 degrees; positive.
     pub(crate) angle_scale_kb_per_sec: f64,
+    /// Where what must survive is kept.
+    pub(crate) data_dir: PathBuf,
+    pub(crate) journal: Journal,
     /// Servers that get every point.
     pub(crate) influxdb: Vec<InfluxDb>,
     /// Where lines are printed (`--output`).
@@ -107,14 +116,29 @@ pub(crate) enum MemorySource {
     Balloon,
 }
 
+/// Bounds of the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Journal {
+    /// Bytes on disk.
+    pub(crate) max_size: u64,
+    /// Age of an entry.
+    pub(crate) max_age: Duration,
+}
+
 /// An InfluxDB server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct InfluxDb {
     /// Scheme, host, port and perhaps a base path; no user, query or fragment, no slash at the end.
     pub(crate) url: String,
     pub(crate) api: Api,
-    /// The database (v3, v1) or bucket (v2).
+    /// The database (v3, v1) or bucket (v2) that gets what belongs to [`DATABASE`].
     pub(crate) database: String,
+    /// How long what it gets is kept; zero: for ever. For databases that are made.
+    pub(crate) retention: Duration,
+    /// The database that gets the measurement vm_devices of [`DATABASE`]; `None`: that of the others.
+    pub(crate) devices_database: Option<String>,
+    /// As `retention`, for `devices_database`.
+    pub(crate) devices_retention: Duration,
     /// The organisation (v2).
     pub(crate) org: Option<String>,
     /// `None`: [`TOKEN_VARIABLE`], if that is set.
@@ -154,6 +178,8 @@ pub(crate) struct Flags {
     pub(crate) interval: Option<String>,
     /// `--output`.
     pub(crate) outputs: Vec<String>,
+    /// `--data-dir`.
+    pub(crate) data_dir: Option<PathBuf>,
     /// `--influxdb`: in place of all configured servers, except that one with the same URL keeps its settings.
     pub(crate) influxdb: Option<String>,
 }
@@ -222,9 +248,24 @@ impl Config {
             return Err(ConfigError(problems));
         }
         config.file = path.map(Path::to_owned);
+        config.data_dir = flags.data_dir.clone().unwrap_or_else(|| default_data_dir(variables));
         config.warnings.extend(warnings);
         Ok(config)
     }
+}
+
+/// Root's is the system's, everybody else's their own (XDG Base Directory Specification, XDG_STATE_HOME).
+fn default_data_dir(variables: &[(String, String)]) -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from(SYSTEM_DATA_DIR);
+    }
+    let variable = |name: &str| {
+        let found = variables.iter().find(|(other, _)| other == name);
+        found.map(|(_, text)| PathBuf::from(text)).filter(|path| path.is_absolute())
+    };
+    let state = variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")));
+    // A user without a home is a service of its own: it needs a folder made for it.
+    state.map_or_else(|| PathBuf::from(SYSTEM_DATA_DIR), |state| state.join("kvmetry"))
 }
 
 /// Reads the hypervisors that stand in files of their own.
@@ -292,6 +333,7 @@ fn build(mut given: Vec<Given>, flags: &Flags, token: bool, problems: &mut Vec<S
     let mut warnings = Vec::new();
     let collect = take(&mut given, "collect");
     let features = take(&mut given, "features");
+    let journal = take(&mut given, "journal");
     let hypervisors = hypervisors(&collect, &given, problems);
 
     let host_tag = collect.bool("host_tag");
@@ -318,6 +360,8 @@ fn build(mut given: Vec<Given>, flags: &Flags, token: bool, problems: &mut Vec<S
             _ => MemorySource::Auto,
         },
         angle_scale_kb_per_sec: features.float("angle_scale_kb_per_sec"),
+        data_dir: PathBuf::new(),
+        journal: Journal { max_size: journal.size("max_size"), max_age: journal.duration("max_age") },
         influxdb: influxdb(&given, token, &mut warnings, problems),
         outputs: outputs(&flags.outputs, problems),
         warnings,
@@ -522,10 +566,47 @@ fn influxdb(
         if let (Some(place), true) = (one.place("database"), database.is_empty()) {
             problems.push(format!("{place}: [[influxdb]] database must not be empty"));
         }
+        let devices_database = Some(one.text("devices_database")).filter(|name| !name.is_empty());
+        for (key, name) in [("database", Some(&database)), ("devices_database", devices_database.as_ref())] {
+            if let (Some(place), Some(name)) = (one.place(key), name)
+                && name.len() > MAX_DATABASE_NAME_BYTES
+            {
+                problems.push(format!(
+                    "{place}: [[influxdb]] {key} is longer than {MAX_DATABASE_NAME_BYTES} bytes"
+                ));
+            }
+        }
+        if let (Some(place), true) =
+            (one.place("devices_database"), devices_database.as_ref() == Some(&database))
+        {
+            problems.push(format!(
+                "{place}: [[influxdb]] devices_database {database:?} is the database of all the others, too; remove \
+                 it, or name another"
+            ));
+        }
+        let devices_retention = one.duration("devices_retention");
+        if let (Some(place), None, false) =
+            (one.place("devices_retention"), &devices_database, devices_retention == DEVICES_RETENTION)
+        {
+            problems.push(format!(
+                "{place}: [[influxdb]] devices_retention is for a devices_database, and there is none"
+            ));
+        }
+        for key in ["retention", "devices_retention"] {
+            if let (Some(place), Api::V2) = (one.place(key), api) {
+                problems.push(format!(
+                    "{place}: [[influxdb]] {key} has no use with api = \"v2\", whose buckets are not made here; \
+                     remove it"
+                ));
+            }
+        }
         let server = InfluxDb {
             url: url.text,
             api,
             database,
+            retention: one.duration("retention"),
+            devices_database,
+            devices_retention,
             org,
             token_file: one.path("token_file"),
             ca: one.path("ca"),

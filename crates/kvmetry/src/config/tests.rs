@@ -26,6 +26,8 @@ fn defaults() -> Config {
         host_tag: true,
         memory_source: MemorySource::Auto,
         angle_scale_kb_per_sec: 1024.0,
+        data_dir: default_data_dir(&[]),
+        journal: Journal { max_size: 2 << 30, max_age: Duration::from_secs(7 * 86_400) },
         influxdb: Vec::new(),
         outputs: Vec::new(),
         warnings: Vec::new(),
@@ -48,7 +50,10 @@ fn server(url: &str) -> InfluxDb {
     InfluxDb {
         url: url.to_owned(),
         api: Api::V3,
-        database: "kvmetry".to_owned(),
+        database: DATABASE.to_owned(),
+        retention: Duration::from_secs(30 * 86_400),
+        devices_database: None,
+        devices_retention: Duration::from_secs(7 * 86_400),
         org: None,
         token_file: None,
         ca: None,
@@ -130,6 +135,9 @@ fn a_fleet() {
     let secure = InfluxDb {
         token_file: Some(folder().join("valid/token")),
         ca: Some(PathBuf::from("/etc/ssl/own-ca.pem")),
+        retention: s(90 * 86_400),
+        devices_database: Some("devices".to_owned()),
+        devices_retention: s(0),
         ..server("https://influx.example:8181")
     };
     let older = InfluxDb {
@@ -140,6 +148,7 @@ fn a_fleet() {
         ..server("http://10.0.0.9:8086")
     };
     assert_eq!(config.influxdb, [secure, older]);
+    assert_eq!(config.journal, Journal { max_size: 512 << 20, max_age: s(7 * 86_400) });
     assert_eq!(
         config.warnings,
         ["http://10.0.0.9:8086 gets its token unencrypted: its url is http, not https"]
@@ -399,6 +408,42 @@ fn an_interval_flag_is_for_all_hypervisors() {
         ("KVMETRY_HYPERVISOR_INTERVAL", "8s"),
     ];
     check("valid/empty.toml", &environment, 1);
+}
+
+#[test]
+fn the_data_directory_is_the_users_own() {
+    #[track_caller]
+    fn check(variables: &[(&str, &str)], flag: Option<&str>, expect: &str) {
+        let flags = Flags { data_dir: flag.map(PathBuf::from), ..Flags::default() };
+        assert_eq!(with(variables, &flags, None).unwrap().data_dir, PathBuf::from(expect));
+    }
+    let home = ("HOME", "/home/me");
+    check(&[home], Some("data"), "data");
+    if rustix::process::geteuid().is_root() {
+        check(&[home, ("XDG_STATE_HOME", "/state")], None, "/var/lib/kvmetry");
+    } else {
+        check(&[home], None, "/home/me/.local/state/kvmetry");
+        check(&[home, ("XDG_STATE_HOME", "/state")], None, "/state/kvmetry");
+        check(&[home, ("XDG_STATE_HOME", "state")], None, "/home/me/.local/state/kvmetry");
+        check(&[], None, "/var/lib/kvmetry");
+    }
+}
+
+#[test]
+fn sizes_are_written_with_their_unit() {
+    #[track_caller]
+    fn check(text: &str, expect: Option<u64>) {
+        assert_eq!(keys::parse_size(text), expect, "{text:?}");
+    }
+    check("2GiB", Some(2 << 30));
+    check(" 512 MiB ", Some(512 << 20));
+    check("7B", Some(7));
+    for text in ["", "GiB", "2", "2GB", "2.5GiB", "-1GiB", "99999999999TiB", "+2GiB"] {
+        check(text, None);
+    }
+    for bytes in [0, 1, 1023, 1024, 1 << 20, 3 << 29, 1 << 40] {
+        check(&keys::size(bytes), Some(bytes));
+    }
 }
 
 #[test]
