@@ -9,6 +9,7 @@ mod config;
 mod datadir;
 mod deliver;
 mod entry;
+mod http;
 mod logging;
 mod losses;
 mod once;

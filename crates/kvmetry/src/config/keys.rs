@@ -74,6 +74,8 @@ pub(crate) enum Kind {
     },
     /// A file or folder; the empty text means "not set".
     Path,
+    /// Any number of texts; in the environment with commas between them.
+    List,
 }
 
 /// A shard's deadline may take this part of the interval, percent: below, healthy VMs would be given up; above,
@@ -114,6 +116,9 @@ const fn retention(default: Duration) -> Kind {
 
 /// The default hypervisor: the system's libvirt.
 pub(crate) const DEFAULT_URI: &str = "qemu:///system";
+
+/// Loopback: from other machines nothing can be reached before somebody has thought of tokens.
+pub(crate) const DEFAULT_LISTEN: &str = "127.0.0.1:8177";
 
 /// All sections, in the order in which they are printed.
 pub(crate) const SECTIONS: &[Section] = &[
@@ -324,6 +329,48 @@ pub(crate) const SECTIONS: &[Section] = &[
             },
         ],
     },
+    Section {
+        name: "http",
+        many: false,
+        doc: "The port that takes lines, answers queries and shows the dashboard, as InfluxDB 3 does.",
+        keys: &[
+            Key {
+                name: "listen",
+                kind: Kind::Text { default: DEFAULT_LISTEN },
+                doc: "Address and port, or \"off\". On another address than loopback it starts only with a token\n\
+                      (kvmetry token), or with the flag --insecure-no-auth.",
+            },
+            Key {
+                name: "base_path",
+                kind: Kind::Text { default: "" },
+                doc: "What a proxy puts before every path, such as /kvmetry. It may strip it or pass it on.",
+            },
+            Key {
+                name: "allowed_hosts",
+                kind: Kind::List,
+                doc: "Names under which this server is asked for, beside localhost and the address that it listens\n\
+                      on: those of a proxy, or of this machine in the DNS. Requests for other names are refused,\n\
+                      because a web page could make its own name mean this machine (DNS rebinding).",
+            },
+            Key {
+                name: "tls_cert",
+                kind: Kind::Path,
+                doc: "The certificate and its chain (PEM) for HTTPS. Read again when it has changed.",
+            },
+            Key { name: "tls_key", kind: Kind::Path, doc: "The certificate's private key (PEM)." },
+            Key {
+                name: "tokens",
+                kind: Kind::Path,
+                doc: "The file with the tokens' hashes. Once it exists everybody needs a token, on loopback too.\n\
+                      Not set, it is tokens.json in the data directory. Read again when it has changed.",
+            },
+            Key {
+                name: "open_health",
+                kind: Kind::Bool { default: false },
+                doc: "Whether /health and /ping are answered without a token, for load balancers and the like.",
+            },
+        ],
+    },
 ];
 
 impl Section {
@@ -352,6 +399,7 @@ impl Kind {
             Self::Text { default } => Value::Text((*default).to_owned()),
             Self::Needed { example } => Value::Text((*example).to_owned()),
             Self::Path => Value::Text(String::new()),
+            Self::List => Value::List(Vec::new()),
         }
     }
 
@@ -377,6 +425,7 @@ impl Kind {
             }
             Self::Text { .. } | Self::Needed { .. } => "a text".to_owned(),
             Self::Path => "a path".to_owned(),
+            Self::List => "a list of texts such as [\"a\", \"b\"]".to_owned(),
         }
     }
 }

@@ -33,6 +33,7 @@ pub(crate) enum Value {
     Size(u64),
     Bool(bool),
     Text(String),
+    List(Vec<String>),
 }
 
 /// A deadline before the interval is known.
@@ -56,6 +57,7 @@ impl fmt::Display for Value {
             Self::Size(value) => write!(f, "\"{}\"", size(*value)),
             Self::Bool(value) => write!(f, "{value}"),
             Self::Text(value) => write!(f, "{value:?}"),
+            Self::List(values) => write!(f, "{values:?}"),
         }
     }
 }
@@ -175,6 +177,14 @@ impl Given {
     pub(crate) fn text(&self, name: &str) -> String {
         match self.value(name) {
             Value::Text(value) => value,
+            other => self.undeclared(name, &other),
+        }
+    }
+
+    /// Texts, none where it is not set.
+    pub(crate) fn list(&self, name: &str) -> Vec<String> {
+        match self.value(name) {
+            Value::List(values) => values,
             other => self.undeclared(name, &other),
         }
     }
@@ -397,6 +407,7 @@ pub(crate) fn from_text(kind: &Kind, text: &str) -> Result<Value, String> {
             "false" => Ok(Value::Bool(false)),
             _ => Err(wrong(kind)),
         },
+        Kind::List => check_list(kind, trimmed.split(',').map(str::trim)),
         _ => check_text(kind, text),
     };
     checked.map_err(|problem| format!("{}: {problem}", quote(&format!("{text:?}"))))
@@ -420,6 +431,11 @@ fn from_toml(kind: &Kind, value: &DeValue<'_>) -> Result<Value, String> {
         (Kind::Integer { .. } | Kind::Float { .. } | Kind::Bool { .. }, other) => {
             Err(format!("{}, not {}", wrong(kind), a(other)))
         }
+        (Kind::List, DeValue::Array(values)) => {
+            let texts: Option<Vec<_>> = values.iter().map(|value| value.get_ref().as_str()).collect();
+            check_list(kind, texts.ok_or_else(|| wrong(kind))?.into_iter())
+        }
+        (Kind::List, other) => Err(format!("{}, not {}", wrong(kind), a(other))),
         (_, DeValue::String(text)) => check_text(kind, text),
         (Kind::Duration { .. } | Kind::Deadline { .. }, other) => {
             Err(format!("{}, in quotes with its unit such as \"5s\", not {}", wrong(kind), a(other)))
@@ -489,6 +505,15 @@ fn check_text(kind: &Kind, text: &str) -> Result<Value, String> {
         Kind::Needed { .. } if text.is_empty() => Err("must not be empty".to_owned()),
         _ => Ok(Value::Text(text.to_owned())),
     }
+}
+
+fn check_list<'a>(kind: &Kind, texts: impl Iterator<Item = &'a str>) -> Result<Value, String> {
+    let texts = texts.map(|text| match check_text(kind, text)? {
+        Value::Text(text) if text.is_empty() => Err("an empty text stands in the list".to_owned()),
+        Value::Text(text) => Ok(text),
+        _ => Err(wrong(kind)),
+    });
+    texts.collect::<Result<Vec<_>, _>>().map(Value::List)
 }
 
 fn wrong(kind: &Kind) -> String {

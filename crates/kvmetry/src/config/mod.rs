@@ -16,12 +16,15 @@ mod layers;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use telemetry::lines::limits::MAX_DATABASE_NAME_BYTES;
 
-use self::keys::{DEADLINE_PERCENT, DEFAULT_URI, DEVICES_RETENTION, SECTIONS, Section, duration};
+use self::keys::{
+    DEADLINE_PERCENT, DEFAULT_LISTEN, DEFAULT_URI, DEVICES_RETENTION, SECTIONS, Section, duration,
+};
 use self::layers::{Deadline, Given, Place};
 
 pub(crate) use self::keys::sample;
@@ -72,6 +75,8 @@ pub(crate) struct Config {
     pub(crate) influxdb: Vec<InfluxDb>,
     /// Where lines are printed (`--output`).
     pub(crate) outputs: Vec<LineOutput>,
+    /// The HTTP port.
+    pub(crate) http: Http,
     /// What is odd but harmless, one line each, for the log.
     pub(crate) warnings: Vec<String>,
 }
@@ -158,6 +163,38 @@ pub(crate) enum Api {
     V1,
 }
 
+/// The HTTP port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Http {
+    /// `None`: there is none.
+    pub(crate) listen: Option<SocketAddr>,
+    /// Empty, or `/` and something, without a slash at its end.
+    pub(crate) base_path: String,
+    /// Names and addresses, without ports.
+    pub(crate) allowed_hosts: Vec<String>,
+    pub(crate) tls: Option<HttpTls>,
+    /// `None`: in the data directory.
+    pub(crate) tokens: Option<PathBuf>,
+    /// Whether `/health` and `/ping` need no token.
+    pub(crate) open_health: bool,
+    /// `--insecure-no-auth`: nobody needs a token.
+    pub(crate) insecure_no_auth: bool,
+}
+
+impl Http {
+    /// The file of tokens, which is in this data directory unless it was told otherwise.
+    pub(crate) fn tokens_file(&self, data_dir: &Path) -> PathBuf {
+        self.tokens.clone().unwrap_or_else(|| data_dir.join("tokens.json"))
+    }
+}
+
+/// Certificate and key of the HTTP port, PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HttpTls {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
 /// Where lines are printed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LineOutput {
@@ -182,6 +219,10 @@ pub(crate) struct Flags {
     pub(crate) data_dir: Option<PathBuf>,
     /// `--influxdb`: in place of all configured servers, except that one with the same URL keeps its settings.
     pub(crate) influxdb: Option<String>,
+    /// `--listen`: in place of `[http]` listen.
+    pub(crate) listen: Option<String>,
+    /// `--insecure-no-auth`.
+    pub(crate) insecure_no_auth: bool,
 }
 
 /// All that is wrong with a configuration, a line each. It is the user's to mend; the exit code is 2.
@@ -242,6 +283,9 @@ impl Config {
         choose_server(&mut given, variables, flags, &mut problems);
         warnings.extend(layers::apply_environment(&mut given, variables, true, &mut problems));
         apply_interval(&mut given, flags, &mut problems);
+        if let Some(listen) = &flags.listen {
+            single(&mut given, "http").set_text("listen", listen, Place::Flag("--listen"), &mut problems);
+        }
         let token = variables.iter().any(|(name, text)| name == TOKEN_VARIABLE && !text.trim().is_empty());
         let mut config = build(given, flags, token, &mut problems);
         if !problems.is_empty() {
@@ -332,6 +376,7 @@ fn apply_interval(given: &mut Vec<Given>, flags: &Flags, problems: &mut Vec<Stri
 fn build(mut given: Vec<Given>, flags: &Flags, token: bool, problems: &mut Vec<String>) -> Config {
     let mut warnings = Vec::new();
     let collect = take(&mut given, "collect");
+    let http = http(&take(&mut given, "http"), flags, problems);
     let features = take(&mut given, "features");
     let journal = take(&mut given, "journal");
     let hypervisors = hypervisors(&collect, &given, problems);
@@ -364,6 +409,7 @@ fn build(mut given: Vec<Given>, flags: &Flags, token: bool, problems: &mut Vec<S
         journal: Journal { max_size: journal.size("max_size"), max_age: journal.duration("max_age") },
         influxdb: influxdb(&given, token, &mut warnings, problems),
         outputs: outputs(&flags.outputs, problems),
+        http,
         warnings,
     }
 }
@@ -642,6 +688,66 @@ fn influxdb(
     found
 }
 
+fn http(given: &Given, flags: &Flags, problems: &mut Vec<String>) -> Http {
+    let listen = match check_listen(&given.text("listen")) {
+        Ok(listen) => listen,
+        Err(problem) => {
+            problems.push(format!("{}[http] listen: {problem}", before(given.place("listen"))));
+            None
+        }
+    };
+    let base_path = given.text("base_path").trim_end_matches('/').to_owned();
+    let is_path = |path: &str| path.starts_with('/') && !path.contains(['?', '#', '%']) && !path.contains("//");
+    if !base_path.is_empty() && !is_path(&base_path) {
+        let place = before(given.place("base_path"));
+        problems.push(format!("{place}[http] base_path {base_path:?}: expected a path such as \"/kvmetry\""));
+    }
+    let allowed_hosts = given.list("allowed_hosts");
+    for host in allowed_hosts.iter().filter(|host| !is_host(host)) {
+        problems.push(format!(
+            "{}[http] allowed_hosts {host:?}: expected a name or address without scheme, port and path",
+            before(given.place("allowed_hosts"))
+        ));
+    }
+    let tls = match (given.path("tls_cert"), given.path("tls_key")) {
+        (Some(certificate), Some(key)) => Some(HttpTls { certificate, key }),
+        (None, None) => None,
+        (certificate, _) => {
+            let (has, lacks) =
+                if certificate.is_some() { ("tls_cert", "tls_key") } else { ("tls_key", "tls_cert") };
+            problems.push(format!("{}[http] {has} stands without {lacks}", before(given.place(has))));
+            None
+        }
+    };
+    Http {
+        listen,
+        base_path,
+        allowed_hosts,
+        tls,
+        tokens: given.path("tokens"),
+        open_health: given.bool("open_health"),
+        insecure_no_auth: flags.insecure_no_auth,
+    }
+}
+
+fn check_listen(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    // Whatever the resolver says of it: localhost is this machine (RFC 6761).
+    let port = text.strip_prefix("localhost:").and_then(|port| port.parse().ok());
+    let address = port.map(|port| SocketAddr::from(([127, 0, 0, 1], port))).or_else(|| text.parse().ok());
+    address.map(Some).ok_or_else(|| {
+        format!("{text:?}: expected an IP address and a port such as {DEFAULT_LISTEN:?} or \"[::]:8177\", or \"off\"")
+    })
+}
+
+fn is_host(text: &str) -> bool {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let is_name = || text.chars().all(|char| char.is_ascii_alphanumeric() || matches!(char, '.' | '-' | '_'));
+    bare.parse::<IpAddr>().is_ok() || is_name()
+}
+
 struct CheckedUrl {
     text: String,
     secure: bool,
@@ -688,7 +794,7 @@ fn check_url(text: &str) -> Result<CheckedUrl, String> {
 pub(crate) fn is_loopback(url: &reqwest::Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn base(url: &str) -> &str {

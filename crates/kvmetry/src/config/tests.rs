@@ -30,7 +30,20 @@ fn defaults() -> Config {
         journal: Journal { max_size: 2 << 30, max_age: Duration::from_secs(7 * 86_400) },
         influxdb: Vec::new(),
         outputs: Vec::new(),
+        http: default_http(),
         warnings: Vec::new(),
+    }
+}
+
+fn default_http() -> Http {
+    Http {
+        listen: Some("127.0.0.1:8177".parse().unwrap()),
+        base_path: String::new(),
+        allowed_hosts: Vec::new(),
+        tls: None,
+        tokens: None,
+        open_health: false,
+        insecure_no_auth: false,
     }
 }
 

@@ -1,0 +1,254 @@
+//! `/api/v3/query_sql`, and what is said to those who ask in another language.
+//!
+//! ```text
+//! request ──▶ turn (so many at once) ──▶ Backend::query ──first piece──▶ status and headers
+//!                                                        └──the rest──▶ pump ──one piece ahead──▶ client
+//! ```
+//!
+//! A client that goes drops the query wherever it is; one that stays but takes nothing is cut off by the pump.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::response::Response;
+use futures_util::{StreamExt, stream};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use super::App;
+use super::backend::{Answer, Backend, Format, Query, QueryFailure, QueryFault};
+use super::connection::Connection;
+use super::params::Params;
+use super::reply::Problem;
+
+/// When to come again where too many queries run.
+const BUSY_RETRY: Duration = Duration::from_secs(1);
+
+/// The names of the formats, as clients give them.
+const FORMATS: [(&str, Format); 5] = [
+    ("json", Format::Json),
+    ("jsonl", Format::JsonLines),
+    ("csv", Format::Csv),
+    ("pretty", Format::Pretty),
+    ("parquet", Format::Parquet),
+];
+
+impl Format {
+    /// The format of this name.
+    ///
+    /// # Errors
+    /// A line for the client.
+    pub(crate) fn of(name: &str) -> Result<Self, String> {
+        let found = FORMATS.iter().find(|(known, _)| *known == name);
+        found.map(|(_, format)| *format).ok_or_else(|| {
+            let names: Vec<_> = FORMATS.iter().map(|(known, _)| *known).collect();
+            format!("format {name:?} is not known: use {}", names.join(", "))
+        })
+    }
+
+    /// The first type of `Accept` that is one of these, if any is.
+    fn accepted(headers: &HeaderMap) -> Option<Self> {
+        let accept = headers.get(ACCEPT)?.to_str().ok()?;
+        let essences = accept.split(',').map(|one| one.split(';').next().unwrap_or_default().trim());
+        essences.into_iter().find_map(|essence| match essence {
+            "application/json" => Some(Self::Json),
+            "application/jsonl" => Some(Self::JsonLines),
+            "text/csv" => Some(Self::Csv),
+            "text/plain" => Some(Self::Pretty),
+            "application/vnd.apache.parquet" => Some(Self::Parquet),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn content_type(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::Json => "application/json",
+            Self::JsonLines => "application/jsonl",
+            Self::Csv => "text/csv; charset=utf-8",
+            Self::Pretty => "text/plain; charset=utf-8",
+            Self::Parquet => "application/vnd.apache.parquet",
+        })
+    }
+}
+
+/// `GET` or `POST /api/v3/query_sql`.
+pub(crate) async fn sql<B: Backend>(
+    State(app): State<Arc<App<B>>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let accepted = Format::accepted(request.headers());
+    let connection = request.extensions().get::<Connection>().cloned();
+    let asked = if request.method() == Method::GET {
+        Asked::from_params(Params::of(request.uri()))?
+    } else {
+        app.bodies.read_json::<Asked>(request).await?
+    };
+    let query = asked.query(accepted)?;
+    let format = query.format;
+
+    let turn = app.turns.next().await?;
+    let mut answer = app.backend.query(query).await.map_err(failed)?;
+    // What goes wrong before there is anything to show can still be told by the status.
+    let first = answer.next().await.transpose().map_err(failed)?;
+    let (pieces, mut taken) = mpsc::channel(1);
+    tokio::spawn(pump(Pump { first, answer, pieces, within: app.limits.take_within, connection, turn }));
+    let mut response = Response::new(Body::from_stream(stream::poll_fn(move |cx| taken.poll_recv(cx))));
+    response.headers_mut().insert(CONTENT_TYPE, format.content_type());
+    Ok(response)
+}
+
+/// `/query`.
+pub(crate) async fn influxql() -> Problem {
+    not_here("InfluxQL")
+}
+
+/// `/api/v2/query`.
+pub(crate) async fn flux() -> Problem {
+    not_here("Flux")
+}
+
+fn not_here(language: &str) -> Problem {
+    let message = format!(
+        "{language} is not spoken here: ask in SQL, POST /api/v3/query_sql with JSON such as \
+         {{\"db\":\"kvmetry\",\"q\":\"SELECT * FROM vm_totals LIMIT 5\"}}"
+    );
+    Problem::new(StatusCode::NOT_IMPLEMENTED, message)
+}
+
+/// What a client sends. Other keys are of no account, as in InfluxDB.
+#[derive(Debug, Default, Deserialize)]
+struct Asked {
+    db: Option<String>,
+    q: Option<String>,
+    format: Option<String>,
+    params: Option<Map<String, Value>>,
+}
+
+impl Asked {
+    fn from_params(mut params: Params) -> Result<Self, Problem> {
+        let values = params.take("params").map(|text| serde_json::from_str(&text)).transpose();
+        Ok(Self {
+            db: params.take("db"),
+            q: params.take("q"),
+            format: params.take("format"),
+            params: values.map_err(|error| Problem::wrong(format!("params is no JSON object: {error}")))?,
+        })
+    }
+
+    fn query(self, accepted: Option<Format>) -> Result<Query, Problem> {
+        let needed = |value: Option<String>, what: &str| {
+            value.filter(|text| !text.trim().is_empty()).ok_or_else(|| Problem::wrong(what))
+        };
+        let params = self.params.unwrap_or_default();
+        if let Some((name, _)) = params.iter().find(|(_, value)| value.is_array() || value.is_object()) {
+            let message = format!("the parameter {name:?} must be a text, a number, true, false or null");
+            return Err(Problem::wrong(message));
+        }
+        Ok(Query {
+            database: needed(self.db, "no database is given: db=NAME")?,
+            sql: needed(self.q, "no query is given: q=SQL")?,
+            format: match self.format.as_deref() {
+                Some(name) => Format::of(name).map_err(Problem::wrong)?,
+                None => accepted.unwrap_or(Format::Json),
+            },
+            params,
+        })
+    }
+}
+
+fn failed(failure: QueryFailure) -> Problem {
+    let status = match failure.fault {
+        QueryFault::UnknownDatabase => StatusCode::NOT_FOUND,
+        // InfluxDB's statuses, whatever one may think of them.
+        QueryFault::UnknownTable | QueryFault::NotReadOnly | QueryFault::Wrong => StatusCode::BAD_REQUEST,
+        QueryFault::UnknownColumn | QueryFault::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+        QueryFault::TwoStatements => StatusCode::METHOD_NOT_ALLOWED,
+        QueryFault::TooBig => StatusCode::UNPROCESSABLE_ENTITY,
+        QueryFault::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+        QueryFault::Busy => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let problem = Problem::new(status, failure.message);
+    if failure.fault == QueryFault::Busy { problem.retry_after(BUSY_RETRY) } else { problem }
+}
+
+/// So many queries run at once, so many wait.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    running: Arc<Semaphore>,
+    /// Those that run and those that wait.
+    places: Arc<Semaphore>,
+    within: Duration,
+}
+
+/// Held while a query runs, its answer included.
+#[derive(Debug)]
+pub(crate) struct Turn(#[expect(dead_code, reason = "held, not read")] [OwnedSemaphorePermit; 2]);
+
+impl Turns {
+    pub(crate) fn new(running: usize, waiting: usize, within: Duration) -> Self {
+        let semaphore = |permits| Arc::new(Semaphore::new(permits));
+        Self { running: semaphore(running), places: semaphore(running + waiting), within }
+    }
+
+    /// Waits for the next turn.
+    ///
+    /// # Errors
+    /// Too many wait already, or it took too long.
+    pub(crate) async fn next(&self) -> Result<Turn, Problem> {
+        let busy = || {
+            let message = "too many queries at once; come again";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(BUSY_RETRY)
+        };
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| busy())?;
+        let running = tokio::time::timeout(self.within, Arc::clone(&self.running).acquire_owned());
+        match running.await {
+            Ok(Ok(running)) => Ok(Turn([place, running])),
+            _ => Err(busy()),
+        }
+    }
+}
+
+struct Pump {
+    first: Option<Bytes>,
+    answer: Answer,
+    pieces: mpsc::Sender<Result<Bytes, QueryFailure>>,
+    within: Duration,
+    connection: Option<Connection>,
+    turn: Turn,
+}
+
+/// Hands an answer on, one piece ahead of the client.
+async fn pump(pump: Pump) {
+    let Pump { first, answer, pieces, within, connection, turn } = pump;
+    let mut answer = stream::iter(first.map(Ok)).chain(answer);
+    loop {
+        let next = tokio::select! {
+            () = pieces.closed() => break,
+            next = answer.next() => next,
+        };
+        let Some(piece) = next else { break };
+        let broken = piece.as_ref().err().map(ToString::to_string);
+        match tokio::time::timeout(within, pieces.send(piece)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => break,
+            Err(_) => {
+                tracing::warn!(?within, "a client takes nothing of its answer: cut off");
+                if let Some(connection) = connection {
+                    connection.cut();
+                }
+                break;
+            }
+        }
+        if let Some(error) = broken {
+            // The client sees only that the answer breaks off.
+            tracing::warn!(error, "a query failed after its answer had begun");
+            break;
+        }
+    }
+    drop(turn);
+}
