@@ -1,1 +1,26 @@
-//! The embedded time series store.
+//! The embedded time series store: lines by column in, SQL out.
+//!
+//! ```text
+//!  journal ▸ Store::apply ▸ memory (Arrow) ─┬─ flush ▸ Parquet by database, table, day ▸ compaction ▸ retention
+//!                                           └─ SQL (DataFusion) over memory and files
+//! ```
+//!
+//! *Invariant:* the only crate that names arrow, parquet or DataFusion. What is durable is what the manifest names;
+//! rows that no file has yet are the journal's to keep.
+
+#![allow(dead_code, reason = "being built")]
+
+mod error;
+mod files;
+mod layout;
+mod manifest;
+mod memory;
+mod merge;
+mod schema;
+pub mod sql;
+mod store;
+mod table;
+
+pub use error::{Result, StoreError};
+pub use layout::{MAX_NAME_BYTES, name_fits};
+pub use store::{Complaints, Done, Options, Store, default_retention};

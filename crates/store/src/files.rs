@@ -1,0 +1,338 @@
+//! Parquet files: how rows are written so that they take little room and are found fast, and read back.
+//!
+//! Sorted by tags, then time. Tags, texts and floats are dictionaries where that pays; integers and times are written
+//! as differences (`DELTA_BINARY_PACKED`): equal steps become nearly nothing. All is zstd.
+
+use std::io::{self, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use arrow::datatypes::{DataType, SchemaRef};
+use arrow::record_batch::RecordBatch;
+use bytes::Bytes;
+use disk::{Disk, DiskFile};
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::{ArrowWriter, ProjectionMask};
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::reader::{ChunkReader, Length};
+use parquet::schema::types::ColumnPath;
+
+use crate::error::{Result, StoreError};
+use crate::manifest::FileEntry;
+use crate::memory::Times;
+use crate::merge::times;
+use crate::schema::tag_type;
+
+/// Rows of a row group: what a reader skips by statistics, and what is in memory while it is written.
+const ROW_GROUP_ROWS: usize = 131_072;
+/// Rows of a page of fields and tags: what a query for one VM's hour reads at least.
+const PAGE_ROWS: usize = 8_192;
+/// Rows that are read at once.
+const READ_ROWS: usize = 8_192;
+/// Bytes that are checked at once.
+const VERIFY_BYTES: u64 = 1 << 20;
+/// Bytes that are written at once.
+const WRITE_BYTES: usize = 256 << 10;
+
+/// How hard to compress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effort {
+    /// A file that will soon be compacted.
+    Flush,
+    /// A file that stays.
+    Compaction,
+}
+
+/// A file that counts.
+#[derive(Debug)]
+pub(crate) struct StoredFile {
+    pub(crate) entry: FileEntry,
+    pub(crate) path: PathBuf,
+    pub(crate) disk: Arc<dyn Disk>,
+    metadata: OnceLock<Arc<ParquetMetaData>>,
+    damage: OnceLock<String>,
+}
+
+impl StoredFile {
+    pub(crate) fn new(disk: &Arc<dyn Disk>, path: PathBuf, entry: FileEntry) -> Self {
+        let disk = Arc::clone(disk);
+        Self { entry, path, disk, metadata: OnceLock::new(), damage: OnceLock::new() }
+    }
+
+    /// What is wrong with it, as far as was seen.
+    pub(crate) fn damage(&self) -> Option<&str> {
+        self.damage.get().map(String::as_str)
+    }
+
+    /// Reads footer and page index and, the first time, the whole file, to see that it is what was written. Whether it
+    /// can be used; what is wrong is told once and remembered.
+    pub(crate) fn is_whole(&self) -> bool {
+        if self.damage.get().is_some() {
+            return false;
+        }
+        if self.metadata.get().is_some() {
+            return true;
+        }
+        let read = || {
+            let file = self.open()?;
+            self.verify(&file)?;
+            self.metadata(&file)
+        };
+        match read() {
+            Ok(_) => true,
+            Err(error) => {
+                self.give_up(&error);
+                false
+            }
+        }
+    }
+
+    /// Leaves the file out from now on.
+    pub(crate) fn give_up(&self, error: &StoreError) {
+        let problem = std::error::Error::source(error).map_or(String::new(), |source| format!(": {source}"));
+        let problem = format!("{error}{problem}");
+        if self.damage.set(problem.clone()).is_ok() {
+            let rows = self.entry.rows;
+            tracing::error!(rows, "a file of the store cannot be read and is left out: {problem}");
+        }
+    }
+
+    fn verify(&self, file: &OpenFile) -> Result<()> {
+        let mut crc = crc32fast::Hasher::new();
+        let mut at = 0;
+        while at < file.len {
+            let end = file.len.min(at + VERIFY_BYTES);
+            crc.update(&file.bytes(at..end).map_err(|error| self.damaged(&error))?);
+            at = end;
+        }
+        if crc.finalize() != self.entry.crc32 {
+            let problem = "its checksum is not that of what was written".to_owned();
+            return Err(StoreError::Damaged { path: self.path.clone(), problem });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn open(&self) -> Result<OpenFile> {
+        let file = self.disk.open_to_read(&self.path).map_err(StoreError::io("opening", &self.path))?;
+        Ok(OpenFile { file: Arc::from(file), len: self.entry.bytes })
+    }
+
+    /// Footer and page index; read once.
+    pub(crate) fn metadata(&self, file: &OpenFile) -> Result<Arc<ParquetMetaData>> {
+        if let Some(known) = self.metadata.get() {
+            return Ok(Arc::clone(known));
+        }
+        let reader = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Optional);
+        let read = reader.parse_and_finish(file).map_err(|error| self.damaged(&error))?;
+        Ok(Arc::clone(self.metadata.get_or_init(|| Arc::new(read))))
+    }
+
+    /// All rows, or the columns of `schema` that the file has, in the order of the file.
+    pub(crate) fn rows(
+        &self,
+        schema: Option<&SchemaRef>,
+    ) -> Result<impl Iterator<Item = Result<RecordBatch>> + use<>> {
+        let file = self.open()?;
+        let metadata = self.metadata(&file)?;
+        let options = ArrowReaderOptions::new();
+        let metadata =
+            ArrowReaderMetadata::try_new(metadata, options).map_err(|error| self.damaged(&error))?;
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata);
+        let mask = match schema {
+            None => ProjectionMask::all(),
+            Some(schema) => {
+                let wanted: Vec<&str> = schema.fields().iter().map(|it| it.name().as_str()).collect();
+                let roots = builder.schema().fields().iter().enumerate();
+                let roots = roots.filter(|(_, it)| wanted.contains(&it.name().as_str())).map(|(n, _)| n);
+                ProjectionMask::roots(builder.parquet_schema(), roots)
+            }
+        };
+        let reader = builder
+            .with_projection(mask)
+            .with_batch_size(READ_ROWS)
+            .build()
+            .map_err(|error| self.damaged(&error))?;
+        let path = self.path.clone();
+        Ok(reader.map(move |rows| {
+            rows.map_err(|error| StoreError::Damaged { path: path.clone(), problem: error.to_string() })
+        }))
+    }
+
+    fn damaged(&self, error: &ParquetError) -> StoreError {
+        StoreError::Damaged { path: self.path.clone(), problem: error.to_string() }
+    }
+}
+
+/// A file that is open to read.
+#[derive(Clone, Debug)]
+pub(crate) struct OpenFile {
+    file: Arc<dyn DiskFile>,
+    len: u64,
+}
+
+impl OpenFile {
+    pub(crate) fn bytes(&self, range: Range<u64>) -> Result<Bytes, ParquetError> {
+        // What a file's own footer says is not believed beyond the file's length.
+        if range.start > range.end || range.end > self.len {
+            let problem = format!("bytes {}..{} of a file of {}", range.start, range.end, self.len);
+            return Err(ParquetError::EOF(problem));
+        }
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        self.file.read_exact_at(&mut bytes, range.start)?;
+        Ok(bytes.into())
+    }
+}
+
+impl Length for OpenFile {
+    fn len(&self) -> u64 {
+        self.len
+    }
+}
+
+impl ChunkReader for OpenFile {
+    type T = io::BufReader<Cursor>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
+        Ok(io::BufReader::new(Cursor { file: self.clone(), at: start }))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
+        self.bytes(start..start.saturating_add(length as u64))
+    }
+}
+
+/// A place in a file.
+pub(crate) struct Cursor {
+    file: OpenFile,
+    at: u64,
+}
+
+impl io::Read for Cursor {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.file.len.saturating_sub(self.at);
+        let length = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        self.file.file.read_exact_at(&mut buffer[..length], self.at)?;
+        self.at += length as u64;
+        Ok(length)
+    }
+}
+
+/// What was written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Written {
+    pub(crate) rows: u64,
+    pub(crate) bytes: u64,
+    pub(crate) times: Times,
+    pub(crate) crc32: u32,
+}
+
+/// A file being written: rows come sorted and merged.
+pub(crate) struct FileWriter {
+    writer: ArrowWriter<io::BufWriter<Appender>>,
+    path: PathBuf,
+    times: Option<Times>,
+    rows: u64,
+}
+
+impl FileWriter {
+    /// Begins a file under this name, in place of one that was left there.
+    pub(crate) fn create(
+        disk: &dyn Disk,
+        path: &Path,
+        schema: &SchemaRef,
+        effort: Effort,
+    ) -> Result<Self> {
+        let file = disk.open(path).map_err(StoreError::io("making", path))?;
+        file.set_len(0).map_err(StoreError::io("making", path))?;
+        let out = io::BufWriter::with_capacity(WRITE_BYTES, Appender { file, at: 0, crc: crc32fast::Hasher::new() });
+        let writer = ArrowWriter::try_new(out, Arc::clone(schema), Some(properties(schema, effort)))
+            .map_err(|error| failed(path, error))?;
+        Ok(Self { writer, path: path.to_owned(), times: None, rows: 0 })
+    }
+
+    /// Appends rows of one series.
+    pub(crate) fn write(&mut self, rows: &RecordBatch) -> Result<()> {
+        let all = times(rows)?;
+        if let (Some(&first), Some(&last)) = (all.first(), all.last()) {
+            crate::memory::widen(&mut self.times, (first, last));
+        }
+        self.rows += rows.num_rows() as u64;
+        self.writer.write(rows).map_err(|error| failed(&self.path, error))
+    }
+
+    /// Ends the file and makes its contents durable; its name is not yet. `None` if it got no rows.
+    pub(crate) fn finish(self) -> Result<Option<Written>> {
+        let Self { writer, path, times, rows } = self;
+        let out = writer.into_inner().map_err(|error| failed(&path, error))?;
+        let out = out.into_inner().map_err(|error| StoreError::io("writing", &path)(error.into_error()))?;
+        out.file.sync().map_err(StoreError::io("syncing", &path))?;
+        let crc32 = out.crc.finalize();
+        Ok(times.map(|times| Written { rows, bytes: out.at, times, crc32 }))
+    }
+}
+
+/// Takes an I/O error out of what the Parquet writer made of it.
+fn failed(path: &Path, error: ParquetError) -> StoreError {
+    match error {
+        ParquetError::External(source) => match source.downcast::<io::Error>() {
+            Ok(error) => StoreError::io("writing", path)(*error),
+            Err(error) => StoreError::Internal(error.to_string()),
+        },
+        error => StoreError::Internal(format!("writing {}: {error}", path.display())),
+    }
+}
+
+fn properties(schema: &SchemaRef, effort: Effort) -> WriterProperties {
+    let level = match effort {
+        Effort::Flush => 1,
+        Effort::Compaction => 6,
+    };
+    let zstd = Compression::ZSTD(ZstdLevel::try_new(level).unwrap_or_default());
+    let mut properties = WriterProperties::builder()
+        .set_created_by(format!("kvmetry {}", env!("CARGO_PKG_VERSION")))
+        .set_compression(zstd)
+        .set_dictionary_enabled(false)
+        .set_statistics_enabled(EnabledStatistics::Page)
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+        .set_data_page_row_count_limit(PAGE_ROWS)
+        .set_write_batch_size(1_024);
+    for field in schema.fields() {
+        let column = ColumnPath::from(field.name().as_str());
+        properties = match field.data_type() {
+            DataType::Timestamp(..) | DataType::Int64 | DataType::UInt64 => {
+                properties.set_column_encoding(column, Encoding::DELTA_BINARY_PACKED)
+            }
+            kind if *kind == tag_type() || *kind == DataType::Utf8 => {
+                properties.set_column_dictionary_enabled(column, true)
+            }
+            DataType::Float64 => properties.set_column_dictionary_enabled(column, true),
+            _ => properties,
+        };
+    }
+    properties.build()
+}
+
+/// Appends to a file through the disk.
+struct Appender {
+    file: Box<dyn DiskFile>,
+    at: u64,
+    crc: crc32fast::Hasher,
+}
+
+impl Write for Appender {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write_all_at(bytes, self.at)?;
+        self.at += bytes.len() as u64;
+        self.crc.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+

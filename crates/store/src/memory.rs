@@ -1,0 +1,376 @@
+//! The rows of one table that no file has yet.
+//!
+//! ```text
+//!  Batch ──append──▶ open rows ──seal──▶ chunks (Arrow) ──take──▶ chunks being flushed ──▶ Parquet
+//! ```
+//!
+//! Rows stand in the journal's order. A series has a small number here ([`SeriesId`]), its tags are kept once.
+//! A row is *late* if its series may have had a row of this or a later time before, here or in a file: only late
+//! rows can repeat a point, so units without them need no merging.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, BooleanArray, DictionaryArray, Float64Array, Int32Array, Int64Array, StringArray,
+    TimestampNanosecondArray, UInt64Array,
+};
+use arrow::buffer::NullBuffer;
+use arrow::datatypes::{Field, Schema};
+use arrow::record_batch::RecordBatch;
+use telemetry::lines::{FieldColumn, SeriesKey, TableBatch, Values};
+
+use crate::error::Result;
+use crate::schema::{Kind, TIME, tag_type, time_type};
+
+/// Rows of a chunk at least: below, too many small pieces; above, what a query converts anew gets long.
+pub(crate) const CHUNK_ROWS: usize = 8_192;
+
+/// How long a series without new rows is remembered: two flushes, so that no living series is taken for a new one.
+const REMEMBERED_NS: i64 = 3_600_000_000_000;
+
+/// The place of a series in its table's [`Registry`].
+pub(crate) type SeriesId = u32;
+
+/// A time span, both ends included.
+pub(crate) type Times = (i64, i64);
+
+pub(crate) fn overlap(a: Times, b: Times) -> bool {
+    a.0 <= b.1 && b.0 <= a.1
+}
+
+pub(crate) fn widen(times: &mut Option<Times>, by: Times) {
+    *times = Some(times.map_or(by, |it| (it.0.min(by.0), it.1.max(by.1))));
+}
+
+/// The series of a table since memory was last empty.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    ids: HashMap<SeriesKey, SeriesId>,
+    series: Vec<Arc<SeriesKey>>,
+    /// `series` as the last chunk took it.
+    shared: Arc<Vec<Arc<SeriesKey>>>,
+    /// The latest time of each.
+    last: Vec<i64>,
+    tags: HashMap<String, TagValues>,
+}
+
+/// The values of one tag, and which series has which.
+#[derive(Debug, Default)]
+struct TagValues {
+    codes: HashMap<String, i32>,
+    values: Vec<String>,
+    /// A code a series; shorter than the list of series where the later ones lack the tag.
+    of_series: Vec<Option<i32>>,
+    built: Option<Arc<StringArray>>,
+}
+
+impl Registry {
+    fn id(&mut self, key: &SeriesKey, floor: i64) -> SeriesId {
+        if let Some(&id) = self.ids.get(key) {
+            return id;
+        }
+        // Bounded by the memory for rows: each series here has at least one.
+        let id = self.series.len() as SeriesId;
+        for (name, value) in &key.tags {
+            let tag = self.tags.entry(name.clone()).or_default();
+            let next = tag.values.len() as i32;
+            let code = *tag.codes.entry(value.clone()).or_insert_with(|| {
+                tag.values.push(value.clone());
+                tag.built = None;
+                next
+            });
+            tag.of_series.resize(id as usize, None);
+            tag.of_series.push(Some(code));
+        }
+        self.ids.insert(key.clone(), id);
+        self.series.push(Arc::new(key.clone()));
+        self.last.push(floor);
+        id
+    }
+
+    /// All series, by id.
+    fn share(&mut self) -> Arc<Vec<Arc<SeriesKey>>> {
+        if self.shared.len() < self.series.len() {
+            self.shared = Arc::new(self.series.clone());
+        }
+        Arc::clone(&self.shared)
+    }
+
+    /// Forgets the series that have had no row for [`REMEMBERED_NS`] before the newest one. Returns the latest time
+    /// of those that went.
+    fn forget(&mut self) -> Option<i64> {
+        let newest = self.last.iter().copied().max()?;
+        let limit = newest.saturating_sub(REMEMBERED_NS);
+        let old = std::mem::take(self);
+        let mut gone = None;
+        for (key, last) in old.series.iter().zip(old.last) {
+            if last >= limit {
+                self.id(key, last);
+            } else {
+                gone = gone.max(Some(last));
+            }
+        }
+        gone
+    }
+
+    fn tag_array(&mut self, name: &str, rows: &[SeriesId]) -> Option<ArrayRef> {
+        let tag = self.tags.get_mut(name)?;
+        let values = tag.built.get_or_insert_with(|| Arc::new(StringArray::from_iter_values(&tag.values)));
+        let codes = rows.iter().map(|&row| tag.of_series.get(row as usize).copied().flatten());
+        let codes: Int32Array = codes.collect();
+        DictionaryArray::try_new(codes, values.clone()).ok().map(|it| Arc::new(it) as ArrayRef)
+    }
+}
+
+/// Rows by column, being filled.
+#[derive(Debug, Default)]
+struct Rows {
+    series: Vec<SeriesId>,
+    times: Vec<i64>,
+    fields: Vec<OpenField>,
+    /// The place of a field in `fields`, by name.
+    places: HashMap<String, usize>,
+    span: Option<Times>,
+    late: Option<Times>,
+    last_seq: u64,
+}
+
+#[derive(Debug)]
+struct OpenField {
+    name: String,
+    values: Values,
+    present: Option<Vec<bool>>,
+}
+
+/// Rows that change no more.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    /// Tags, time, fields; in the journal's order.
+    pub(crate) rows: RecordBatch,
+    /// For each row the place of its series in `keys`.
+    pub(crate) series: Vec<SeriesId>,
+    pub(crate) keys: Arc<Vec<Arc<SeriesKey>>>,
+    pub(crate) times: Times,
+    pub(crate) late: Option<Times>,
+    /// The last journal entry that has a row here.
+    pub(crate) last_seq: u64,
+}
+
+/// The rows of one table that no file has yet.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    registry: Registry,
+    open: Rows,
+    chunks: Vec<Arc<Chunk>>,
+    /// Taken for a flush that has not ended; still to be shown.
+    flushing: Vec<Arc<Chunk>>,
+    /// No row of a series that is not in `registry` is later, here or in the files.
+    floor: i64,
+}
+
+impl Memory {
+    /// For a table whose files have no row later than `floor`.
+    pub(crate) fn new(floor: Option<i64>) -> Self {
+        Self { floor: floor.unwrap_or(i64::MIN), ..Self::default() }
+    }
+
+    /// Adds rows, in the journal's order.
+    pub(crate) fn append(&mut self, seq: u64, batch: &TableBatch) -> Result<()> {
+        let ids: Vec<SeriesId> =
+            batch.series.iter().map(|key| self.registry.id(key, self.floor)).collect();
+        let open = &mut self.open;
+        open.last_seq = seq;
+        for (&row, &time) in batch.rows.iter().zip(&batch.times) {
+            let id = ids[row as usize];
+            open.series.push(id);
+            open.times.push(time);
+            widen(&mut open.span, (time, time));
+            let last = &mut self.registry.last[id as usize];
+            if time > *last {
+                *last = time;
+            } else {
+                widen(&mut open.late, (time, time));
+            }
+        }
+        let before = open.times.len() - batch.times.len();
+        for field in &batch.fields {
+            open.append_field(before, field);
+        }
+        open.fill_up();
+        if open.times.len() >= CHUNK_ROWS {
+            self.seal()?;
+        }
+        Ok(())
+    }
+
+    /// Closes the open rows.
+    pub(crate) fn seal(&mut self) -> Result<()> {
+        let Some(times) = self.open.span else { return Ok(()) };
+        let open = std::mem::take(&mut self.open);
+        let rows = open.to_arrow(&mut self.registry)?;
+        self.chunks.push(Arc::new(Chunk {
+            rows,
+            series: open.series,
+            keys: self.registry.share(),
+            times,
+            late: open.late,
+            last_seq: open.last_seq,
+        }));
+        Ok(())
+    }
+
+    /// All rows, in the journal's order; the open ones are sealed by it.
+    pub(crate) fn show(&mut self) -> Result<Vec<Arc<Chunk>>> {
+        self.seal()?;
+        Ok(self.flushing.iter().chain(&self.chunks).cloned().collect())
+    }
+
+    /// Takes all rows for a flush. They are still shown until [`Memory::flushed`] or [`Memory::not_flushed`].
+    pub(crate) fn take(&mut self) -> Result<Vec<Arc<Chunk>>> {
+        self.seal()?;
+        self.flushing.append(&mut self.chunks);
+        if let Some(gone) = self.registry.forget() {
+            self.floor = self.floor.max(gone);
+        }
+        Ok(self.flushing.clone())
+    }
+
+    /// The taken rows are in files now.
+    pub(crate) fn flushed(&mut self) {
+        self.flushing.clear();
+    }
+
+    /// The flush failed: the taken rows stay, for the next one.
+    pub(crate) fn not_flushed(&mut self) {
+        self.flushing.append(&mut self.chunks);
+        std::mem::swap(&mut self.flushing, &mut self.chunks);
+    }
+
+    /// How many rows.
+    pub(crate) fn rows(&self) -> usize {
+        let chunks = self.flushing.iter().chain(&self.chunks);
+        self.open.times.len() + chunks.map(|it| it.series.len()).sum::<usize>()
+    }
+
+    /// What they take, bytes, roughly.
+    pub(crate) fn bytes(&self) -> usize {
+        let chunks = self.flushing.iter().chain(&self.chunks);
+        let sealed: usize = chunks.map(|it| it.rows.get_array_memory_size() + 4 * it.series.len()).sum();
+        sealed + self.open.times.len() * (12 + 8 * self.open.fields.len())
+    }
+}
+
+impl Rows {
+    /// Appends the column; rows before it lack the field, rows after it are filled by [`Rows::fill_up`].
+    fn append_field(&mut self, before: usize, column: &FieldColumn) {
+        let place = match self.places.get(&column.name) {
+            Some(&place) => place,
+            None => {
+                let place = self.fields.len();
+                let name = column.name.clone();
+                self.places.insert(name.clone(), place);
+                self.fields.push(OpenField { name, values: empty_like(&column.values), present: None });
+                place
+            }
+        };
+        self.fields[place].extend(before, column);
+    }
+
+    /// Fields that the last batch lacked are absent in its rows.
+    fn fill_up(&mut self) {
+        let rows = self.times.len();
+        for field in &mut self.fields {
+            if field.values.len() < rows {
+                let had = field.values.len();
+                field.present.get_or_insert_with(|| vec![true; had]).resize(rows, false);
+                fill(&mut field.values, rows);
+            }
+        }
+    }
+
+    fn to_arrow(&self, registry: &mut Registry) -> Result<RecordBatch> {
+        let mut columns: Vec<(Field, ArrayRef)> = Vec::new();
+        let mut tags: Vec<String> = registry.tags.keys().cloned().collect();
+        tags.sort_unstable();
+        for name in tags {
+            if let Some(array) = registry.tag_array(&name, &self.series) {
+                columns.push((Field::new(&name, tag_type(), true), array));
+            }
+        }
+        let times = TimestampNanosecondArray::from(self.times.clone());
+        columns.push((Field::new(TIME, time_type(), false), Arc::new(times)));
+        for field in &self.fields {
+            let kind = Kind::from(field.values.field_type());
+            columns.push((Field::new(&field.name, kind.arrow(), true), field.to_arrow()));
+        }
+        let (fields, arrays): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
+        Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)
+    }
+}
+
+impl OpenField {
+    /// Appends a column whose first row is row `before`.
+    fn extend(&mut self, before: usize, column: &FieldColumn) {
+        let had = self.values.len();
+        if had < before {
+            self.present.get_or_insert_with(|| vec![true; had]).resize(before, false);
+            fill(&mut self.values, before);
+        }
+        match (&mut self.values, &column.values) {
+            (Values::Float(to), Values::Float(from)) => to.extend_from_slice(from),
+            (Values::Integer(to), Values::Integer(from)) => to.extend_from_slice(from),
+            (Values::Unsigned(to), Values::Unsigned(from)) => to.extend_from_slice(from),
+            (Values::String(to), Values::String(from)) => to.extend_from_slice(from),
+            (Values::Boolean(to), Values::Boolean(from)) => to.extend_from_slice(from),
+            // The schema check lets no column change its type; if it did, the column's rows stay absent.
+            _ => return,
+        }
+        match (&mut self.present, &column.present) {
+            (None, None) => {}
+            (Some(to), Some(from)) => to.extend_from_slice(from),
+            (Some(to), None) => to.resize(self.values.len(), true),
+            (to @ None, Some(from)) => {
+                let mut all = vec![true; before];
+                all.extend_from_slice(from);
+                *to = Some(all);
+            }
+        }
+    }
+
+    fn to_arrow(&self) -> ArrayRef {
+        let nulls = self.present.clone().map(NullBuffer::from);
+        match &self.values {
+            Values::Float(it) => Arc::new(Float64Array::new(it.clone().into(), nulls)),
+            Values::Integer(it) => Arc::new(Int64Array::new(it.clone().into(), nulls)),
+            Values::Unsigned(it) => Arc::new(UInt64Array::new(it.clone().into(), nulls)),
+            Values::Boolean(it) => Arc::new(BooleanArray::new(it.clone().into(), nulls)),
+            Values::String(it) => {
+                let present = |row: usize| self.present.as_ref().is_none_or(|present| present[row]);
+                let texts = it.iter().enumerate().map(|(row, text)| present(row).then_some(text.as_str()));
+                Arc::new(texts.collect::<StringArray>())
+            }
+        }
+    }
+}
+
+fn empty_like(values: &Values) -> Values {
+    match values {
+        Values::Float(_) => Values::Float(Vec::new()),
+        Values::Integer(_) => Values::Integer(Vec::new()),
+        Values::Unsigned(_) => Values::Unsigned(Vec::new()),
+        Values::String(_) => Values::String(Vec::new()),
+        Values::Boolean(_) => Values::Boolean(Vec::new()),
+    }
+}
+
+/// Makes it as long as this, with any values.
+fn fill(values: &mut Values, len: usize) {
+    match values {
+        Values::Float(it) => it.resize(len, 0.0),
+        Values::Integer(it) => it.resize(len, 0),
+        Values::Unsigned(it) => it.resize(len, 0),
+        Values::String(it) => it.resize(len, String::new()),
+        Values::Boolean(it) => it.resize(len, false),
+    }
+}

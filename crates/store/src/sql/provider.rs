@@ -1,0 +1,289 @@
+//! The store's tables as DataFusion sees them.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow::datatypes::{Schema, SchemaRef};
+use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
+use bytes::Bytes;
+use datafusion::catalog::{SchemaProvider, Session, TableProvider};
+use datafusion::datasource::TableType;
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::memory::MemorySourceConfig;
+use datafusion::datasource::object_store::ObjectStoreUrl;
+use datafusion::datasource::physical_plan::parquet::ParquetFileReaderFactory;
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::source::DataSourceExec;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::empty::EmptyExec;
+use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
+use datafusion::physical_plan::stream::RecordBatchReceiverStreamBuilder;
+use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
+use datafusion::physical_plan::union::UnionExec;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use parquet::arrow::arrow_reader::ArrowReaderOptions;
+use parquet::arrow::async_reader::AsyncFileReader;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaData;
+
+use super::pruning;
+use crate::error::StoreError;
+use crate::files::{OpenFile, StoredFile};
+use crate::memory::Chunk;
+use crate::merge::{Chunks, Rule, Sorted, Source, adapt, merge};
+use crate::schema::TIME;
+use crate::table::{Piece, Snapshot, Table};
+
+/// Batches between the merging thread and the query.
+const MERGED_AHEAD: usize = 2;
+
+impl From<StoreError> for DataFusionError {
+    fn from(error: StoreError) -> Self {
+        Self::External(Box::new(error))
+    }
+}
+
+/// The tables of a database.
+#[derive(Debug)]
+pub(super) struct Tables {
+    tables: BTreeMap<String, Arc<Table>>,
+}
+
+impl Tables {
+    pub(super) fn new(tables: Vec<Arc<Table>>) -> Self {
+        Self { tables: tables.into_iter().map(|it| (it.name.clone(), it)).collect() }
+    }
+}
+
+#[async_trait]
+impl SchemaProvider for Tables {
+    fn table_names(&self) -> Vec<String> {
+        self.tables.keys().cloned().collect()
+    }
+
+    async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        let Some(table) = self.tables.get(name) else { return Ok(None) };
+        let snapshot = table.snapshot()?;
+        let schema = snapshot.columns.sql_schema();
+        Ok(Some(Arc::new(Rows { snapshot, schema, rule: table.rule() })))
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        self.tables.contains_key(name)
+    }
+}
+
+/// The rows of a table at one moment.
+#[derive(Debug)]
+struct Rows {
+    snapshot: Snapshot,
+    schema: SchemaRef,
+    rule: Rule,
+}
+
+#[async_trait]
+impl TableProvider for Rows {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        // Each one narrows what is read and is applied again above.
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    async fn scan(
+        &self,
+        _: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        _: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let groups = self.snapshot.groups(pruning::wanted(filters));
+        let mut plans: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
+        let mut files = Vec::new();
+        let mut chunks = Vec::new();
+        for piece in groups.single {
+            match piece {
+                Piece::File(file) => files.push(file),
+                Piece::Chunk(chunk) => chunks.push(chunk),
+            }
+        }
+        if !files.is_empty() {
+            plans.push(self.scan_files(files, projection)?);
+        }
+        if !chunks.is_empty() {
+            plans.push(self.scan_chunks(&chunks, projection)?);
+        }
+        if !groups.merged.is_empty() {
+            plans.push(self.scan_merged(groups.merged, projection)?);
+        }
+        match plans.len() {
+            0 => Ok(Arc::new(EmptyExec::new(self.projected(projection)?))),
+            1 => Ok(plans.remove(0)),
+            _ => UnionExec::try_new(plans),
+        }
+    }
+}
+
+impl Rows {
+    fn projected(&self, projection: Option<&Vec<usize>>) -> Result<SchemaRef> {
+        Ok(match projection {
+            None => Arc::clone(&self.schema),
+            Some(columns) => Arc::new(self.schema.project(columns)?),
+        })
+    }
+
+    fn scan_files(
+        &self,
+        files: Vec<Arc<StoredFile>>,
+        projection: Option<&Vec<usize>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let source = ParquetSource::new(Arc::clone(&self.schema))
+            .with_parquet_file_reader_factory(Arc::new(Reading))
+            .with_pushdown_filters(true)
+            .with_enable_page_index(true);
+        // One group, which the planner may split between its threads.
+        let group: FileGroup = files
+            .into_iter()
+            .map(|file| {
+                // The path is only told in messages; the file is read through the extension.
+                PartitionedFile::new(file.path.to_string_lossy(), file.entry.bytes).with_extension(file)
+            })
+            .collect();
+        // Never asked for an object: see `Reading`.
+        let scan = FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), Arc::new(source))
+            .with_file_group(group)
+            .with_projection_indices(projection.cloned())?
+            .build();
+        Ok(DataSourceExec::from_data_source(scan))
+    }
+
+    fn scan_chunks(
+        &self,
+        chunks: &[Arc<Chunk>],
+        projection: Option<&Vec<usize>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let schema = self.projected(projection)?;
+        let batches = chunks.iter().map(|it| adapt(&it.rows, &schema)).collect::<Result<Vec<_>, _>>()?;
+        Ok(MemorySourceConfig::try_new_exec(&[batches], schema, None)?)
+    }
+
+    fn scan_merged(
+        &self,
+        groups: Vec<Vec<Piece>>,
+        projection: Option<&Vec<usize>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let wanted = self.projected(projection)?;
+        let resting = self.snapshot.columns.resting_schema();
+        // Points are told apart by all tags and the time; of the fields only those that are asked for are read.
+        let needed = resting.fields().iter().filter(|it| {
+            let name = it.name();
+            name == TIME || self.snapshot.columns.tags.contains(name) || wanted.column_with_name(name).is_some()
+        });
+        let needed: SchemaRef = Arc::new(Schema::new(needed.cloned().collect::<Vec<_>>()));
+        let partitions = groups.into_iter().map(|pieces| {
+            let (needed, wanted) = (Arc::clone(&needed), Arc::clone(&wanted));
+            Arc::new(Merged { pieces, needed, wanted, rule: self.rule }) as Arc<dyn PartitionStream>
+        });
+        let partitions = partitions.collect();
+        Ok(Arc::new(StreamingTableExec::try_new(wanted, partitions, None, None, false, None)?))
+    }
+}
+
+/// Pieces that may share points, merged while they are read.
+#[derive(Debug)]
+struct Merged {
+    pieces: Vec<Piece>,
+    /// All tags, the time, the fields that are asked for.
+    needed: SchemaRef,
+    wanted: SchemaRef,
+    rule: Rule,
+}
+
+impl PartitionStream for Merged {
+    fn schema(&self) -> &SchemaRef {
+        &self.wanted
+    }
+
+    fn execute(&self, _: Arc<TaskContext>) -> SendableRecordBatchStream {
+        let mut stream = RecordBatchReceiverStreamBuilder::new(Arc::clone(&self.wanted), MERGED_AHEAD);
+        let to = stream.tx();
+        let (pieces, rule) = (self.pieces.clone(), self.rule);
+        let (needed, wanted) = (Arc::clone(&self.needed), Arc::clone(&self.wanted));
+        stream.spawn_blocking(move || {
+            let sources = sources(&pieces, &needed)?;
+            merge(&needed, sources, rule, |_, rows| {
+                let rows: RecordBatch = adapt(&rows, &wanted)?;
+                let gone = |_| StoreError::Internal("the query has ended".to_owned());
+                to.blocking_send(Ok(rows)).map_err(gone)
+            })?;
+            Ok(())
+        });
+        stream.build()
+    }
+}
+
+/// Pieces in the journal's order as sources; chunks of memory, which are the last, are one.
+fn sources(pieces: &[Piece], schema: &SchemaRef) -> Result<Vec<Box<dyn Source>>, StoreError> {
+    let mut sources: Vec<Box<dyn Source>> = Vec::new();
+    let mut chunks = Vec::new();
+    for piece in pieces {
+        match piece {
+            Piece::File(file) => sources.push(Box::new(Sorted::new(schema, file.rows(Some(schema))?))),
+            Piece::Chunk(chunk) => chunks.push(Arc::clone(chunk)),
+        }
+    }
+    sources.push(Box::new(Chunks::new(schema, &chunks, |_| true)?));
+    Ok(sources)
+}
+
+/// Reads files through the store's own disk, with the footers that it keeps.
+#[derive(Debug)]
+struct Reading;
+
+impl ParquetFileReaderFactory for Reading {
+    fn create_reader(
+        &self,
+        _: usize,
+        file: PartitionedFile,
+        _: Option<usize>,
+        _: &ExecutionPlanMetricsSet,
+    ) -> Result<Box<dyn AsyncFileReader + Send>> {
+        let stored = file.extension::<Arc<StoredFile>>().cloned();
+        let stored = stored.ok_or_else(|| DataFusionError::Internal("a file without its handle".to_owned()))?;
+        let open = stored.open()?;
+        Ok(Box::new(Reader { stored, open }))
+    }
+}
+
+struct Reader {
+    stored: Arc<StoredFile>,
+    open: OpenFile,
+}
+
+impl AsyncFileReader for Reader {
+    // Files are local and mostly cached: on the query's own threads, waiting for them is cheaper than handing over.
+    fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, ParquetError>> {
+        let bytes = self.open.bytes(range);
+        async move { bytes }.boxed()
+    }
+
+    fn get_metadata<'a>(
+        &'a mut self,
+        _: Option<&'a ArrowReaderOptions>,
+    ) -> BoxFuture<'a, Result<Arc<ParquetMetaData>, ParquetError>> {
+        let metadata = self.stored.metadata(&self.open);
+        async move { metadata.map_err(|error| ParquetError::External(Box::new(error))) }.boxed()
+    }
+}

@@ -1,0 +1,546 @@
+//! The store: opening, taking rows in, and the maintenance that turns them into few, small, sorted files.
+//!
+//! One lock orders what is applied; one lock lets one maintenance run at a time. Neither is held while the other side
+//! does I/O: taking rows in never waits for a flush.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use disk::Disk;
+use telemetry::lines::Batch;
+
+use crate::error::{Result, StoreError};
+use crate::files::{Effort, FileWriter, StoredFile};
+use crate::layout::{DAY_NS, day_of, day_start_ns};
+use crate::manifest::{self, FileEntry, Manifest, TableEntry, unborn};
+use crate::memory::{Chunk, Times, overlap, widen};
+use crate::merge::{Chunks, Sorted, Source, merge};
+use crate::table::Table;
+
+/// Rows rest this long in memory at most: the journal has them, and this is what a start reads again.
+const FLUSH_EVERY: Duration = Duration::from_secs(600);
+/// Memory for rows beyond which they are flushed at once, bytes.
+const FLUSH_BYTES: usize = 48 << 20;
+/// Files of the current day that are merged together at least.
+const COMPACT_FILES: usize = 6;
+
+/// How the store is kept.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long the rows of a table are kept, by the table's name; whole days go.
+    pub retention: fn(&str) -> Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { retention: default_retention }
+    }
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// `vm_devices` 7 days, everything else 30; roll-ups 30 days by the minute and 400 by the hour.
+pub fn default_retention(table: &str) -> Duration {
+    match table {
+        _ if table.ends_with("_1h") => DAY * 400,
+        "vm_devices" => DAY * 7,
+        _ => DAY * 30,
+    }
+}
+
+/// An open store. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    disk: Arc<dyn Disk>,
+    root: PathBuf,
+    options: Options,
+    /// By database, then by table.
+    tables: RwLock<BTreeMap<String, BTreeMap<String, Arc<Table>>>>,
+    /// The last journal entry that was applied. Held while one is applied, and while rows are taken for a flush.
+    applied: Mutex<u64>,
+    work: Mutex<Work>,
+}
+
+/// What only maintenance touches.
+#[derive(Debug)]
+struct Work {
+    /// The last journal entry whose rows are all in files.
+    cursor: u64,
+    last_flush_ns: Option<i64>,
+    /// A commit failed half-way: which manifest is durable is not known before the old one is written again.
+    is_uncertain: bool,
+    /// The files of that commit.
+    orphans: Vec<PathBuf>,
+    /// Files that no longer count; each is removed when the last query that reads it is done.
+    doomed: Vec<Arc<StoredFile>>,
+}
+
+/// What was found wrong at the opening, each with what was done about it.
+pub type Complaints = Vec<String>;
+
+/// What maintenance did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// The last journal entry whose rows are all in files.
+    pub cursor: u64,
+    /// Rows that were written into files.
+    pub flushed_rows: u64,
+    /// Files that were merged into others.
+    pub compacted_files: usize,
+    /// Files that retention removed.
+    pub expired_files: usize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Store {
+    /// Opens the store in this folder, or makes it. A flush or compaction that a crash broke off is ended or undone.
+    ///
+    /// # Errors
+    /// A folder of a later release, a damaged manifest, the file system.
+    pub fn open(disk: Arc<dyn Disk>, root: &Path, options: Options) -> Result<(Self, Complaints)> {
+        disk.create_dir_all(root).map_err(StoreError::io("making", root))?;
+        let manifest = manifest::read(&*disk, root)?.unwrap_or_default();
+        let mut complaints = Vec::new();
+        let mut tables: BTreeMap<String, BTreeMap<String, Arc<Table>>> = BTreeMap::new();
+        let mut known = BTreeSet::new();
+        for table in manifest.tables {
+            let mut files = Vec::new();
+            for entry in table.files {
+                let path = entry.path(root, &table.database, &table.table);
+                match settle(&*disk, &path, &entry) {
+                    Ok(()) => {
+                        known.insert(path.clone());
+                        files.push(Arc::new(StoredFile::new(&disk, path, entry)));
+                    }
+                    Err(error) => complaints.push(format!(
+                        "{} rows of {} are lost: {}: {error}",
+                        entry.rows,
+                        table.table,
+                        path.display()
+                    )),
+                }
+            }
+            let opened = Table::new(&table.database, &table.table, table.columns, files);
+            tables.entry(table.database).or_default().insert(table.table, Arc::new(opened));
+        }
+        remove_strangers(&*disk, root, &known)?;
+        let cursor = manifest.cursor;
+        let work = Work { cursor, last_flush_ns: None, is_uncertain: false, orphans: Vec::new(), doomed: Vec::new() };
+        let inner = Inner {
+            disk,
+            root: root.to_owned(),
+            options,
+            tables: RwLock::new(tables),
+            applied: Mutex::new(cursor),
+            work: Mutex::new(work),
+        };
+        Ok((Self { inner: Arc::new(inner) }, complaints))
+    }
+
+    /// The last journal entry whose rows are all in files: a start applies those after it again.
+    pub fn cursor(&self) -> u64 {
+        lock(&self.inner.work).cursor
+    }
+
+    /// Takes the rows of a journal entry in; they are seen by every query that begins after this returns. Entries come
+    /// in order; one that was applied before is left out.
+    ///
+    /// # Errors
+    /// [`StoreError::Internal`] only: rows that contradict the schema.
+    pub fn apply(&self, seq: u64, database: &str, batch: &Batch) -> Result<()> {
+        let mut applied = lock(&self.inner.applied);
+        if seq <= *applied {
+            return Ok(());
+        }
+        for rows in &batch.tables {
+            self.inner.table(database, &rows.table).append(seq, rows)?;
+        }
+        *applied = seq;
+        Ok(())
+    }
+
+    /// Flushes, compacts and removes what is due. To be called every few seconds, from a thread that may wait.
+    ///
+    /// # Errors
+    /// The file system; nothing is lost by it, the next call tries again.
+    pub fn maintain(&self, now_ns: i64) -> Result<Done> {
+        let mut work = self.inner.begin()?;
+        let last = *work.last_flush_ns.get_or_insert(now_ns);
+        let is_due = now_ns.saturating_sub(last) >= FLUSH_EVERY.as_nanos() as i64;
+        let mut done = Done::default();
+        if is_due || self.inner.memory_bytes() >= FLUSH_BYTES {
+            done.flushed_rows = self.inner.flush(&mut work, now_ns)?;
+            work.last_flush_ns = Some(now_ns);
+            done.expired_files = self.inner.expire(&mut work, now_ns)?;
+            done.compacted_files = self.inner.compact(&mut work, now_ns, false)?;
+        }
+        self.inner.bury(&mut work);
+        done.cursor = work.cursor;
+        Ok(done)
+    }
+
+    /// Writes all rows into files now.
+    ///
+    /// # Errors
+    /// As [`Store::maintain`].
+    pub fn flush(&self, now_ns: i64) -> Result<Done> {
+        let mut work = self.inner.begin()?;
+        let flushed_rows = self.inner.flush(&mut work, now_ns)?;
+        work.last_flush_ns = Some(now_ns);
+        self.inner.bury(&mut work);
+        Ok(Done { cursor: work.cursor, flushed_rows, ..Done::default() })
+    }
+
+    /// Writes all rows into files and merges the files of each day into one.
+    ///
+    /// # Errors
+    /// As [`Store::maintain`].
+    pub fn compact(&self, now_ns: i64) -> Result<Done> {
+        let mut work = self.inner.begin()?;
+        let flushed_rows = self.inner.flush(&mut work, now_ns)?;
+        let expired_files = self.inner.expire(&mut work, now_ns)?;
+        let compacted_files = self.inner.compact(&mut work, now_ns, true)?;
+        self.inner.bury(&mut work);
+        Ok(Done { cursor: work.cursor, flushed_rows, compacted_files, expired_files })
+    }
+}
+
+/// Gives a file that counts its name, if a crash came between the commit and the renaming.
+fn settle(disk: &dyn Disk, path: &Path, entry: &FileEntry) -> std::io::Result<()> {
+    let has_length = |path: &Path| Ok::<_, std::io::Error>(disk.open_to_read(path)?.len()? == entry.bytes);
+    let new = unborn(path);
+    match has_length(&new) {
+        Ok(true) => {
+            disk.rename(&new, path)?;
+            if let Some(dir) = path.parent() {
+                disk.sync_dir(dir)?;
+            }
+            Ok(())
+        }
+        _ => match has_length(path)? {
+            true => Ok(()),
+            false => Err(std::io::Error::other(format!("not {} bytes long any more", entry.bytes))),
+        },
+    }
+}
+
+/// Removes Parquet files that do not count: a flush that was not committed, what compaction or retention replaced.
+fn remove_strangers(disk: &dyn Disk, root: &Path, known: &BTreeSet<PathBuf>) -> Result<()> {
+    let list = |dir: &Path| disk.list(dir).map_err(StoreError::io("listing", dir));
+    for database in list(root)?.into_iter().filter(|it| it.is_dir) {
+        for table in list(&database.path)?.into_iter().filter(|it| it.is_dir) {
+            for day in list(&table.path)?.into_iter().filter(|it| it.is_dir) {
+                let files = list(&day.path)?;
+                let all = files.len();
+                let strangers = files.into_iter().filter(|it| is_ours(&it.path) && !known.contains(&it.path));
+                let mut removed = 0;
+                for stranger in strangers {
+                    disk.remove_file(&stranger.path).map_err(StoreError::io("removing", &stranger.path))?;
+                    removed += 1;
+                }
+                if removed == all {
+                    disk.remove_dir(&day.path).map_err(StoreError::io("removing", &day.path))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the name is one that only this store gives: `<first>-<last>.parquet`, perhaps `.new`.
+fn is_ours(path: &Path) -> bool {
+    let name = path.file_name().and_then(|it| it.to_str()).unwrap_or_default();
+    let name = name.strip_suffix(".new").unwrap_or(name);
+    let span = name.strip_suffix(".parquet").and_then(|it| it.split_once('-'));
+    span.is_some_and(|(first, last)| first.parse::<u64>().is_ok() && last.parse::<u64>().is_ok())
+}
+
+impl Inner {
+    /// The table of this name, made if it is not there.
+    fn table(&self, database: &str, name: &str) -> Arc<Table> {
+        if let Some(table) = self.find(database, name) {
+            return table;
+        }
+        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let tables = tables.entry(database.to_owned()).or_default();
+        let make = || Arc::new(Table::new(database, name, Default::default(), Vec::new()));
+        Arc::clone(tables.entry(name.to_owned()).or_insert_with(make))
+    }
+
+    pub(crate) fn find(&self, database: &str, name: &str) -> Option<Arc<Table>> {
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        tables.get(database)?.get(name).cloned()
+    }
+
+    /// The tables of a database; `None` if there is no such database.
+    pub(crate) fn tables_of(&self, database: &str) -> Option<Vec<Arc<Table>>> {
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        tables.get(database).map(|it| it.values().cloned().collect())
+    }
+
+    fn all_tables(&self) -> Vec<Arc<Table>> {
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        tables.values().flat_map(BTreeMap::values).cloned().collect()
+    }
+
+    fn memory_bytes(&self) -> usize {
+        self.all_tables().iter().map(|it| it.lock().memory.bytes()).sum()
+    }
+
+    /// Whether the whole day is older than the table's retention.
+    fn is_expired(&self, table: &str, day: i32, now_ns: i64) -> bool {
+        let keep = i64::try_from((self.options.retention)(table).as_nanos()).unwrap_or(i64::MAX);
+        day_start_ns(day).saturating_add(DAY_NS) <= now_ns.saturating_sub(keep)
+    }
+
+    /// Lets one maintenance begin. If the last commit failed half-way, the state before it is made the durable one:
+    /// before that no file may be written under a name that a durable manifest may give.
+    fn begin(&self) -> Result<MutexGuard<'_, Work>> {
+        let mut work = lock(&self.work);
+        if work.is_uncertain {
+            manifest::write(&*self.disk, &self.root, &self.manifest(work.cursor, &[], &[]))?;
+            work.is_uncertain = false;
+            for path in std::mem::take(&mut work.orphans) {
+                // One of the two names is not there; what stays is removed at the next start.
+                let _ = self.disk.remove_file(&path);
+                let _ = self.disk.remove_file(&unborn(&path));
+            }
+        }
+        Ok(work)
+    }
+
+    /// Writes all rows into files. Returns how many.
+    fn flush(&self, work: &mut Work, now_ns: i64) -> Result<u64> {
+        let (last, taken) = {
+            let applied = lock(&self.applied);
+            let mut taken = Vec::new();
+            for table in self.all_tables() {
+                let chunks = table.lock().memory.take()?;
+                if !chunks.is_empty() {
+                    taken.push((table, chunks));
+                }
+            }
+            (*applied, taken)
+        };
+        if last == work.cursor {
+            return Ok(0);
+        }
+        let span = (work.cursor + 1, last);
+        let written = self.write_chunks(&taken, span, now_ns);
+        let committed = written.and_then(|new| {
+            let rows = new.iter().map(|it| it.1.entry.rows).sum();
+            self.commit(work, last, new, &[]).map(|()| rows)
+        });
+        if committed.is_err() {
+            taken.iter().for_each(|(table, _)| table.lock().memory.not_flushed());
+        }
+        committed
+    }
+
+    fn write_chunks(
+        &self,
+        taken: &[(Arc<Table>, Vec<Arc<Chunk>>)],
+        span: (u64, u64),
+        now_ns: i64,
+    ) -> Result<Vec<(Arc<Table>, StoredFile)>> {
+        let mut new = Vec::new();
+        for (table, chunks) in taken {
+            let schema = table.lock().columns.resting_schema();
+            let mut days = BTreeSet::new();
+            for chunk in chunks {
+                days.extend(crate::merge::times(&chunk.rows)?.iter().map(|&time| day_of(time)));
+            }
+            for day in days.into_iter().filter(|&day| !self.is_expired(&table.name, day, now_ns)) {
+                let entry = FileEntry { day, first: span.0, last: span.1, ..FileEntry::default() };
+                let source = Chunks::new(&schema, chunks, |time| day_of(time) == day)?;
+                let late = chunks.iter().filter_map(|it| it.late).fold(None, |mut all, late| {
+                    widen(&mut all, late);
+                    all
+                });
+                let sources: Vec<Box<dyn Source>> = vec![Box::new(source)];
+                new.extend(self.write_file(table, entry, sources, late, Effort::Flush)?);
+            }
+        }
+        Ok(new)
+    }
+
+    /// Writes one file from sources that are older before newer. It does not count yet.
+    fn write_file(
+        &self,
+        table: &Arc<Table>,
+        mut entry: FileEntry,
+        sources: Vec<Box<dyn Source + '_>>,
+        late: Option<Times>,
+        effort: Effort,
+    ) -> Result<Option<(Arc<Table>, StoredFile)>> {
+        let path = entry.path(&self.root, &table.database, &table.name);
+        if let Some(dir) = path.parent() {
+            self.disk.create_dir_all(dir).map_err(StoreError::io("making", dir))?;
+        }
+        let schema = table.lock().columns.resting_schema();
+        let mut writer = FileWriter::create(&*self.disk, &unborn(&path), &schema, effort)?;
+        merge(&schema, sources, table.rule(), |_, rows| writer.write(&rows))?;
+        let Some(written) = writer.finish()? else { return Ok(None) };
+        (entry.rows, entry.bytes, entry.times) = (written.rows, written.bytes, written.times);
+        entry.crc32 = written.crc32;
+        // Only what an older file may hold too is late.
+        let files = Arc::clone(&table.lock().files);
+        entry.late = late.filter(|&late| {
+            let older = files.iter().filter(|it| it.entry.day == entry.day && it.entry.last < entry.first);
+            overlap(late, entry.times) && older.into_iter().any(|it| overlap(it.entry.times, late))
+        });
+        Ok(Some((Arc::clone(table), StoredFile::new(&self.disk, path, entry))))
+    }
+
+    /// Makes new files count and old ones not, at once and durably.
+    fn commit(
+        &self,
+        work: &mut Work,
+        cursor: u64,
+        new: Vec<(Arc<Table>, StoredFile)>,
+        old: &[Arc<StoredFile>],
+    ) -> Result<()> {
+        let dirs: BTreeSet<&Path> = new.iter().filter_map(|it| it.1.path.parent()).collect();
+        for dir in &dirs {
+            self.disk.sync_dir(dir).map_err(StoreError::io("syncing", dir))?;
+        }
+        work.orphans = new.iter().map(|it| it.1.path.clone()).collect();
+        work.is_uncertain = true;
+        manifest::write(&*self.disk, &self.root, &self.manifest(cursor, &new, old))?;
+        for (_, file) in &new {
+            let named = self.disk.rename(&unborn(&file.path), &file.path);
+            named.map_err(StoreError::io("renaming", &file.path))?;
+        }
+        for dir in dirs {
+            self.disk.sync_dir(dir).map_err(StoreError::io("syncing", dir))?;
+        }
+        work.is_uncertain = false;
+        work.orphans.clear();
+        work.cursor = cursor;
+        let mut new: Vec<(Arc<Table>, Arc<StoredFile>)> =
+            new.into_iter().map(|(table, file)| (table, Arc::new(file))).collect();
+        let flushes = old.is_empty();
+        for table in self.all_tables() {
+            let mut state = table.lock();
+            let mut files: Vec<_> = state.files.iter().filter(|it| !is_one_of(it, old)).cloned().collect();
+            files.extend(new.extract_if(.., |it| Arc::ptr_eq(&it.0, &table)).map(|it| it.1));
+            files.sort_by_key(|it| (it.entry.day, it.entry.first));
+            state.files = Arc::new(files);
+            if flushes {
+                state.memory.flushed();
+            }
+        }
+        work.doomed.extend(old.iter().cloned());
+        Ok(())
+    }
+
+    /// What is durable after a commit of these.
+    fn manifest(&self, cursor: u64, new: &[(Arc<Table>, StoredFile)], old: &[Arc<StoredFile>]) -> Manifest {
+        let mut manifest = Manifest { cursor, tables: Vec::new() };
+        for table in self.all_tables() {
+            let state = table.lock();
+            let kept = state.files.iter().filter(|it| !is_one_of(it, old)).map(|it| &it.entry);
+            let added = new.iter().filter(|it| Arc::ptr_eq(&it.0, &table)).map(|it| &it.1.entry);
+            let mut files: Vec<FileEntry> = kept.chain(added).cloned().collect();
+            files.sort_by_key(|it| (it.day, it.first));
+            manifest.tables.push(TableEntry {
+                database: table.database.clone(),
+                table: table.name.clone(),
+                columns: state.columns.clone(),
+                files,
+            });
+        }
+        manifest
+    }
+
+    /// Merges files where that is worth it; `all` makes one file of each day. Returns how many files went into others.
+    fn compact(&self, work: &mut Work, now_ns: i64, all: bool) -> Result<usize> {
+        let today = day_of(now_ns);
+        let mut merged = 0;
+        for table in self.all_tables() {
+            let files = Arc::clone(&table.lock().files);
+            for of_day in files.chunk_by(|a, b| a.entry.day == b.entry.day) {
+                let whole: Vec<_> = of_day.iter().filter(|it| it.is_whole()).cloned().collect();
+                let set = worth_merging(&whole, all || of_day[0].entry.day < today);
+                if set.len() < 2 {
+                    continue;
+                }
+                self.merge_files(work, &table, set)?;
+                merged += set.len();
+                self.bury(work);
+            }
+        }
+        Ok(merged)
+    }
+
+    /// Makes one file of these, which stand side by side in the journal's order.
+    fn merge_files(&self, work: &mut Work, table: &Arc<Table>, set: &[Arc<StoredFile>]) -> Result<()> {
+        let (first, last) = (&set[0].entry, &set[set.len() - 1].entry);
+        let entry =
+            FileEntry { day: first.day, first: first.first, last: last.last, ..FileEntry::default() };
+        let schema = table.lock().columns.resting_schema();
+        let late = set.iter().filter_map(|it| it.entry.late).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+        let mut sources: Vec<Box<dyn Source>> = Vec::new();
+        for file in set {
+            sources.push(Box::new(Sorted::new(&schema, file.rows(None)?)));
+        }
+        let new = self.write_file(table, entry, sources, late, Effort::Compaction)?;
+        self.commit(work, work.cursor, new.into_iter().collect(), set)
+    }
+
+    /// Removes days that are older than their table's retention. Returns how many files that were.
+    fn expire(&self, work: &mut Work, now_ns: i64) -> Result<usize> {
+        let mut old = Vec::new();
+        for table in self.all_tables() {
+            let files = Arc::clone(&table.lock().files);
+            old.extend(files.iter().filter(|it| self.is_expired(&table.name, it.entry.day, now_ns)).cloned());
+        }
+        if !old.is_empty() {
+            self.commit(work, work.cursor, Vec::new(), &old)?;
+        }
+        Ok(old.len())
+    }
+
+    /// Removes files that no longer count and that no query reads.
+    fn bury(&self, work: &mut Work) {
+        work.doomed.retain(|file| {
+            if Arc::strong_count(file) > 1 {
+                return true;
+            }
+            // What cannot be removed now is removed at the next start.
+            if let Err(error) = self.disk.remove_file(&file.path) {
+                tracing::warn!(path = %file.path.display(), "cannot remove a file that was replaced: {error}");
+            }
+            false
+        });
+    }
+}
+
+fn is_one_of(file: &Arc<StoredFile>, files: &[Arc<StoredFile>]) -> bool {
+    files.iter().any(|it| Arc::ptr_eq(it, file))
+}
+
+/// Files of one day, in order: those that should become one, which stand side by side. Of a day that goes on, newer
+/// ones until the next older one is larger than all of them, so that a row is rewritten a few times only.
+fn worth_merging(files: &[Arc<StoredFile>], is_over: bool) -> &[Arc<StoredFile>] {
+    if is_over {
+        return files;
+    }
+    let mut bytes = 0;
+    let mut from = files.len();
+    while from > 0 && (files.len() - from < 2 || files[from - 1].entry.bytes <= bytes) {
+        from -= 1;
+        bytes += files[from].entry.bytes;
+    }
+    if files.len() - from < COMPACT_FILES { &[] } else { &files[from..] }
+}
