@@ -12,10 +12,13 @@ use arrow::datatypes::{DataType, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use disk::{Disk, DiskFile};
-use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
+};
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
+use parquet::file::page_index::column_index::ColumnIndexMetaData;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::reader::{ChunkReader, Length};
@@ -23,9 +26,9 @@ use parquet::schema::types::ColumnPath;
 
 use crate::error::{Result, StoreError};
 use crate::manifest::FileEntry;
-use crate::memory::Times;
+use crate::memory::{Times, overlap};
 use crate::merge::times;
-use crate::schema::tag_type;
+use crate::schema::{TIME, tag_type};
 
 /// Rows of a row group: what a reader skips by statistics, and what is in memory while it is written.
 const ROW_GROUP_ROWS: usize = 131_072;
@@ -131,26 +134,26 @@ impl StoredFile {
         Ok(Arc::clone(self.metadata.get_or_init(|| Arc::new(read))))
     }
 
-    /// All rows, or the columns of `schema` that the file has, in the order of the file.
+    /// The rows of these times and some around them, of the columns of `schema` that the file has, in the file's order.
     pub(crate) fn rows(
         &self,
-        schema: Option<&SchemaRef>,
+        schema: &SchemaRef,
+        window: Times,
     ) -> Result<impl Iterator<Item = Result<RecordBatch>> + use<>> {
         let file = self.open()?;
         let metadata = self.metadata(&file)?;
+        let selection = pages_of(&metadata, window);
         let options = ArrowReaderOptions::new();
         let metadata =
             ArrowReaderMetadata::try_new(metadata, options).map_err(|error| self.damaged(&error))?;
-        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata);
-        let mask = match schema {
-            None => ProjectionMask::all(),
-            Some(schema) => {
-                let wanted: Vec<&str> = schema.fields().iter().map(|it| it.name().as_str()).collect();
-                let roots = builder.schema().fields().iter().enumerate();
-                let roots = roots.filter(|(_, it)| wanted.contains(&it.name().as_str())).map(|(n, _)| n);
-                ProjectionMask::roots(builder.parquet_schema(), roots)
-            }
-        };
+        let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata);
+        let wanted: Vec<&str> = schema.fields().iter().map(|it| it.name().as_str()).collect();
+        let roots = builder.schema().fields().iter().enumerate();
+        let roots = roots.filter(|(_, it)| wanted.contains(&it.name().as_str())).map(|(place, _)| place);
+        let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
+        if let Some(selection) = selection {
+            builder = builder.with_row_selection(selection);
+        }
         let reader = builder
             .with_projection(mask)
             .with_batch_size(READ_ROWS)
@@ -165,6 +168,25 @@ impl StoredFile {
     fn damaged(&self, error: &ParquetError) -> StoreError {
         StoreError::Damaged { path: self.path.clone(), problem: error.to_string() }
     }
+}
+
+/// The rows of pages that may have times within the window; `None` for all.
+fn pages_of(metadata: &ParquetMetaData, window: Times) -> Option<RowSelection> {
+    let time = metadata.file_metadata().schema_descr().columns().iter().position(|it| it.name() == TIME)?;
+    let (columns, offsets) = (metadata.column_index()?, metadata.offset_index()?);
+    let mut selectors = Vec::new();
+    for (group, about) in metadata.row_groups().iter().enumerate() {
+        let ColumnIndexMetaData::INT64(index) = columns.get(group)?.get(time)? else { return None };
+        let pages = offsets.get(group)?.get(time)?.page_locations();
+        for (number, page) in pages.iter().enumerate() {
+            let end = pages.get(number + 1).map_or(about.num_rows(), |it| it.first_row_index);
+            let rows = usize::try_from(end.checked_sub(page.first_row_index)?).ok()?;
+            let (min, max) = (*index.min_value(number)?, *index.max_value(number)?);
+            let is_wanted = overlap((min, max), window);
+            selectors.push(if is_wanted { RowSelector::select(rows) } else { RowSelector::skip(rows) });
+        }
+    }
+    Some(selectors.into())
 }
 
 /// A file that is open to read.

@@ -16,6 +16,7 @@ mod layout;
 mod manifest;
 mod memory;
 mod merge;
+mod rollup;
 mod schema;
 pub mod sql;
 mod store;

@@ -34,6 +34,9 @@ pub(crate) struct TableEntry {
     pub(crate) database: String,
     pub(crate) table: String,
     pub(crate) columns: Columns,
+    /// Of a table of roll-ups, the raw table and the bucket's length, nanoseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rollup_of: Option<(String, i64)>,
     /// Its files, oldest first: by day, then by the journal's order.
     pub(crate) files: Vec<FileEntry>,
 }

@@ -162,6 +162,8 @@ pub(crate) struct Chunk {
 pub(crate) struct Memory {
     registry: Registry,
     open: Rows,
+    /// The open rows as a chunk, while none is added.
+    shown: Option<Arc<Chunk>>,
     chunks: Vec<Arc<Chunk>>,
     /// Taken for a flush that has not ended; still to be shown.
     flushing: Vec<Arc<Chunk>>,
@@ -179,6 +181,7 @@ impl Memory {
     pub(crate) fn append(&mut self, seq: u64, batch: &TableBatch) -> Result<()> {
         let ids: Vec<SeriesId> =
             batch.series.iter().map(|key| self.registry.id(key, self.floor)).collect();
+        self.shown = None;
         let open = &mut self.open;
         open.last_seq = seq;
         for (&row, &time) in batch.rows.iter().zip(&batch.times) {
@@ -205,25 +208,35 @@ impl Memory {
     }
 
     /// Closes the open rows.
-    pub(crate) fn seal(&mut self) -> Result<()> {
-        let Some(times) = self.open.span else { return Ok(()) };
-        let open = std::mem::take(&mut self.open);
-        let rows = open.to_arrow(&mut self.registry)?;
-        self.chunks.push(Arc::new(Chunk {
-            rows,
-            series: open.series,
-            keys: self.registry.share(),
-            times,
-            late: open.late,
-            last_seq: open.last_seq,
-        }));
+    fn seal(&mut self) -> Result<()> {
+        let closed = self.open_chunk()?;
+        self.chunks.extend(closed);
+        self.open = Rows::default();
+        self.shown = None;
         Ok(())
     }
 
-    /// All rows, in the journal's order; the open ones are sealed by it.
+    /// The open rows as a chunk.
+    fn open_chunk(&mut self) -> Result<Option<Arc<Chunk>>> {
+        let Some(times) = self.open.span else { return Ok(None) };
+        if self.shown.is_none() {
+            let open = &self.open;
+            self.shown = Some(Arc::new(Chunk {
+                rows: open.to_arrow(&mut self.registry)?,
+                series: open.series.clone(),
+                keys: self.registry.share(),
+                times,
+                late: open.late,
+                last_seq: open.last_seq,
+            }));
+        }
+        Ok(self.shown.clone())
+    }
+
+    /// All rows, in the journal's order.
     pub(crate) fn show(&mut self) -> Result<Vec<Arc<Chunk>>> {
-        self.seal()?;
-        Ok(self.flushing.iter().chain(&self.chunks).cloned().collect())
+        let open = self.open_chunk()?;
+        Ok(self.flushing.iter().chain(&self.chunks).cloned().chain(open).collect())
     }
 
     /// Takes all rows for a flush. They are still shown until [`Memory::flushed`] or [`Memory::not_flushed`].

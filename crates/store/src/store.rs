@@ -17,7 +17,9 @@ use crate::layout::{DAY_NS, day_of, day_start_ns};
 use crate::manifest::{self, FileEntry, Manifest, TableEntry, unborn};
 use crate::memory::{Chunk, Times, overlap, widen};
 use crate::merge::{Chunks, Sorted, Source, merge};
-use crate::table::Table;
+use crate::rollup::{self, BUCKETS, Carry, Give};
+use crate::schema::Columns;
+use crate::table::{Role, Snapshot, Table};
 
 /// Rows rest this long in memory at most: the journal has them, and this is what a start reads again.
 const FLUSH_EVERY: Duration = Duration::from_secs(600);
@@ -65,6 +67,8 @@ pub(crate) struct Inner {
     tables: RwLock<BTreeMap<String, BTreeMap<String, Arc<Table>>>>,
     /// The last journal entry that was applied. Held while one is applied, and while rows are taken for a flush.
     applied: Mutex<u64>,
+    /// Held while a commit takes effect in memory: whoever looks at two tables sees both before it or both after it.
+    pub(crate) swap: RwLock<()>,
     work: Mutex<Work>,
 }
 
@@ -80,6 +84,24 @@ struct Work {
     orphans: Vec<PathBuf>,
     /// Files that no longer count; each is removed when the last query that reads it is done.
     doomed: Vec<Arc<StoredFile>>,
+}
+
+/// Rows of a table that are taken for a flush.
+type Taken = (Arc<Table>, Vec<Arc<Chunk>>);
+/// A file that was written and does not count yet.
+type New = (Arc<Table>, StoredFile);
+/// What a table's roll-ups go on from after a flush.
+type NewCarry = (Arc<Table>, Arc<Carry>);
+
+/// What a commit changes.
+#[derive(Default)]
+struct Commit {
+    /// The last journal entry whose rows are all in files then.
+    cursor: u64,
+    new: Vec<New>,
+    carries: Vec<NewCarry>,
+    /// Files that no longer count.
+    old: Vec<Arc<StoredFile>>,
 }
 
 /// What was found wrong at the opening, each with what was done about it.
@@ -113,9 +135,9 @@ impl Store {
         let mut complaints = Vec::new();
         let mut tables: BTreeMap<String, BTreeMap<String, Arc<Table>>> = BTreeMap::new();
         let mut known = BTreeSet::new();
-        for table in manifest.tables {
+        for mut table in manifest.tables {
             let mut files = Vec::new();
-            for entry in table.files {
+            for entry in std::mem::take(&mut table.files) {
                 let path = entry.path(root, &table.database, &table.table);
                 match settle(&*disk, &path, &entry) {
                     Ok(()) => {
@@ -130,7 +152,8 @@ impl Store {
                     )),
                 }
             }
-            let opened = Table::new(&table.database, &table.table, table.columns, files);
+            let role = role_of(&table)?;
+            let opened = Table::new(&table.database, &table.table, role, table.columns, files);
             tables.entry(table.database).or_default().insert(table.table, Arc::new(opened));
         }
         remove_strangers(&*disk, root, &known)?;
@@ -142,6 +165,7 @@ impl Store {
             options,
             tables: RwLock::new(tables),
             applied: Mutex::new(cursor),
+            swap: RwLock::default(),
             work: Mutex::new(work),
         };
         Ok((Self { inner: Arc::new(inner) }, complaints))
@@ -215,6 +239,13 @@ impl Store {
     }
 }
 
+fn role_of(entry: &TableEntry) -> Result<Role> {
+    let Some((of, ns)) = &entry.rollup_of else { return Ok(Role::Raw) };
+    let size = BUCKETS.iter().position(|it| it.ns == *ns);
+    let size = size.ok_or_else(|| StoreError::Internal(format!("roll-ups of {ns} ns are not known")))?;
+    Ok(Role::RollUp { of: of.clone(), size })
+}
+
 /// Gives a file that counts its name, if a crash came between the commit and the renaming.
 fn settle(disk: &dyn Disk, path: &Path, entry: &FileEntry) -> std::io::Result<()> {
     let has_length = |path: &Path| Ok::<_, std::io::Error>(disk.open_to_read(path)?.len()? == entry.bytes);
@@ -273,8 +304,16 @@ impl Inner {
         }
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         let tables = tables.entry(database.to_owned()).or_default();
-        let make = || Arc::new(Table::new(database, name, Default::default(), Vec::new()));
-        Arc::clone(tables.entry(name.to_owned()).or_insert_with(make))
+        let make = |name: &str, role| Arc::new(Table::new(database, name, role, Columns::default(), Vec::new()));
+        let is_new = !tables.contains_key(name);
+        let table = Arc::clone(tables.entry(name.to_owned()).or_insert_with(|| make(name, Role::Raw)));
+        for (size, bucket) in BUCKETS.iter().enumerate().filter(|_| is_new && table.role == Role::Raw) {
+            // Whoever wrote a table of that name before has no roll-ups.
+            let rollup = format!("{name}{}", bucket.suffix);
+            let role = Role::RollUp { of: name.to_owned(), size };
+            tables.entry(rollup.clone()).or_insert_with(|| make(&rollup, role));
+        }
+        table
     }
 
     pub(crate) fn find(&self, database: &str, name: &str) -> Option<Arc<Table>> {
@@ -336,10 +375,11 @@ impl Inner {
             return Ok(0);
         }
         let span = (work.cursor + 1, last);
-        let written = self.write_chunks(&taken, span, now_ns);
-        let committed = written.and_then(|new| {
-            let rows = new.iter().map(|it| it.1.entry.rows).sum();
-            self.commit(work, last, new, &[]).map(|()| rows)
+        let written = self.write_flush(&taken, span, now_ns);
+        let committed = written.and_then(|(new, carries)| {
+            let raw = new.iter().filter(|it| it.0.role == Role::Raw);
+            let rows = raw.map(|it| it.1.entry.rows).sum();
+            self.commit(work, Commit { cursor: last, new, carries, ..Commit::default() }).map(|()| rows)
         });
         if committed.is_err() {
             taken.iter().for_each(|(table, _)| table.lock().memory.not_flushed());
@@ -347,12 +387,34 @@ impl Inner {
         committed
     }
 
+    /// Writes the files of a flush: rows as they are, and the roll-ups that they bring to an end.
+    fn write_flush(&self, taken: &[Taken], span: (u64, u64), now_ns: i64) -> Result<(Vec<New>, Vec<NewCarry>)> {
+        let mut new = self.write_chunks(taken, span, now_ns)?;
+        let mut carries = Vec::new();
+        for (table, chunks) in taken {
+            let snapshot = Snapshot { chunks: chunks.clone(), ..table.snapshot()? };
+            let carry = table.carry(&snapshot)?;
+            let advanced = rollup::advance(&table.name, &carry, &snapshot, Give::Closed)?;
+            carries.push((Arc::clone(table), Arc::new(advanced.carry)));
+            for (bucket, rows) in BUCKETS.iter().zip(advanced.rows) {
+                let Some(rows) = rows else { continue };
+                let name = format!("{}{}", table.name, bucket.suffix);
+                let Some(target) = self.find(&table.database, &name).filter(|it| it.role != Role::Raw) else {
+                    continue;
+                };
+                target.lock().columns = rollup::columns(&table.name, &snapshot.columns);
+                new.extend(self.write_chunks(&[(target, vec![Arc::new(rows)])], span, now_ns)?);
+            }
+        }
+        Ok((new, carries))
+    }
+
     fn write_chunks(
         &self,
-        taken: &[(Arc<Table>, Vec<Arc<Chunk>>)],
+        taken: &[Taken],
         span: (u64, u64),
         now_ns: i64,
-    ) -> Result<Vec<(Arc<Table>, StoredFile)>> {
+    ) -> Result<Vec<New>> {
         let mut new = Vec::new();
         for (table, chunks) in taken {
             let schema = table.lock().columns.resting_schema();
@@ -382,7 +444,7 @@ impl Inner {
         sources: Vec<Box<dyn Source + '_>>,
         late: Option<Times>,
         effort: Effort,
-    ) -> Result<Option<(Arc<Table>, StoredFile)>> {
+    ) -> Result<Option<New>> {
         let path = entry.path(&self.root, &table.database, &table.name);
         if let Some(dir) = path.parent() {
             self.disk.create_dir_all(dir).map_err(StoreError::io("making", dir))?;
@@ -403,13 +465,10 @@ impl Inner {
     }
 
     /// Makes new files count and old ones not, at once and durably.
-    fn commit(
-        &self,
-        work: &mut Work,
-        cursor: u64,
-        new: Vec<(Arc<Table>, StoredFile)>,
-        old: &[Arc<StoredFile>],
-    ) -> Result<()> {
+    fn commit(&self, work: &mut Work, commit: Commit) -> Result<()> {
+        let Commit { cursor, new, carries, old } = commit;
+        let is_flush = cursor > work.cursor;
+        let old = &old[..];
         let dirs: BTreeSet<&Path> = new.iter().filter_map(|it| it.1.path.parent()).collect();
         for dir in &dirs {
             self.disk.sync_dir(dir).map_err(StoreError::io("syncing", dir))?;
@@ -429,14 +488,17 @@ impl Inner {
         work.cursor = cursor;
         let mut new: Vec<(Arc<Table>, Arc<StoredFile>)> =
             new.into_iter().map(|(table, file)| (table, Arc::new(file))).collect();
-        let flushes = old.is_empty();
+        let _swapping = self.swap.write().unwrap_or_else(PoisonError::into_inner);
+        for (table, carry) in carries {
+            table.lock().carry = Some(carry);
+        }
         for table in self.all_tables() {
             let mut state = table.lock();
             let mut files: Vec<_> = state.files.iter().filter(|it| !is_one_of(it, old)).cloned().collect();
             files.extend(new.extract_if(.., |it| Arc::ptr_eq(&it.0, &table)).map(|it| it.1));
             files.sort_by_key(|it| (it.entry.day, it.entry.first));
             state.files = Arc::new(files);
-            if flushes {
+            if is_flush {
                 state.memory.flushed();
             }
         }
@@ -445,7 +507,7 @@ impl Inner {
     }
 
     /// What is durable after a commit of these.
-    fn manifest(&self, cursor: u64, new: &[(Arc<Table>, StoredFile)], old: &[Arc<StoredFile>]) -> Manifest {
+    fn manifest(&self, cursor: u64, new: &[New], old: &[Arc<StoredFile>]) -> Manifest {
         let mut manifest = Manifest { cursor, tables: Vec::new() };
         for table in self.all_tables() {
             let state = table.lock();
@@ -457,6 +519,10 @@ impl Inner {
                 database: table.database.clone(),
                 table: table.name.clone(),
                 columns: state.columns.clone(),
+                rollup_of: match &table.role {
+                    Role::Raw => None,
+                    Role::RollUp { of, size } => Some((of.clone(), BUCKETS[*size].ns)),
+                },
                 files,
             });
         }
@@ -492,10 +558,11 @@ impl Inner {
         let late = set.iter().filter_map(|it| it.entry.late).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
         let mut sources: Vec<Box<dyn Source>> = Vec::new();
         for file in set {
-            sources.push(Box::new(Sorted::new(&schema, file.rows(None)?)));
+            sources.push(Box::new(Sorted::new(&schema, file.rows(&schema, (i64::MIN, i64::MAX))?)));
         }
         let new = self.write_file(table, entry, sources, late, Effort::Compaction)?;
-        self.commit(work, work.cursor, new.into_iter().collect(), set)
+        let new = new.into_iter().collect();
+        self.commit(work, Commit { cursor: work.cursor, new, old: set.to_vec(), ..Commit::default() })
     }
 
     /// Removes days that are older than their table's retention. Returns how many files that were.
@@ -505,10 +572,11 @@ impl Inner {
             let files = Arc::clone(&table.lock().files);
             old.extend(files.iter().filter(|it| self.is_expired(&table.name, it.entry.day, now_ns)).cloned());
         }
-        if !old.is_empty() {
-            self.commit(work, work.cursor, Vec::new(), &old)?;
+        let expired = old.len();
+        if expired > 0 {
+            self.commit(work, Commit { cursor: work.cursor, old, ..Commit::default() })?;
         }
-        Ok(old.len())
+        Ok(expired)
     }
 
     /// Removes files that no longer count and that no query reads.

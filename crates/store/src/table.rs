@@ -2,12 +2,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use arrow::datatypes::SchemaRef;
 use telemetry::lines::TableBatch;
 
 use crate::error::{Result, StoreError};
 use crate::files::StoredFile;
 use crate::memory::{Chunk, Memory, Times, overlap};
-use crate::merge::Rule;
+use crate::merge::{Chunks, Rule, Sorted, Source};
+use crate::rollup::{self, Carry, Give};
 use crate::schema::{Columns, Kind, TIME};
 
 /// One table.
@@ -15,7 +17,32 @@ use crate::schema::{Columns, Kind, TIME};
 pub(crate) struct Table {
     pub(crate) database: String,
     pub(crate) name: String,
+    pub(crate) role: Role,
     state: Mutex<State>,
+    /// The roll-ups of what is in memory, as they were asked for last.
+    live: Mutex<Option<Live>>,
+}
+
+/// What a table's rows are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// As they were written.
+    Raw,
+    /// Worked out from those of another table.
+    RollUp {
+        /// The other table.
+        of: String,
+        /// The place in [`BUCKETS`].
+        size: usize,
+    },
+}
+
+/// Roll-ups of rows in memory, and of which.
+#[derive(Debug)]
+struct Live {
+    carry: Arc<Carry>,
+    last_chunk: Option<Arc<Chunk>>,
+    rows: [Option<Arc<Chunk>>; 2],
 }
 
 #[derive(Debug, Default)]
@@ -24,6 +51,8 @@ pub(crate) struct State {
     pub(crate) memory: Memory,
     /// By day, then in the journal's order.
     pub(crate) files: Arc<Vec<Arc<StoredFile>>>,
+    /// Of a raw table, what its roll-ups go on from; `None` before it was made anew from the files.
+    pub(crate) carry: Option<Arc<Carry>>,
 }
 
 /// All rows of a table at one moment.
@@ -33,18 +62,30 @@ pub(crate) struct Snapshot {
     pub(crate) files: Arc<Vec<Arc<StoredFile>>>,
     /// In the journal's order; all later than those of the files.
     pub(crate) chunks: Vec<Arc<Chunk>>,
+    /// Of these files.
+    pub(crate) carry: Option<Arc<Carry>>,
 }
 
 impl Table {
-    pub(crate) fn new(database: &str, name: &str, columns: Columns, files: Vec<Arc<StoredFile>>) -> Self {
+    pub(crate) fn new(
+        database: &str,
+        name: &str,
+        role: Role,
+        columns: Columns,
+        files: Vec<Arc<StoredFile>>,
+    ) -> Self {
         let floor = files.iter().map(|it| it.entry.times.1).max();
-        let state = State { columns, memory: Memory::new(floor), files: Arc::new(files) };
-        Self { database: database.to_owned(), name: name.to_owned(), state: Mutex::new(state) }
+        let state = State { columns, memory: Memory::new(floor), files: Arc::new(files), carry: None };
+        let state = Mutex::new(state);
+        Self { database: database.to_owned(), name: name.to_owned(), role, state, live: Mutex::default() }
     }
 
     /// How rows of the same series and time are merged here.
     pub(crate) fn rule(&self) -> Rule {
-        Rule::Fields
+        match self.role {
+            Role::Raw => Rule::Fields,
+            Role::RollUp { .. } => Rule::Rows,
+        }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -53,6 +94,10 @@ impl Table {
 
     /// Adds rows, in the journal's order.
     pub(crate) fn append(&self, seq: u64, batch: &TableBatch) -> Result<()> {
+        if self.role != Role::Raw {
+            let problem = format!("{} {} holds roll-ups and cannot be written", self.database, self.name);
+            return Err(StoreError::Internal(problem));
+        }
         let mut state = self.lock();
         state.columns.extend(batch).map_err(|problem| {
             StoreError::Internal(format!("{} {}: {problem}", self.database, self.name))
@@ -63,7 +108,39 @@ impl Table {
     pub(crate) fn snapshot(&self) -> Result<Snapshot> {
         let mut state = self.lock();
         let chunks = state.memory.show()?;
-        Ok(Snapshot { columns: state.columns.clone(), files: Arc::clone(&state.files), chunks })
+        let (columns, files) = (state.columns.clone(), Arc::clone(&state.files));
+        Ok(Snapshot { columns, files, chunks, carry: state.carry.clone() })
+    }
+
+    /// What the roll-ups of this table go on from, where its files are those of the snapshot.
+    pub(crate) fn carry(&self, snapshot: &Snapshot) -> Result<Arc<Carry>> {
+        if let Some(carry) = &snapshot.carry {
+            return Ok(Arc::clone(carry));
+        }
+        let carry = Arc::new(rollup::rebuild(&self.name, snapshot)?);
+        let mut state = self.lock();
+        if Arc::ptr_eq(&state.files, &snapshot.files) && state.carry.is_none() {
+            state.carry = Some(Arc::clone(&carry));
+        }
+        Ok(carry)
+    }
+
+    /// The roll-ups of the rows of a snapshot that are not in files, as of now.
+    pub(crate) fn live_rollups(&self, snapshot: &Snapshot) -> Result<[Option<Arc<Chunk>>; 2]> {
+        let carry = self.carry(snapshot)?;
+        let last_chunk = snapshot.chunks.last().cloned();
+        // One at a time: whoever asks the same meanwhile waits and takes the answer.
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(live) = &*live
+            && Arc::ptr_eq(&live.carry, &carry)
+            && live.last_chunk.as_ref().map(Arc::as_ptr) == last_chunk.as_ref().map(Arc::as_ptr)
+        {
+            return Ok(live.rows.clone());
+        }
+        let rows = rollup::advance(&self.name, &carry, snapshot, Give::All)?.rows;
+        let rows = rows.map(|it| it.map(Arc::new));
+        *live = Some(Live { carry, last_chunk, rows: rows.clone() });
+        Ok(rows)
     }
 }
 
@@ -135,13 +212,17 @@ pub(crate) struct Groups {
 }
 
 impl Snapshot {
-    /// Sorts the pieces out. A piece that begins or ends outside of `wanted` takes part as a whole.
-    pub(crate) fn groups(&self, wanted: Times) -> Groups {
+    /// The pieces that have rows of these times, perhaps among others, in the journal's order. (Files stand by day, but
+    /// those of two days share no point.)
+    pub(crate) fn pieces(&self, wanted: Times) -> Vec<Piece> {
         let files = self.files.iter().filter(|it| it.is_wanted(wanted)).cloned().map(Piece::File);
         let chunks = self.chunks.iter().filter(|it| overlap(it.times, wanted)).cloned().map(Piece::Chunk);
-        let mut pieces: Vec<Piece> = files.chain(chunks).collect();
-        // Files stand by day, the journal's order goes across days: but pieces of two days share no point, and a
-        // chunk is later than every file.
+        files.chain(chunks).collect()
+    }
+
+    /// Sorts the pieces out that have rows of these times.
+    pub(crate) fn groups(&self, wanted: Times) -> Groups {
+        let mut pieces = self.pieces(wanted);
         let mut group: Vec<usize> = (0..pieces.len()).collect();
         let mut merges = vec![false; pieces.len()];
         for later in 0..pieces.len() {
@@ -171,6 +252,20 @@ impl Snapshot {
         }
         groups
     }
+}
+
+/// Pieces in the journal's order as sources for these times; chunks of memory, which are the last, are one.
+pub(crate) fn sources(pieces: &[Piece], schema: &SchemaRef, wanted: Times) -> Result<Vec<Box<dyn Source>>> {
+    let mut sources: Vec<Box<dyn Source>> = Vec::new();
+    let mut chunks = Vec::new();
+    for piece in pieces {
+        match piece {
+            Piece::File(file) => sources.push(Box::new(Sorted::new(schema, file.rows(schema, wanted)?))),
+            Piece::Chunk(chunk) => chunks.push(Arc::clone(chunk)),
+        }
+    }
+    sources.push(Box::new(Chunks::new(schema, &chunks, |time| overlap((time, time), wanted))?));
+    Ok(sources)
 }
 
 impl StoredFile {

@@ -530,3 +530,49 @@ impl fmt::Display for Legacy {
         }
     }
 }
+
+/// How a field of a measurement behaves over time; `None` for what is not declared here.
+pub fn kind_of(measurement: &str, field: &str) -> Option<Kind> {
+    fn of<T, V>(fields: &[Field<T, V>], name: &str) -> Option<Kind> {
+        fields.iter().find(|it| it.name == name).map(|it| it.kind)
+    }
+    let device = || of(&NIC_FIELDS, field).or_else(|| of(&DISK_FIELDS, field));
+    let sum = || {
+        let nic = field.strip_prefix(NIC_SUM_PREFIX).and_then(|it| of(&NIC_FIELDS, it));
+        nic.or_else(|| field.strip_prefix(DISK_SUM_PREFIX).and_then(|it| of(&DISK_FIELDS, it)))
+    };
+    match measurement {
+        _ if measurement == VM_METRICS.name => of(&VM_METRICS_FIELDS, field),
+        _ if measurement == VM_DEVICES.name => device(),
+        _ if measurement == VM_TOTALS.name => {
+            of(&VM_TOTALS_FIELDS, field).or_else(sum).or_else(|| of(&WHOLENESS_FIELDS, field))
+        }
+        _ if measurement == VM_FEATURES.name => of(&VM_FEATURES_FIELDS, field),
+        _ if measurement == COLLECTOR.name => of(&COLLECTOR_FIELDS, field),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_found_with_their_kind() {
+        for (measurement, field, expect) in [
+            ("vm_metrics", "cputime_ns", Some(Kind::Counter)),
+            ("vm_metrics", "state", Some(Kind::Code)),
+            ("vm_devices", "rxbytes", Some(Kind::Counter)),
+            ("vm_devices", "rd_req", Some(Kind::Counter)),
+            ("vm_totals", "net_rxbytes", Some(Kind::Counter)),
+            ("vm_totals", "disk_rd_req", Some(Kind::Counter)),
+            ("vm_totals", "timeusr", Some(Kind::Counter)),
+            ("vm_totals", "memrss", Some(Kind::Gauge)),
+            ("vm_totals", "rxbytes", None),
+            ("mine", "rxbytes", None),
+        ] {
+            assert_eq!(kind_of(measurement, field), expect, "{measurement} {field}");
+        }
+        assert!(kind_of("vm_features", "memory_rate_kb_per_sec").is_some_and(|it| it != Kind::Counter));
+    }
+}

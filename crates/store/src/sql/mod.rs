@@ -139,7 +139,7 @@ impl Engine {
         let tables = self.store.tables_of(database);
         let tables = tables.ok_or_else(|| QueryError::UnknownDatabase(database.to_owned()))?;
         let catalog = MemoryCatalogProvider::new();
-        catalog.register_schema(SCHEMA, Arc::new(provider::Tables::new(tables)))?;
+        catalog.register_schema(SCHEMA, Arc::new(provider::Tables::new(&self.store, tables)))?;
         let context = SessionContext::new_with_state(self.state.clone());
         let list = datafusion::catalog::MemoryCatalogProviderList::new();
         datafusion::catalog::CatalogProviderList::register_catalog(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
@@ -35,10 +35,12 @@ use parquet::file::metadata::ParquetMetaData;
 use super::pruning;
 use crate::error::StoreError;
 use crate::files::{OpenFile, StoredFile};
-use crate::memory::Chunk;
-use crate::merge::{Chunks, Rule, Sorted, Source, adapt, merge};
+use crate::memory::{Chunk, Times};
+use crate::merge::{Rule, adapt, merge};
 use crate::schema::TIME;
-use crate::table::{Piece, Snapshot, Table};
+use crate::rollup;
+use crate::store::Inner;
+use crate::table::{Piece, Role, Snapshot, Table, sources};
 
 /// Batches between the merging thread and the query.
 const MERGED_AHEAD: usize = 2;
@@ -52,12 +54,32 @@ impl From<StoreError> for DataFusionError {
 /// The tables of a database.
 #[derive(Debug)]
 pub(super) struct Tables {
+    store: Arc<Inner>,
     tables: BTreeMap<String, Arc<Table>>,
 }
 
 impl Tables {
-    pub(super) fn new(tables: Vec<Arc<Table>>) -> Self {
-        Self { tables: tables.into_iter().map(|it| (it.name.clone(), it)).collect() }
+    pub(super) fn new(store: &Arc<Inner>, tables: Vec<Arc<Table>>) -> Self {
+        let tables = tables.into_iter().map(|it| (it.name.clone(), it)).collect();
+        Self { store: Arc::clone(store), tables }
+    }
+
+    fn rows(&self, table: &Table) -> Result<Rows> {
+        let rule = table.rule();
+        let raw = match &table.role {
+            Role::Raw => None,
+            Role::RollUp { of, size } => self.tables.get(of).map(|raw| (Arc::clone(raw), *size)),
+        };
+        let _all_at_once = self.store.swap.read().unwrap_or_else(PoisonError::into_inner);
+        let mut snapshot = table.snapshot()?;
+        let mut live = None;
+        if let Some((table, size)) = raw {
+            let of = table.snapshot()?;
+            snapshot.columns = rollup::columns(&table.name, &of.columns);
+            live = Some(LiveRollup { table, snapshot: of, size });
+        }
+        let schema = snapshot.columns.sql_schema();
+        Ok(Rows { snapshot, live, schema, rule })
     }
 }
 
@@ -69,9 +91,7 @@ impl SchemaProvider for Tables {
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         let Some(table) = self.tables.get(name) else { return Ok(None) };
-        let snapshot = table.snapshot()?;
-        let schema = snapshot.columns.sql_schema();
-        Ok(Some(Arc::new(Rows { snapshot, schema, rule: table.rule() })))
+        Ok(Some(Arc::new(self.rows(table)?)))
     }
 
     fn table_exist(&self, name: &str) -> bool {
@@ -83,8 +103,19 @@ impl SchemaProvider for Tables {
 #[derive(Debug)]
 struct Rows {
     snapshot: Snapshot,
+    /// Of a table of roll-ups, what is not in files yet.
+    live: Option<LiveRollup>,
     schema: SchemaRef,
     rule: Rule,
+}
+
+/// Roll-ups still to be worked out.
+#[derive(Debug)]
+struct LiveRollup {
+    table: Arc<Table>,
+    /// The raw rows.
+    snapshot: Snapshot,
+    size: usize,
 }
 
 #[async_trait]
@@ -109,7 +140,13 @@ impl TableProvider for Rows {
         filters: &[Expr],
         _: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let groups = self.snapshot.groups(pruning::wanted(filters));
+        let times = pruning::wanted(filters);
+        let mut snapshot = self.snapshot.clone();
+        if let Some(live) = &self.live {
+            let mut rows = live.table.live_rollups(&live.snapshot)?;
+            snapshot.chunks.extend(rows[live.size].take());
+        }
+        let groups = snapshot.groups(times);
         let mut plans: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
         let mut files = Vec::new();
         let mut chunks = Vec::new();
@@ -126,7 +163,7 @@ impl TableProvider for Rows {
             plans.push(self.scan_chunks(&chunks, projection)?);
         }
         if !groups.merged.is_empty() {
-            plans.push(self.scan_merged(groups.merged, projection)?);
+            plans.push(self.scan_merged(groups.merged, projection, times)?);
         }
         match plans.len() {
             0 => Ok(Arc::new(EmptyExec::new(self.projected(projection)?))),
@@ -183,6 +220,7 @@ impl Rows {
         &self,
         groups: Vec<Vec<Piece>>,
         projection: Option<&Vec<usize>>,
+        times: Times,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let wanted = self.projected(projection)?;
         let resting = self.snapshot.columns.resting_schema();
@@ -194,7 +232,7 @@ impl Rows {
         let needed: SchemaRef = Arc::new(Schema::new(needed.cloned().collect::<Vec<_>>()));
         let partitions = groups.into_iter().map(|pieces| {
             let (needed, wanted) = (Arc::clone(&needed), Arc::clone(&wanted));
-            Arc::new(Merged { pieces, needed, wanted, rule: self.rule }) as Arc<dyn PartitionStream>
+            Arc::new(Merged { pieces, needed, wanted, times, rule: self.rule }) as Arc<dyn PartitionStream>
         });
         let partitions = partitions.collect();
         Ok(Arc::new(StreamingTableExec::try_new(wanted, partitions, None, None, false, None)?))
@@ -208,6 +246,8 @@ struct Merged {
     /// All tags, the time, the fields that are asked for.
     needed: SchemaRef,
     wanted: SchemaRef,
+    /// Rows of other times may be left out.
+    times: Times,
     rule: Rule,
 }
 
@@ -219,10 +259,10 @@ impl PartitionStream for Merged {
     fn execute(&self, _: Arc<TaskContext>) -> SendableRecordBatchStream {
         let mut stream = RecordBatchReceiverStreamBuilder::new(Arc::clone(&self.wanted), MERGED_AHEAD);
         let to = stream.tx();
-        let (pieces, rule) = (self.pieces.clone(), self.rule);
+        let (pieces, rule, times) = (self.pieces.clone(), self.rule, self.times);
         let (needed, wanted) = (Arc::clone(&self.needed), Arc::clone(&self.wanted));
         stream.spawn_blocking(move || {
-            let sources = sources(&pieces, &needed)?;
+            let sources = sources(&pieces, &needed, times)?;
             merge(&needed, sources, rule, |_, rows| {
                 let rows: RecordBatch = adapt(&rows, &wanted)?;
                 let gone = |_| StoreError::Internal("the query has ended".to_owned());
@@ -232,20 +272,6 @@ impl PartitionStream for Merged {
         });
         stream.build()
     }
-}
-
-/// Pieces in the journal's order as sources; chunks of memory, which are the last, are one.
-fn sources(pieces: &[Piece], schema: &SchemaRef) -> Result<Vec<Box<dyn Source>>, StoreError> {
-    let mut sources: Vec<Box<dyn Source>> = Vec::new();
-    let mut chunks = Vec::new();
-    for piece in pieces {
-        match piece {
-            Piece::File(file) => sources.push(Box::new(Sorted::new(schema, file.rows(Some(schema))?))),
-            Piece::Chunk(chunk) => chunks.push(Arc::clone(chunk)),
-        }
-    }
-    sources.push(Box::new(Chunks::new(schema, &chunks, |_| true)?));
-    Ok(sources)
 }
 
 /// Reads files through the store's own disk, with the footers that it keeps.

@@ -1,4 +1,5 @@
 //! Tests of the store from outside.
 
 mod model;
+mod rollup;
 mod support;

@@ -130,7 +130,12 @@ pub(crate) fn rows(engine: &Engine, table: &str, filter: &str) -> Vec<String> {
             let row: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).expect("JSON");
             let mut all: BTreeMap<&str, String> = BTreeMap::new();
             for (name, value) in &row {
-                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                let value = match value {
+                    serde_json::Value::String(text) => text.clone(),
+                    // Nine digits: JSON readers differ in the last ones.
+                    value if value.is_f64() => format!("{:.9}", value.as_f64().expect("so")),
+                    value => value.to_string(),
+                };
                 match name.as_str() {
                     "time" => {}
                     "ns" => {

@@ -1,0 +1,550 @@
+//! Roll-ups: `<table>_1m` and `<table>_1h`, a row for each series and minute or hour that has points.
+//!
+//! A bucket's row has the time of its start. Of a gauge it has `<field>_min`, `_max`, `_mean` and `_last`, of a counter
+//! `<field>_increase` and `_last`, of a text or boolean `_last`. An increase is the sum of the steps from one value to
+//! the next; a step across the edge of a bucket belongs to the later one; a step back, or one of more than
+//! [`STEP_LIMIT_NS`], is unknown and adds nothing; where no step is known there is no increase.
+//!
+//! ```text
+//!  files' rows ──rebuild──▶ Carry ──advance(new rows)──▶ rows of buckets, Carry
+//! ```
+//!
+//! [`Carry`] is what must be known of the rows that are in files to go on: each series' open buckets and last values.
+//! It goes forward at each flush and is made anew from the files at a start. Rows that are later than all rows of
+//! their series just go on; for the others ("late") the hours they fall into are computed anew from all raw rows.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, DictionaryArray, Float64Array, Int64Array, StringArray,
+    TimestampNanosecondArray, UInt64Array,
+};
+use arrow::datatypes::{Float64Type, Int32Type, Int64Type, SchemaRef, UInt64Type};
+use arrow::record_batch::RecordBatch;
+use telemetry::catalogue;
+use telemetry::lines::SeriesKey;
+
+use crate::error::{Result, StoreError};
+use crate::memory::{Chunk, Times, widen};
+use crate::merge::{Key, merge, tag_names, times};
+use crate::schema::{Columns, Kind};
+use crate::table::{Snapshot, sources};
+
+const MINUTE_NS: i64 = 60_000_000_000;
+const HOUR_NS: i64 = 60 * MINUTE_NS;
+
+/// The sizes of buckets, and what a table of them is called.
+pub(crate) const BUCKETS: [Bucket; 2] =
+    [Bucket { suffix: "_1m", ns: MINUTE_NS }, Bucket { suffix: "_1h", ns: HOUR_NS }];
+
+/// A longer step between two values of a counter is unknown: so a bucket depends on the hour before it, not on more.
+pub(crate) const STEP_LIMIT_NS: i64 = HOUR_NS;
+/// A bucket is written once the table has rows this much later than its end: hosts are not read at the same moment.
+const GRACE_NS: i64 = MINUTE_NS;
+
+/// A size of buckets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bucket {
+    pub(crate) suffix: &'static str,
+    pub(crate) ns: i64,
+}
+
+fn start_of(time: i64, ns: i64) -> i64 {
+    time.saturating_sub(time.rem_euclid(ns))
+}
+
+/// What a field's roll-up has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    Gauge,
+    Counter,
+    Last,
+}
+
+fn shape(table: &str, field: &str, kind: Kind) -> Shape {
+    match kind {
+        Kind::String | Kind::Boolean => Shape::Last,
+        _ if catalogue::kind_of(table, field) == Some(catalogue::Kind::Counter) => Shape::Counter,
+        _ => Shape::Gauge,
+    }
+}
+
+/// The columns of the roll-ups of a table.
+pub(crate) fn columns(table: &str, of: &Columns) -> Columns {
+    let mut columns = Columns { tags: of.tags.clone(), fields: BTreeMap::new() };
+    for (field, &kind) in &of.fields {
+        let mut add = |tail: &str, kind: Kind| columns.fields.insert(format!("{field}_{tail}"), kind);
+        add("last", kind);
+        match shape(table, field, kind) {
+            Shape::Gauge => {
+                add("min", kind);
+                add("max", kind);
+                add("mean", Kind::Float);
+            }
+            Shape::Counter => {
+                add("increase", kind);
+            }
+            Shape::Last => {}
+        }
+    }
+    columns
+}
+
+/// A field's value.
+#[derive(Clone, Debug, PartialEq)]
+enum Value {
+    Float(f64),
+    Integer(i64),
+    Unsigned(u64),
+    Boolean(bool),
+    Text(Arc<str>),
+}
+
+impl Value {
+    fn as_f64(&self) -> f64 {
+        match self {
+            Self::Float(value) => *value,
+            Self::Integer(value) => *value as f64,
+            Self::Unsigned(value) => *value as f64,
+            Self::Boolean(_) | Self::Text(_) => 0.0,
+        }
+    }
+
+    fn is_less(&self, than: &Self) -> bool {
+        match (self, than) {
+            (Self::Float(a), Self::Float(b)) => a < b,
+            (Self::Integer(a), Self::Integer(b)) => a < b,
+            (Self::Unsigned(a), Self::Unsigned(b)) => a < b,
+            _ => false,
+        }
+    }
+
+    /// How much more it is; `None` if less.
+    fn step_from(&self, before: &Self) -> Option<Self> {
+        match (self, before) {
+            (Self::Float(now), Self::Float(before)) if now >= before => Some(Self::Float(now - before)),
+            (Self::Integer(now), Self::Integer(before)) if now >= before => {
+                Some(Self::Integer(now.checked_sub(*before)?))
+            }
+            (Self::Unsigned(now), Self::Unsigned(before)) => {
+                Some(Self::Unsigned(now.checked_sub(*before)?))
+            }
+            _ => None,
+        }
+    }
+
+    fn plus(&self, step: &Self) -> Self {
+        match (self, step) {
+            (Self::Float(a), Self::Float(b)) => Self::Float(a + b),
+            (Self::Integer(a), Self::Integer(b)) => Self::Integer(a.saturating_add(*b)),
+            (Self::Unsigned(a), Self::Unsigned(b)) => Self::Unsigned(a.saturating_add(*b)),
+            _ => self.clone(),
+        }
+    }
+}
+
+/// A field's values in one bucket.
+#[derive(Clone, Debug)]
+struct Summary {
+    count: u64,
+    sum: f64,
+    min: Value,
+    max: Value,
+    last: Value,
+    increase: Option<Value>,
+}
+
+impl Summary {
+    fn push(this: &mut Option<Self>, value: &Value, step: Option<&Value>) {
+        let Some(it) = this else {
+            let value = value.clone();
+            *this = Some(Self {
+                count: 1,
+                sum: value.as_f64(),
+                min: value.clone(),
+                max: value.clone(),
+                last: value,
+                increase: step.cloned(),
+            });
+            return;
+        };
+        it.count += 1;
+        it.sum += value.as_f64();
+        if value.is_less(&it.min) {
+            it.min = value.clone();
+        }
+        if it.max.is_less(value) {
+            it.max = value.clone();
+        }
+        it.last = value.clone();
+        if let Some(step) = step {
+            it.increase = Some(it.increase.as_ref().map_or_else(|| step.clone(), |sum| sum.plus(step)));
+        }
+    }
+}
+
+/// A bucket of one series.
+#[derive(Clone, Debug)]
+struct Open {
+    start: i64,
+    /// By field.
+    fields: Vec<Option<Summary>>,
+}
+
+/// One series: what its next row needs.
+#[derive(Clone, Debug, Default)]
+struct Series {
+    last_time: Option<i64>,
+    /// A counter's last value and its time, by field.
+    before: Vec<Option<(i64, Value)>>,
+    open: [Option<Open>; 2],
+}
+
+/// What must be known of the rows in files, to go on with new ones.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Carry {
+    series: HashMap<SeriesKey, Series>,
+    /// No row in files is later.
+    newest: Option<i64>,
+}
+
+/// Rows of buckets that are complete for now.
+#[derive(Debug, Default)]
+struct Finished {
+    rows: Vec<(SeriesKey, Open)>,
+    late: Option<Times>,
+}
+
+/// What [`advance`] gives.
+pub(crate) struct Advanced {
+    pub(crate) carry: Carry,
+    /// By bucket size; `None` where there is no row.
+    pub(crate) rows: [Option<Chunk>; 2],
+}
+
+/// What is to be computed anew of a series with late rows.
+struct Anew {
+    /// The starts of the hours.
+    hours: BTreeSet<i64>,
+    /// The time of its last row.
+    last: i64,
+}
+
+/// Which buckets are given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Give {
+    /// Those that are over: the others go on in [`Carry`].
+    Closed,
+    /// All, as of now.
+    All,
+}
+
+/// One table's fields and their columns.
+struct Fields<'a> {
+    schema: SchemaRef,
+    tags: Vec<String>,
+    names: Vec<(&'a str, Kind, Shape)>,
+}
+
+impl<'a> Fields<'a> {
+    fn new(table: &str, columns: &'a Columns) -> Self {
+        let schema = columns.resting_schema();
+        let tags = tag_names(&schema);
+        let names = columns.fields.iter().map(|(name, &kind)| (name.as_str(), kind, shape(table, name, kind)));
+        Self { schema, tags, names: names.collect() }
+    }
+
+    fn key(&self, key: &Key) -> SeriesKey {
+        let given = self.tags.iter().zip(key);
+        let given = given.filter_map(|(name, value)| Some((name.clone(), value.clone()?)));
+        SeriesKey { tags: given.collect() }
+    }
+}
+
+/// The carry of a table whose rows are all in files.
+pub(crate) fn rebuild(table: &str, snapshot: &Snapshot) -> Result<Carry> {
+    let newest = snapshot.files.iter().map(|it| it.entry.times.1).max();
+    let mut carry = Carry { series: HashMap::new(), newest };
+    let Some(newest) = newest else { return Ok(carry) };
+    let fields = Fields::new(table, &snapshot.columns);
+    // All that is not closed lies in this hour or the one before.
+    let from = start_of(newest.saturating_sub(GRACE_NS), HOUR_NS).saturating_sub(STEP_LIMIT_NS);
+    let files = Snapshot { chunks: Vec::new(), ..snapshot.clone() };
+    read(&files, &fields, (from, i64::MAX), |key, rows| {
+        let mut series = Series::default();
+        feed(&mut series, &fields, rows, &mut |_, _| {})?;
+        for (bucket, open) in BUCKETS.iter().zip(&mut series.open) {
+            open.take_if(|it| is_closed(it.start, *bucket, Some(newest)));
+        }
+        carry.series.insert(fields.key(key), series);
+        Ok(())
+    })?;
+    Ok(carry)
+}
+
+/// Whether rows up to `newest` close a bucket.
+fn is_closed(start: i64, bucket: Bucket, newest: Option<i64>) -> bool {
+    let end = start.saturating_add(bucket.ns).saturating_add(GRACE_NS);
+    newest.is_some_and(|newest| end <= newest)
+}
+
+/// Takes the chunks of a snapshot in, whose files are those of the carry.
+pub(crate) fn advance(table: &str, carry: &Carry, snapshot: &Snapshot, give: Give) -> Result<Advanced> {
+    let fields = Fields::new(table, &snapshot.columns);
+    let newest = snapshot.chunks.iter().map(|it| it.times.1).max().max(carry.newest);
+    let mut next = carry.clone();
+    next.newest = newest;
+    let mut finished: [Finished; 2] = Default::default();
+    let mut anew: BTreeMap<Key, Anew> = BTreeMap::new();
+
+    let new_rows = Snapshot { files: Arc::default(), ..snapshot.clone() };
+    read(&new_rows, &fields, (i64::MIN, i64::MAX), |key, rows| {
+        let all = times(rows)?;
+        let (Some(&first), Some(&last)) = (all.first(), all.last()) else { return Ok(()) };
+        let name = fields.key(key);
+        let known = next.series.get(&name).and_then(|it| it.last_time);
+        let is_late = known.is_some_and(|known| first <= known)
+            || is_closed(start_of(first, MINUTE_NS), BUCKETS[0], carry.newest);
+        if is_late {
+            // The step to the next point may belong to the hour after.
+            let hours = all.iter().map(|&time| start_of(time, HOUR_NS));
+            let hours = hours.flat_map(|it| [it, it.saturating_add(HOUR_NS)]).collect();
+            let last = known.map_or(last, |it| it.max(last));
+            anew.insert(key.clone(), Anew { hours, last });
+            return Ok(());
+        }
+        let series = next.series.entry(name.clone()).or_default();
+        feed(series, &fields, rows, &mut |size, open| finished[size].rows.push((name.clone(), open)))
+    })?;
+    recompute(&fields, &anew, snapshot, &mut next, &mut finished)?;
+
+    let computed: BTreeSet<SeriesKey> = anew.keys().map(|it| fields.key(it)).collect();
+    for (name, series) in &mut next.series {
+        for (size, bucket) in BUCKETS.iter().enumerate() {
+            let is_given = |it: &mut Open| give == Give::All || is_closed(it.start, *bucket, newest);
+            let Some(open) = series.open[size].take_if(is_given) else { continue };
+            if computed.contains(name) {
+                widen(&mut finished[size].late, (open.start, open.start));
+            }
+            finished[size].rows.push((name.clone(), open));
+        }
+    }
+    // A series that has no row any more needs no memory: after this time no step is known.
+    let limit = newest.map(|it| it.saturating_sub(2 * STEP_LIMIT_NS));
+    next.series.retain(|_, it| it.open.iter().any(Option::is_some) || it.last_time >= limit);
+    let [minutes, hours] = finished;
+    Ok(Advanced { carry: next, rows: [minutes.into_chunk(&fields)?, hours.into_chunk(&fields)?] })
+}
+
+/// Computes hours of series anew from all raw rows.
+fn recompute(
+    fields: &Fields<'_>,
+    anew: &BTreeMap<Key, Anew>,
+    snapshot: &Snapshot,
+    next: &mut Carry,
+    finished: &mut [Finished; 2],
+) -> Result<()> {
+    let hours: BTreeSet<i64> = anew.values().flat_map(|it| it.hours.iter().copied()).collect();
+    for span in side_by_side(&hours) {
+        let window = (span.0.saturating_sub(STEP_LIMIT_NS), span.1.saturating_sub(1));
+        read(snapshot, fields, window, |key, rows| {
+            let Some(wanted) = anew.get(key) else { return Ok(()) };
+            let name = fields.key(key);
+            let mut series = Series::default();
+            let give = |finished: &mut [Finished; 2], size: usize, open: Open| {
+                if wanted.hours.contains(&start_of(open.start, HOUR_NS)) {
+                    widen(&mut finished[size].late, (open.start, open.start));
+                    finished[size].rows.push((name.clone(), open));
+                }
+            };
+            feed(&mut series, fields, rows, &mut |size, open| give(finished, size, open))?;
+            if series.last_time >= Some(wanted.last) {
+                let open = [0, 1].map(|size| series.open[size].as_ref().map(|it| it.start));
+                let before = next.series.insert(name.clone(), series);
+                // What was open and is neither now nor was computed anew is over: there are later rows.
+                for (size, was) in before.into_iter().flat_map(|it| it.open).enumerate() {
+                    let is_over = |it: &Open| {
+                        open[size] != Some(it.start) && !wanted.hours.contains(&start_of(it.start, HOUR_NS))
+                    };
+                    finished[size].rows.extend(was.filter(is_over).map(|it| (name.clone(), it)));
+                }
+            } else {
+                // The series goes on after the window; what is open here is over.
+                for (size, open) in series.open.into_iter().enumerate() {
+                    open.into_iter().for_each(|it| give(finished, size, it));
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Hours that follow each other, as spans from the first's start to the last's end.
+fn side_by_side(hours: &BTreeSet<i64>) -> Vec<Times> {
+    let mut spans: Vec<Times> = Vec::new();
+    for &hour in hours {
+        match spans.last_mut() {
+            Some(span) if span.1 == hour => span.1 = hour.saturating_add(HOUR_NS),
+            _ => spans.push((hour, hour.saturating_add(HOUR_NS))),
+        }
+    }
+    spans
+}
+
+/// All merged rows of a snapshot within these times, series by series.
+fn read(
+    snapshot: &Snapshot,
+    fields: &Fields<'_>,
+    window: Times,
+    mut take: impl FnMut(&Key, &RecordBatch) -> Result<()>,
+) -> Result<()> {
+    let pieces = snapshot.pieces(window);
+    let sources = sources(&pieces, &fields.schema, window)?;
+    merge(&fields.schema, sources, crate::merge::Rule::Fields, |key, rows| {
+        let all = times(&rows)?;
+        let from = all.partition_point(|&time| time < window.0);
+        let to = all.partition_point(|&time| time <= window.1);
+        if from < to { take(key, &rows.slice(from, to - from)) } else { Ok(()) }
+    })
+}
+
+/// Takes one series' rows in, by time; gives each bucket that a later row closes.
+fn feed(
+    series: &mut Series,
+    fields: &Fields<'_>,
+    rows: &RecordBatch,
+    give: &mut dyn FnMut(usize, Open),
+) -> Result<()> {
+    let all = times(rows)?;
+    let columns: Vec<_> = fields
+        .names
+        .iter()
+        .enumerate()
+        .filter_map(|(place, it)| Some((place, it.2, rows.column_by_name(it.0)?)))
+        .filter(|it| it.2.null_count() < it.2.len())
+        .collect();
+    let count = fields.names.len();
+    series.before.resize(count, None);
+    for (row, &time) in all.iter().enumerate() {
+        series.last_time = Some(time);
+        for (size, bucket) in BUCKETS.iter().enumerate() {
+            let start = start_of(time, bucket.ns);
+            if let Some(over) = series.open[size].take_if(|it| it.start != start) {
+                give(size, over);
+            }
+            let open = series.open[size].get_or_insert_with(|| Open { start, fields: Vec::new() });
+            open.fields.resize(count, None);
+        }
+        for (place, shape, column) in &columns {
+            let Some(value) = value_at(column, row) else { continue };
+            let mut step = None;
+            if *shape == Shape::Counter {
+                let before = series.before[*place].replace((time, value.clone()));
+                let before = before.filter(|it| time.saturating_sub(it.0) <= STEP_LIMIT_NS);
+                step = before.and_then(|it| value.step_from(&it.1));
+            }
+            for open in series.open.iter_mut().flatten() {
+                Summary::push(&mut open.fields[*place], &value, step.as_ref());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn value_at(column: &ArrayRef, row: usize) -> Option<Value> {
+    if column.is_null(row) {
+        return None;
+    }
+    if let Some(column) = column.as_primitive_opt::<Int64Type>() {
+        return Some(Value::Integer(column.value(row)));
+    }
+    if let Some(column) = column.as_primitive_opt::<Float64Type>() {
+        return Some(Value::Float(column.value(row)));
+    }
+    if let Some(column) = column.as_primitive_opt::<UInt64Type>() {
+        return Some(Value::Unsigned(column.value(row)));
+    }
+    if let Some(column) = column.as_boolean_opt() {
+        return Some(Value::Boolean(column.value(row)));
+    }
+    column.as_string_opt::<i32>().map(|it| Value::Text(it.value(row).into()))
+}
+
+impl Finished {
+    fn into_chunk(self, fields: &Fields<'_>) -> Result<Option<Chunk>> {
+        if self.rows.is_empty() {
+            return Ok(None);
+        }
+        let mut ids: HashMap<&SeriesKey, u32> = HashMap::new();
+        let mut keys: Vec<Arc<SeriesKey>> = Vec::new();
+        let mut series = Vec::with_capacity(self.rows.len());
+        let mut span = None;
+        for (key, open) in &self.rows {
+            widen(&mut span, (open.start, open.start));
+            series.push(*ids.entry(key).or_insert_with(|| {
+                keys.push(Arc::new(key.clone()));
+                keys.len() as u32 - 1
+            }));
+        }
+        let mut columns: Vec<(String, ArrayRef)> = Vec::new();
+        for tag in &fields.tags {
+            let value = |id: &u32| {
+                let tags = &keys[*id as usize].tags;
+                tags.iter().find(|it| it.0 == *tag).map(|it| it.1.as_str())
+            };
+            let values: DictionaryArray<Int32Type> = series.iter().map(value).collect();
+            columns.push((tag.clone(), Arc::new(values)));
+        }
+        let starts: TimestampNanosecondArray = self.rows.iter().map(|it| Some(it.1.start)).collect();
+        columns.push((crate::schema::TIME.to_owned(), Arc::new(starts)));
+        for (place, (name, kind, shape)) in fields.names.iter().enumerate() {
+            let of = |take: &dyn Fn(&Summary) -> Option<Value>, kind: Kind| {
+                let summaries = self.rows.iter().map(|it| it.1.fields.get(place).and_then(Option::as_ref));
+                array(summaries.map(|it| it.and_then(take)), kind)
+            };
+            let mut add = |tail: &str, array: ArrayRef| columns.push((format!("{name}_{tail}"), array));
+            add("last", of(&|it| Some(it.last.clone()), *kind));
+            match shape {
+                Shape::Gauge => {
+                    add("min", of(&|it| Some(it.min.clone()), *kind));
+                    add("max", of(&|it| Some(it.max.clone()), *kind));
+                    add("mean", of(&|it| Some(Value::Float(it.sum / it.count as f64)), Kind::Float));
+                }
+                Shape::Counter => add("increase", of(&|it| it.increase.clone(), *kind)),
+                Shape::Last => {}
+            }
+        }
+        let rows = RecordBatch::try_from_iter_with_nullable(
+            columns.into_iter().map(|(name, array)| {
+                let nullable = name != crate::schema::TIME;
+                (name, array, nullable)
+            }),
+        )?;
+        let times = span.ok_or_else(|| StoreError::Internal("buckets without times".to_owned()))?;
+        Ok(Some(Chunk { rows, series, keys: Arc::new(keys), times, late: self.late, last_seq: 0 }))
+    }
+}
+
+fn array(values: impl Iterator<Item = Option<Value>>, kind: Kind) -> ArrayRef {
+    macro_rules! collect {
+        ($array:ty, $variant:ident) => {
+            Arc::new(
+                values
+                    .map(|it| match it {
+                        Some(Value::$variant(value)) => Some(value),
+                        _ => None,
+                    })
+                    .collect::<$array>(),
+            )
+        };
+    }
+    match kind {
+        Kind::Float => collect!(Float64Array, Float),
+        Kind::Integer => collect!(Int64Array, Integer),
+        Kind::Unsigned => collect!(UInt64Array, Unsigned),
+        Kind::Boolean => collect!(BooleanArray, Boolean),
+        Kind::String => collect!(StringArray, Text),
+    }
+}

@@ -1,0 +1,160 @@
+//! Roll-ups equal the same computed from the raw points, whatever came late, was flushed or restarted between.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use disk::RealDisk;
+use store::{Options, Store};
+
+use crate::support::{Point, batch, engine, rows};
+
+const START: i64 = 20_781 * 86_400_000_000_000;
+const SECOND: i64 = 1_000_000_000;
+const HOUR: i64 = 3_600 * SECOND;
+
+/// `vm_devices` with a counter and a field that the catalogue does not know, which counts as a gauge.
+fn random_points(random: &mut fastrand::Rng, from: i64, to: i64) -> Vec<Point> {
+    let points = (0..random.usize(1..40)).map(|_| {
+        let mut fields = Vec::new();
+        if random.u8(0..5) > 0 {
+            fields.push(("rxbytes".to_owned(), random.i64(0..1_000)));
+        }
+        if random.u8(0..5) > 0 || fields.is_empty() {
+            fields.push(("heat".to_owned(), random.i64(-10..10)));
+        }
+        Point {
+            table: "vm_devices".to_owned(),
+            tags: vec![("name".to_owned(), format!("vm{}", random.u8(0..3)))],
+            time: START + random.i64(from..to) * 20 * SECOND,
+            fields,
+        }
+    });
+    points.collect()
+}
+
+/// Tags and time of a point; its fields.
+type Raw = BTreeMap<(Vec<(String, String)>, i64), BTreeMap<String, i64>>;
+
+/// The roll-ups of all points, written as [`rows`] writes what it finds.
+fn expected(points: &[Point], ns: i64) -> Vec<String> {
+    let mut raw: Raw = BTreeMap::new();
+    for point in points {
+        let row = raw.entry((point.tags.clone(), point.time)).or_default();
+        row.extend(point.fields.iter().cloned());
+    }
+    let mut buckets: BTreeMap<(Vec<(String, String)>, i64), BTreeMap<String, Vec<i64>>> = BTreeMap::new();
+    let mut increases: BTreeMap<(Vec<(String, String)>, i64), i64> = BTreeMap::new();
+    let mut before: BTreeMap<Vec<(String, String)>, (i64, i64)> = BTreeMap::new();
+    for ((tags, time), fields) in &raw {
+        let key = (tags.clone(), time - time.rem_euclid(ns));
+        let bucket = buckets.entry(key.clone()).or_default();
+        for (name, value) in fields {
+            bucket.entry(name.clone()).or_default().push(*value);
+            if name == "rxbytes" {
+                if let Some((at, old)) = before.insert(tags.clone(), (*time, *value))
+                    && time - at <= HOUR
+                    && *value >= old
+                {
+                    *increases.entry(key.clone()).or_default() += value - old;
+                }
+            }
+        }
+    }
+    let mut lines: Vec<String> = buckets
+        .into_iter()
+        .map(|(key, fields)| {
+            let mut all: BTreeMap<String, String> = key.0.iter().cloned().collect();
+            all.insert("time".to_owned(), key.1.to_string());
+            for (name, values) in fields {
+                let mut add = |tail: &str, value: String| all.insert(format!("{name}_{tail}"), value);
+                add("last", values[values.len() - 1].to_string());
+                if name == "rxbytes" {
+                    increases.get(&key).map(|it| add("increase", it.to_string()));
+                } else {
+                    add("min", values.iter().min().expect("one").to_string());
+                    add("max", values.iter().max().expect("one").to_string());
+                    let mean = values.iter().sum::<i64>() as f64 / values.len() as f64;
+                    add("mean", format!("{mean:.9}"));
+                }
+            }
+            all.iter().fold(String::new(), |line, (name, value)| format!("{line}{name}={value} "))
+        })
+        .collect();
+    lines.sort();
+    lines
+}
+
+fn open(dir: &std::path::Path) -> Store {
+    let options = Options { retention: |_| Duration::MAX };
+    Store::open(Arc::new(RealDisk), dir, options).expect("it opens").0
+}
+
+fn check(seed: u64) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut store = open(dir.path());
+    let mut sql = engine(&store);
+    let mut journal: Vec<Vec<Point>> = Vec::new();
+    let mut now = 0;
+    for step in 0..random.usize(4..20) {
+        let what = random.u8(0..12);
+        if std::env::var_os("KVMETRY_SEEDS").is_some() {
+            eprintln!("step {step}: {what} now {now}");
+        }
+        match what {
+            0..3 => drop(store.flush(START).expect("it flushes")),
+            3 => drop(store.compact(START).expect("it compacts")),
+            4 => {
+                store = open(dir.path());
+                sql = engine(&store);
+                for seq in store.cursor() as usize..journal.len() {
+                    store.apply(seq as u64 + 1, "db", &batch(&journal[seq])).expect("it takes them");
+                }
+            }
+            what => {
+                // Mostly newer and newer ones, sometimes late ones or with a gap.
+                let (from, to) = match what {
+                    5 => (0, 700),
+                    6 => (now + 250, now + 260),
+                    _ => (now, now + 15),
+                };
+                now = now.max(to);
+                let points = random_points(&mut random, from, to);
+                store.apply(journal.len() as u64 + 1, "db", &batch(&points)).expect("it takes them");
+                journal.push(points);
+            }
+        }
+        if journal.is_empty() {
+            continue;
+        }
+        let all = journal.concat();
+        for (table, ns) in [("vm_devices_1m", 60 * SECOND), ("vm_devices_1h", HOUR)] {
+            let (found, expect) = (rows(&sql, table, ""), expected(&all, ns));
+            let missing: Vec<_> = expect.iter().filter(|it| !found.contains(it)).collect();
+            let twice = found.windows(2).filter(|it| it[0] == it[1]).map(|it| &it[0]);
+            let false_ones: Vec<_> = found.iter().filter(|it| !expect.contains(it)).chain(twice).collect();
+            assert!(
+                found == expect,
+                "seed {seed}, step {step}, {table}: missing {missing:#?}, false {false_ones:#?}"
+            );
+        }
+    }
+}
+
+/// How many histories: `KVMETRY_SEEDS=from..to` for more.
+fn seeds() -> std::ops::Range<u64> {
+    let given = std::env::var("KVMETRY_SEEDS").ok();
+    let given = given.and_then(|it| {
+        let (from, to) = it.split_once("..")?;
+        Some(from.parse().ok()?..to.parse().ok()?)
+    });
+    given.unwrap_or(0..40)
+}
+
+#[test]
+fn roll_ups_equal_those_of_the_raw_points() {
+    for seed in seeds() {
+        check(seed);
+    }
+}
