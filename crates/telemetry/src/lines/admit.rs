@@ -11,7 +11,7 @@ use std::fmt;
 use super::batch::{Batch, FieldColumn, SeriesKey, TableBatch, Values};
 use super::catalog::{Catalog, Column, Columns, Tables};
 use super::column::{ParsedTable, too_many_columns};
-use super::limits::{MAX_COLUMNS, MAX_DATABASES, MAX_TABLES, check_database_name, told};
+use super::limits::{MAX_COLUMNS, MAX_DATABASES, MAX_TABLES, ROLLUP_SUFFIXES, check_database_name, told};
 use super::parse::{LineError, Parsed, write};
 
 /// What was taken of a write. If no line was good, there is an empty batch and only errors.
@@ -121,6 +121,9 @@ fn news_of(known: Option<&Tables>, tables: &[ParsedTable]) -> Option<Tables> {
         if table.disagrees {
             return None;
         }
+        if is_rollup(known, tables, table) {
+            return None;
+        }
         let known = known.and_then(|known| known.get(&table.batch.table));
         let mut new_columns = Columns::new();
         for (name, column) in table.columns() {
@@ -141,6 +144,15 @@ fn news_of(known: Option<&Tables>, tables: &[ParsedTable]) -> Option<Tables> {
     }
     let new_tables = news.keys().filter(|name| known.is_none_or(|known| !known.contains_key(*name))).count();
     (known.map_or(0, Tables::len) + new_tables <= MAX_TABLES).then_some(news)
+}
+
+/// Whether a new table has the name of another one's roll-ups, which the store makes. (A table of such a name that is
+/// there already stays: then the other one has no roll-ups.)
+fn is_rollup(known: Option<&Tables>, tables: &[ParsedTable], table: &ParsedTable) -> bool {
+    let exists = |name: &str| known.is_some_and(|known| known.contains_key(name));
+    let name = &table.batch.table;
+    let raw = ROLLUP_SUFFIXES.iter().find_map(|suffix| name.strip_suffix(suffix));
+    raw.is_some_and(|raw| !exists(name) && (exists(raw) || tables.iter().any(|it| it.batch.table == raw)))
 }
 
 /// Everything is taken.
@@ -173,7 +185,12 @@ fn line_by_line<'a>(database: &str, known: Option<&Tables>, parsed: Parsed<'a>) 
     let mut lines = Vec::new();
     for line in &parsed.lines {
         let Some(judge) = judges.get_mut(line.table as usize) else { continue };
-        let verdict = if !judge.exists && table_count >= MAX_TABLES {
+        let verdict = if is_rollup(known, &parsed.tables, judge.table) {
+            let table = told(&judge.table.batch.table);
+            Err(format!(
+                "table '{table}' is made by kvmetry, as the roll-ups of another one: write to that one"
+            ))
+        } else if !judge.exists && table_count >= MAX_TABLES {
             Err(format!("the database '{database}' cannot have more than {MAX_TABLES} tables"))
         } else {
             judge.judge(line.row as usize)

@@ -5,17 +5,20 @@
 //! ```text
 //! kvmetry catalog 1
 //! database kvmetry
+//! retention 2592000
 //! table vm_devices
 //! tag VMID
 //! integer rxbytes
 //! float load
 //! ```
 //!
+//! `retention` is how long the database above it keeps its points, seconds; where there is none, as configured.
 //! One entry a line: a word and a name, up to the newline (names have no control characters). A table belongs to the
 //! database above it, a column (`tag`, `float`, `integer`, `unsigned`, `string`, `boolean`) to the table above it.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use super::admit::Refused;
 use super::batch::FieldType;
@@ -73,6 +76,8 @@ pub(crate) type Tables = BTreeMap<String, Columns>;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Catalog {
     pub(crate) databases: BTreeMap<String, Tables>,
+    /// By database; zero keeps points for ever.
+    retentions: BTreeMap<String, Duration>,
 }
 
 /// Why bytes are no catalogue.
@@ -156,20 +161,45 @@ impl Catalog {
         columns.into_iter().flatten().map(|(name, column)| (name.as_str(), *column))
     }
 
-    /// Makes a database without tables; false if there is one of this name already.
+    /// How long a database keeps its points, whole seconds; `None`: as configured.
+    pub fn retention(&self, database: &str) -> Option<Duration> {
+        self.retentions.get(database).copied()
+    }
+
+    /// Makes a database. False if it is there; then nothing has changed.
     ///
     /// # Errors
     /// [`Refused::DatabaseName`], [`Refused::TooManyDatabases`].
-    pub fn make_database(&mut self, name: &str) -> Result<bool, Refused> {
-        check_database_name(name).map_err(Refused::DatabaseName)?;
-        if self.databases.contains_key(name) {
+    pub fn create_database(&mut self, database: &str, retention: Option<Duration>) -> Result<bool, Refused> {
+        check_database_name(database).map_err(Refused::DatabaseName)?;
+        if self.databases.contains_key(database) {
             return Ok(false);
         }
         if self.databases.len() >= MAX_DATABASES {
             return Err(Refused::TooManyDatabases);
         }
-        self.databases.insert(name.to_owned(), Tables::new());
+        self.databases.insert(database.to_owned(), Tables::new());
+        self.set_retention(database, retention);
         Ok(true)
+    }
+
+    /// Changes how long a database keeps its points. False if there is no such database.
+    pub fn set_retention(&mut self, database: &str, retention: Option<Duration>) -> bool {
+        if !self.databases.contains_key(database) {
+            return false;
+        }
+        match retention {
+            Some(retention) => self.retentions.insert(database.to_owned(), retention),
+            None => self.retentions.remove(database),
+        };
+        true
+    }
+
+    /// Adds a column, with its table and database where they are not there. One that is there stays as it is.
+    pub fn add_column(&mut self, database: &str, table: &str, name: &str, column: Column) {
+        let tables = self.databases.entry(database.to_owned()).or_default();
+        let columns = tables.entry(table.to_owned()).or_default();
+        columns.entry(name.to_owned()).or_insert(column);
     }
 
     /// Takes in what another catalogue has.
@@ -199,6 +229,9 @@ impl Catalog {
                 }
             }
         }
+        for (database, retention) in &other.retentions {
+            self.retentions.entry(database.clone()).or_insert(*retention);
+        }
         for (database, tables) in &other.databases {
             let ours = self.databases.entry(database.clone()).or_default();
             for (table, columns) in tables {
@@ -219,6 +252,9 @@ impl Catalog {
         };
         for (database, tables) in &self.databases {
             push("database", database);
+            if let Some(retention) = self.retentions.get(database) {
+                push("retention", &retention.as_secs().to_string());
+            }
             for (table, columns) in tables {
                 push("table", table);
                 for (name, column) in columns {
@@ -262,6 +298,12 @@ impl Catalog {
                 "database" => {
                     (database, table) = (Some(name), None);
                     catalog.databases.insert(name.to_owned(), Tables::new()).is_none()
+                }
+                "retention" => {
+                    let seconds = name.parse().map_err(|_| malformed(at, "a number of seconds"))?;
+                    let database = database.filter(|_| table.is_none());
+                    let database = database.ok_or(malformed(at, "behind a database"))?;
+                    catalog.retentions.insert(database.to_owned(), Duration::from_secs(seconds)).is_none()
                 }
                 "table" => {
                     let tables = database.and_then(|database| catalog.databases.get_mut(database));

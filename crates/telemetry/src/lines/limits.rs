@@ -116,3 +116,6 @@ pub(crate) fn told(text: &str) -> String {
     }
     told
 }
+
+/// What stands behind the name of a table in the names of its roll-ups.
+pub const ROLLUP_SUFFIXES: [&str; 2] = ["_1m", "_1h"];

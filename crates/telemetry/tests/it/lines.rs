@@ -413,6 +413,22 @@ fn a_table_has_as_many_columns_as_its_limit() {
 }
 
 #[test]
+fn the_names_of_roll_ups_are_kept_for_them() {
+    let words = "table 'm_1h' is made by kvmetry, as the roll-ups of another one: write to that one";
+    let mut catalog = Catalog::default();
+    // Together with the other table, and after it.
+    let admitted = admit(&mut catalog, "m_1h f=1 1\nm f=1 1\n", true).expect("lines");
+    assert_eq!(told(&admitted), [(1, words.to_owned())]);
+    let admitted = admit(&mut catalog, "m_1h f=1 1\nm_1d f=1 1\n", true).expect("lines");
+    assert_eq!(told(&admitted), [(1, words.to_owned())]);
+    // A table of such a name may be there before.
+    let admitted = admit(&mut catalog, "n_1m f=1 1\n", true).expect("lines");
+    assert_eq!(told(&admitted), []);
+    let admitted = admit(&mut catalog, "n f=1 1\nn_1m f=2 2\n", true).expect("lines");
+    assert_eq!(told(&admitted), []);
+}
+
+#[test]
 fn a_database_has_as_many_tables_as_its_limit() {
     let max = limits::MAX_TABLES;
     let body: String = (0..max).map(|n| format!("t{n} f=1 1\n")).collect();
@@ -440,16 +456,16 @@ fn there_are_as_many_databases_as_their_limit() {
     }
     assert_eq!(write("db"), Err(Refused::TooManyDatabases));
     assert_eq!(write("db7"), Ok(1));
-    assert_eq!(catalog.make_database("db"), Err(Refused::TooManyDatabases));
-    assert_eq!(catalog.make_database("db7"), Ok(false));
+    assert_eq!(catalog.create_database("db", None), Err(Refused::TooManyDatabases));
+    assert_eq!(catalog.create_database("db7", None), Ok(false));
 }
 
 #[test]
 fn a_database_can_be_made_before_it_is_written_to() {
     let mut catalog = Catalog::default();
-    assert_eq!(catalog.make_database("kvm"), Ok(true));
-    assert_eq!(catalog.make_database("kvm"), Ok(false));
-    assert!(matches!(catalog.make_database("a.b"), Err(Refused::DatabaseName(_))));
+    assert_eq!(catalog.create_database("kvm", None), Ok(true));
+    assert_eq!(catalog.create_database("kvm", None), Ok(false));
+    assert!(matches!(catalog.create_database("a.b", None), Err(Refused::DatabaseName(_))));
     assert!(catalog.databases().eq(["kvm"]));
     assert_eq!(Catalog::from_bytes(&catalog.to_bytes()).as_ref(), Ok(&catalog));
     assert!(admit(&mut catalog, "m f=1", true).expect("a line").schema_changed);
