@@ -986,9 +986,12 @@ impl Journal {
         };
         self.close(segment.serial);
         let removed = if segment.damage.is_some() {
-            self.disk
-                .rename(&segment.path, &self.dir.join(DAMAGED))
-                .map_err(|error| JournalError::io("put aside", &segment.path, error))
+            match self.disk.rename(&segment.path, &self.dir.join(DAMAGED)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(JournalError::io("put aside", &segment.path, error))
+                }
+                _ => Ok(()),
+            }
         } else {
             self.remove_file(&segment.path)
         };

@@ -166,6 +166,8 @@ enum Inner {
     Ro(ReadOnlyDatabase),
     /// Damaged.
     Scan(Scan),
+    /// Removed by someone else.
+    Gone,
     /// On its way out.
     Closed,
 }
@@ -176,6 +178,7 @@ impl std::fmt::Debug for Inner {
             Self::Rw(_) => "Rw",
             Self::Ro(_) => "Ro",
             Self::Scan(_) => "Scan",
+            Self::Gone => "Gone",
             Self::Closed => "Closed",
         })
     }
@@ -236,9 +239,14 @@ impl Handle {
         }
     }
 
-    /// Searches a damaged file.
+    /// Searches a damaged file. One that is not there has nothing.
     pub(crate) fn scan(disk: &dyn Disk, path: &Path, why: String) -> Result<Self, Fault> {
-        let file = disk.open_to_read(path).map_err(Fault::Io)?;
+        let file = match disk.open_to_read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Self { inner: Inner::Gone, taken: Arc::default() });
+            }
+            file => file.map_err(Fault::Io)?,
+        };
         let len = file.len().map_err(Fault::Io)?;
         let scan = Scan::new(file, len, why).map_err(Fault::Io)?;
         Ok(Self { inner: Inner::Scan(scan), taken: Arc::<Taken>::default() })
@@ -265,6 +273,7 @@ impl Handle {
     pub(crate) fn damage(&self) -> Option<&str> {
         match &self.inner {
             Inner::Scan(scan) => Some(&scan.why),
+            Inner::Gone => Some("the file is gone"),
             _ => None,
         }
     }
@@ -308,7 +317,7 @@ impl Handle {
         high: Seq,
         visit: &mut dyn FnMut(&Header, &[u8]) -> bool,
     ) -> Result<bool, Fault> {
-        if low > high {
+        if low > high || matches!(self.inner, Inner::Gone) {
             return Ok(false);
         }
         if let Inner::Scan(scan) = &self.inner {
@@ -358,6 +367,9 @@ impl Handle {
 
     /// The number of the last entry, whatever its frame says; None without entries.
     pub(crate) fn last(&self) -> Result<Option<Seq>, Fault> {
+        if matches!(self.inner, Inner::Gone) {
+            return Ok(None);
+        }
         if let Inner::Scan(scan) = &self.inner {
             return Ok(scan.entries.iter().rfind(|(_, parts)| parts.are_whole()).map(|(seq, _)| *seq));
         }
@@ -370,6 +382,9 @@ impl Handle {
 
     /// All of `meta`, by key; None if nothing was ever committed.
     pub(crate) fn meta(&self) -> Result<Option<BTreeMap<String, Meta>>, Fault> {
+        if matches!(self.inner, Inner::Gone) {
+            return Ok(None);
+        }
         if let Inner::Scan(scan) = &self.inner {
             return Ok((!scan.meta.is_empty()).then(|| scan.meta.clone()));
         }
@@ -399,7 +414,9 @@ impl Handle {
         match &self.inner {
             Inner::Rw(database) => Ok(database.begin_read()?),
             Inner::Ro(database) => Ok(database.begin_read()?),
-            Inner::Scan(_) | Inner::Closed => Err(Fault::Broken("the file is not open".to_owned())),
+            Inner::Scan(_) | Inner::Gone | Inner::Closed => {
+                Err(Fault::Broken("the file is not open".to_owned()))
+            }
         }
     }
 }

@@ -192,3 +192,75 @@ fn a_reader_that_knows_of_more_entries_is_believed() {
     assert_eq!(seqs(&read), [1, 2, 11]);
     assert_eq!(read.damaged.iter().map(|it| (it.first, it.last, it.lines)).collect::<Vec<_>>(), [(3, 10, 0)]);
 }
+
+#[test]
+fn a_file_that_someone_removes_is_a_gap_and_no_standstill() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open_with(dir.path(), Limits { max_bytes: 4 << 20, ..Limits::default() }, &["a"]);
+    while journal.stats().segments < 3 {
+        journal.append(&[entry(1, 50_000)], &[], SECOND).unwrap();
+        journal.maintain(SECOND).unwrap();
+    }
+    let mut names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|it| it.unwrap().path()).collect();
+    names.sort();
+    std::fs::remove_file(&names[1]).unwrap();
+    let (mut after, last, mut missing) = (0, journal.stats().last, 0);
+    while after < last {
+        let read = journal.read(after, 1 << 20).unwrap();
+        missing += read.damaged.iter().map(|it| it.last - it.first + 1).sum::<u64>();
+        after = read.through;
+    }
+    assert!((1..last).contains(&missing), "{missing} of {last}");
+    journal.advance("a", last);
+    journal.maintain(SECOND).unwrap();
+    assert_eq!(journal.stats().segments, 1);
+}
+
+#[test]
+fn many_threads_append_read_and_keep_house_at_once() {
+    const APPENDS: u64 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) =
+        open_with(dir.path(), Limits { max_bytes: 64 << 20, ..Limits::default() }, &["a", "b"]);
+    let all = 2 * APPENDS;
+    std::thread::scope(|scope| {
+        for writer in 0..2 {
+            let journal = &journal;
+            scope.spawn(move || {
+                for n in 0..APPENDS {
+                    let it = Entry { span: (writer, n.cast_signed()), ..entry(n as usize, 7_000) };
+                    assert_eq!(journal.append(&[it], &[], SECOND).unwrap().losses, []);
+                }
+            });
+        }
+        for reader in ["a", "b"] {
+            let journal = &journal;
+            scope.spawn(move || {
+                let mut seen = [0, 0];
+                let mut after = 0;
+                while after < all {
+                    let read = journal.read(after, 100_000).unwrap();
+                    assert_eq!(read.damaged, []);
+                    for (seq, it) in read.entries {
+                        after += 1;
+                        assert_eq!(seq, after);
+                        // Each writer's entries in its order.
+                        let seen = &mut seen[usize::try_from(it.span.0).unwrap()];
+                        assert_eq!(it.span.1, *seen);
+                        *seen += 1;
+                    }
+                    journal.advance(reader, after);
+                }
+            });
+        }
+        let journal = &journal;
+        scope.spawn(move || {
+            while journal.stats().readers.iter().any(|it| it.cursor < all) {
+                assert_eq!(journal.maintain(SECOND).unwrap(), []);
+            }
+        });
+    });
+    journal.maintain(SECOND).unwrap();
+    let stats = journal.stats();
+    assert!(stats.segments == 1 && stats.damage.is_empty() && stats.last == all, "{stats:?}");
+}
