@@ -18,8 +18,8 @@ use parquet::arrow::arrow_reader::{
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
-use parquet::file::page_index::column_index::ColumnIndexMetaData;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::page_index::column_index::ColumnIndexMetaData;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::schema::types::ColumnPath;
@@ -66,19 +66,17 @@ impl StoredFile {
         Self { entry, path, disk, metadata: OnceLock::new(), damage: OnceLock::new() }
     }
 
-    /// What is wrong with it, as far as was seen.
-    pub(crate) fn damage(&self) -> Option<&str> {
-        self.damage.get().map(String::as_str)
-    }
-
-    /// Reads footer and page index and, the first time, the whole file, to see that it is what was written. Whether it
-    /// can be used; what is wrong is told once and remembered.
-    pub(crate) fn is_whole(&self) -> bool {
+    /// Reads footer and page index and, the first time, the whole file, to see that it is what was written. False if it
+    /// is not: that is told once and remembered.
+    ///
+    /// # Errors
+    /// The file system; the file may be whole all the same.
+    pub(crate) fn is_whole(&self) -> Result<bool> {
         if self.damage.get().is_some() {
-            return false;
+            return Ok(false);
         }
         if self.metadata.get().is_some() {
-            return true;
+            return Ok(true);
         }
         let read = || {
             let file = self.open()?;
@@ -86,16 +84,19 @@ impl StoredFile {
             self.metadata(&file)
         };
         match read() {
-            Ok(_) => true,
+            Ok(_) => Ok(true),
+            Err(StoreError::Io { source, .. }) if !is_damage(&source) => {
+                Err(StoreError::io("reading", &self.path)(source))
+            }
             Err(error) => {
                 self.give_up(&error);
-                false
+                Ok(false)
             }
         }
     }
 
     /// Leaves the file out from now on.
-    pub(crate) fn give_up(&self, error: &StoreError) {
+    fn give_up(&self, error: &StoreError) {
         let problem = std::error::Error::source(error).map_or(String::new(), |source| format!(": {source}"));
         let problem = format!("{error}{problem}");
         if self.damage.set(problem.clone()).is_ok() {
@@ -109,7 +110,7 @@ impl StoredFile {
         let mut at = 0;
         while at < file.len {
             let end = file.len.min(at + VERIFY_BYTES);
-            crc.update(&file.bytes(at..end).map_err(|error| self.damaged(&error))?);
+            crc.update(&file.bytes(at..end).map_err(|error| self.damaged(error))?);
             at = end;
         }
         if crc.finalize() != self.entry.crc32 {
@@ -130,7 +131,7 @@ impl StoredFile {
             return Ok(Arc::clone(known));
         }
         let reader = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Optional);
-        let read = reader.parse_and_finish(file).map_err(|error| self.damaged(&error))?;
+        let read = reader.parse_and_finish(file).map_err(|error| self.damaged(error))?;
         Ok(Arc::clone(self.metadata.get_or_init(|| Arc::new(read))))
     }
 
@@ -145,7 +146,7 @@ impl StoredFile {
         let selection = pages_of(&metadata, window);
         let options = ArrowReaderOptions::new();
         let metadata =
-            ArrowReaderMetadata::try_new(metadata, options).map_err(|error| self.damaged(&error))?;
+            ArrowReaderMetadata::try_new(metadata, options).map_err(|error| self.damaged(error))?;
         let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata);
         let wanted: Vec<&str> = schema.fields().iter().map(|it| it.name().as_str()).collect();
         let roots = builder.schema().fields().iter().enumerate();
@@ -158,15 +159,19 @@ impl StoredFile {
             .with_projection(mask)
             .with_batch_size(READ_ROWS)
             .build()
-            .map_err(|error| self.damaged(&error))?;
+            .map_err(|error| self.damaged(error))?;
         let path = self.path.clone();
         Ok(reader.map(move |rows| {
+            // An I/O error is a text by now; whoever asks again may have more luck.
             rows.map_err(|error| StoreError::Damaged { path: path.clone(), problem: error.to_string() })
         }))
     }
 
-    fn damaged(&self, error: &ParquetError) -> StoreError {
-        StoreError::Damaged { path: self.path.clone(), problem: error.to_string() }
+    fn damaged(&self, error: ParquetError) -> StoreError {
+        match io_error(error) {
+            Ok(error) => StoreError::io("reading", &self.path)(error),
+            Err(error) => StoreError::Damaged { path: self.path.clone(), problem: error.to_string() },
+        }
     }
 }
 
@@ -262,15 +267,13 @@ pub(crate) struct FileWriter {
 
 impl FileWriter {
     /// Begins a file under this name, in place of one that was left there.
-    pub(crate) fn create(
-        disk: &dyn Disk,
-        path: &Path,
-        schema: &SchemaRef,
-        effort: Effort,
-    ) -> Result<Self> {
+    pub(crate) fn create(disk: &dyn Disk, path: &Path, schema: &SchemaRef, effort: Effort) -> Result<Self> {
         let file = disk.open(path).map_err(StoreError::io("making", path))?;
         file.set_len(0).map_err(StoreError::io("making", path))?;
-        let out = io::BufWriter::with_capacity(WRITE_BYTES, Appender { file, at: 0, crc: crc32fast::Hasher::new() });
+        let out = io::BufWriter::with_capacity(
+            WRITE_BYTES,
+            Appender { file, at: 0, crc: crc32fast::Hasher::new() },
+        );
         let writer = ArrowWriter::try_new(out, Arc::clone(schema), Some(properties(schema, effort)))
             .map_err(|error| failed(path, error))?;
         Ok(Self { writer, path: path.to_owned(), times: None, rows: 0 })
@@ -297,15 +300,27 @@ impl FileWriter {
     }
 }
 
-/// Takes an I/O error out of what the Parquet writer made of it.
 fn failed(path: &Path, error: ParquetError) -> StoreError {
+    match io_error(error) {
+        Ok(error) => StoreError::io("writing", path)(error),
+        Err(error) => StoreError::Internal(format!("writing {}: {error}", path.display())),
+    }
+}
+
+/// Takes an I/O error out of what the Parquet crate made of it.
+fn io_error(error: ParquetError) -> Result<io::Error, ParquetError> {
     match error {
         ParquetError::External(source) => match source.downcast::<io::Error>() {
-            Ok(error) => StoreError::io("writing", path)(*error),
-            Err(error) => StoreError::Internal(error.to_string()),
+            Ok(error) => Ok(*error),
+            Err(source) => Err(ParquetError::External(source)),
         },
-        error => StoreError::Internal(format!("writing {}: {error}", path.display())),
+        error => Err(error),
     }
+}
+
+/// Whether an I/O error says that the file is not what it was, for good.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
 }
 
 fn properties(schema: &SchemaRef, effort: Effort) -> WriterProperties {
@@ -357,4 +372,3 @@ impl Write for Appender {
         Ok(())
     }
 }
-

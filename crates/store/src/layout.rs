@@ -10,7 +10,7 @@
 
 use std::path::{Path, PathBuf};
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 /// What stands unencoded in a folder's name.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
@@ -28,12 +28,6 @@ pub fn name_fits(name: &str) -> bool {
 
 pub(crate) fn encode(name: &str) -> String {
     utf8_percent_encode(name, PLAIN).to_string()
-}
-
-/// The name that was encoded so; `None` if nothing that we wrote.
-pub(crate) fn decode(encoded: &str) -> Option<String> {
-    let name = percent_decode_str(encoded).decode_utf8().ok()?.into_owned();
-    (encode(&name) == encoded && name_fits(&name)).then_some(name)
 }
 
 /// The day (UTC) that this time is in, days since 1970.
@@ -86,13 +80,10 @@ mod tests {
             ("x\0y", "x%00y"),
         ] {
             assert_eq!(encode(name), expect);
-            assert_eq!(decode(expect).as_deref(), Some(name));
         }
         assert!(!name_fits(""));
         assert!(name_fits(&"a".repeat(200)));
         assert!(!name_fits(&"ü".repeat(34)));
-        assert_eq!(decode("a b"), None);
-        assert_eq!(decode("%2e"), None);
     }
 
     #[test]

@@ -133,7 +133,6 @@ struct Rows {
     places: HashMap<String, usize>,
     span: Option<Times>,
     late: Option<Times>,
-    last_seq: u64,
 }
 
 #[derive(Debug)]
@@ -153,8 +152,6 @@ pub(crate) struct Chunk {
     pub(crate) keys: Arc<Vec<Arc<SeriesKey>>>,
     pub(crate) times: Times,
     pub(crate) late: Option<Times>,
-    /// The last journal entry that has a row here.
-    pub(crate) last_seq: u64,
 }
 
 /// The rows of one table that no file has yet.
@@ -178,12 +175,10 @@ impl Memory {
     }
 
     /// Adds rows, in the journal's order.
-    pub(crate) fn append(&mut self, seq: u64, batch: &TableBatch) -> Result<()> {
-        let ids: Vec<SeriesId> =
-            batch.series.iter().map(|key| self.registry.id(key, self.floor)).collect();
+    pub(crate) fn append(&mut self, batch: &TableBatch) -> Result<()> {
+        let ids: Vec<SeriesId> = batch.series.iter().map(|key| self.registry.id(key, self.floor)).collect();
         self.shown = None;
         let open = &mut self.open;
-        open.last_seq = seq;
         for (&row, &time) in batch.rows.iter().zip(&batch.times) {
             let id = ids[row as usize];
             open.series.push(id);
@@ -227,7 +222,6 @@ impl Memory {
                 keys: self.registry.share(),
                 times,
                 late: open.late,
-                last_seq: open.last_seq,
             }));
         }
         Ok(self.shown.clone())
@@ -258,6 +252,11 @@ impl Memory {
     pub(crate) fn not_flushed(&mut self) {
         self.flushing.append(&mut self.chunks);
         std::mem::swap(&mut self.flushing, &mut self.chunks);
+    }
+
+    /// Gives up the oldest chunk. Returns how many rows it had.
+    pub(crate) fn drop_oldest(&mut self) -> usize {
+        if self.chunks.is_empty() { 0 } else { self.chunks.remove(0).series.len() }
     }
 
     /// How many rows.

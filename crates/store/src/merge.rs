@@ -138,11 +138,7 @@ pub(crate) struct Chunks {
 
 impl Chunks {
     /// The rows of these chunks, given in the journal's order, that `keep` says yes to by their time.
-    pub(crate) fn new(
-        schema: &SchemaRef,
-        chunks: &[Arc<Chunk>],
-        keep: impl Fn(i64) -> bool,
-    ) -> Result<Self> {
+    pub(crate) fn new(schema: &SchemaRef, chunks: &[Arc<Chunk>], keep: impl Fn(i64) -> bool) -> Result<Self> {
         let tags = tag_names(schema);
         let mut places: HashMap<Key, usize> = HashMap::new();
         let mut series: Vec<(Key, Vec<(usize, usize)>)> = Vec::new();
@@ -209,7 +205,7 @@ impl<I: Iterator<Item = Result<RecordBatch>>> Sorted<I> {
             let rows = adapt(&rows, &self.schema)?;
             let columns: Vec<ArrayRef> = rows.columns()[..self.tags.len()].to_vec();
             let ranges = if columns.is_empty() {
-                vec![0..rows.num_rows()]
+                std::iter::once(0..rows.num_rows()).collect()
             } else {
                 partition(&columns)?.ranges()
             };

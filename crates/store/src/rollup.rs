@@ -127,9 +127,7 @@ impl Value {
             (Self::Integer(now), Self::Integer(before)) if now >= before => {
                 Some(Self::Integer(now.checked_sub(*before)?))
             }
-            (Self::Unsigned(now), Self::Unsigned(before)) => {
-                Some(Self::Unsigned(now.checked_sub(*before)?))
-            }
+            (Self::Unsigned(now), Self::Unsigned(before)) => Some(Self::Unsigned(now.checked_sub(*before)?)),
             _ => None,
         }
     }
@@ -205,6 +203,8 @@ struct Series {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Carry {
     series: HashMap<SeriesKey, Series>,
+    /// The fields, in the order in which `series` has them: that of their coming.
+    fields: Vec<String>,
     /// No row in files is later.
     newest: Option<i64>,
 }
@@ -248,11 +248,18 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn new(table: &str, columns: &'a Columns) -> Self {
+    /// Those that are known stay where they are, new ones come behind them.
+    fn new(table: &str, columns: &'a Columns, known: &[String]) -> Self {
         let schema = columns.resting_schema();
         let tags = tag_names(&schema);
-        let names = columns.fields.iter().map(|(name, &kind)| (name.as_str(), kind, shape(table, name, kind)));
+        let old = known.iter().filter_map(|it| columns.fields.get_key_value(it));
+        let new = columns.fields.iter().filter(|it| !known.contains(it.0));
+        let names = old.chain(new).map(|(name, &kind)| (name.as_str(), kind, shape(table, name, kind)));
         Self { schema, tags, names: names.collect() }
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.names.iter().map(|it| it.0.to_owned()).collect()
     }
 
     fn key(&self, key: &Key) -> SeriesKey {
@@ -265,9 +272,9 @@ impl<'a> Fields<'a> {
 /// The carry of a table whose rows are all in files.
 pub(crate) fn rebuild(table: &str, snapshot: &Snapshot) -> Result<Carry> {
     let newest = snapshot.files.iter().map(|it| it.entry.times.1).max();
-    let mut carry = Carry { series: HashMap::new(), newest };
+    let fields = Fields::new(table, &snapshot.columns, &[]);
+    let mut carry = Carry { series: HashMap::new(), fields: fields.names(), newest };
     let Some(newest) = newest else { return Ok(carry) };
-    let fields = Fields::new(table, &snapshot.columns);
     // All that is not closed lies in this hour or the one before.
     let from = start_of(newest.saturating_sub(GRACE_NS), HOUR_NS).saturating_sub(STEP_LIMIT_NS);
     let files = Snapshot { chunks: Vec::new(), ..snapshot.clone() };
@@ -291,9 +298,10 @@ fn is_closed(start: i64, bucket: Bucket, newest: Option<i64>) -> bool {
 
 /// Takes the chunks of a snapshot in, whose files are those of the carry.
 pub(crate) fn advance(table: &str, carry: &Carry, snapshot: &Snapshot, give: Give) -> Result<Advanced> {
-    let fields = Fields::new(table, &snapshot.columns);
+    let fields = Fields::new(table, &snapshot.columns, &carry.fields);
     let newest = snapshot.chunks.iter().map(|it| it.times.1).max().max(carry.newest);
     let mut next = carry.clone();
+    next.fields = fields.names();
     next.newest = newest;
     let mut finished: [Finished; 2] = Default::default();
     let mut anew: BTreeMap<Key, Anew> = BTreeMap::new();
@@ -400,7 +408,7 @@ fn read(
     window: Times,
     mut take: impl FnMut(&Key, &RecordBatch) -> Result<()>,
 ) -> Result<()> {
-    let pieces = snapshot.pieces(window);
+    let pieces = snapshot.pieces(window)?;
     let sources = sources(&pieces, &fields.schema, window)?;
     merge(&fields.schema, sources, crate::merge::Rule::Fields, |key, rows| {
         let all = times(&rows)?;
@@ -516,14 +524,12 @@ impl Finished {
                 Shape::Last => {}
             }
         }
-        let rows = RecordBatch::try_from_iter_with_nullable(
-            columns.into_iter().map(|(name, array)| {
-                let nullable = name != crate::schema::TIME;
-                (name, array, nullable)
-            }),
-        )?;
+        let rows = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, array)| {
+            let nullable = name != crate::schema::TIME;
+            (name, array, nullable)
+        }))?;
         let times = span.ok_or_else(|| StoreError::Internal("buckets without times".to_owned()))?;
-        Ok(Some(Chunk { rows, series, keys: Arc::new(keys), times, late: self.late, last_seq: 0 }))
+        Ok(Some(Chunk { rows, series, keys: Arc::new(keys), times, late: self.late }))
     }
 }
 

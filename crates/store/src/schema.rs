@@ -44,6 +44,16 @@ impl From<FieldType> for Kind {
 }
 
 impl Kind {
+    pub(crate) fn field_type(self) -> FieldType {
+        match self {
+            Self::Float => FieldType::Float,
+            Self::Integer => FieldType::Integer,
+            Self::Unsigned => FieldType::Unsigned,
+            Self::String => FieldType::String,
+            Self::Boolean => FieldType::Boolean,
+        }
+    }
+
     pub(crate) fn arrow(self) -> DataType {
         match self {
             Self::Float => DataType::Float64,

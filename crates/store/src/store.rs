@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use disk::Disk;
-use telemetry::lines::Batch;
+use disk::{Disk, Space};
+use telemetry::lines::{Batch, Catalog, Column};
 
 use crate::error::{Result, StoreError};
 use crate::files::{Effort, FileWriter, StoredFile};
-use crate::layout::{DAY_NS, day_of, day_start_ns};
+use crate::layout::{self, DAY_NS, day_of, day_start_ns};
 use crate::manifest::{self, FileEntry, Manifest, TableEntry, unborn};
 use crate::memory::{Chunk, Times, overlap, widen};
 use crate::merge::{Chunks, Sorted, Source, merge};
@@ -25,19 +25,50 @@ use crate::table::{Role, Snapshot, Table};
 const FLUSH_EVERY: Duration = Duration::from_secs(600);
 /// Memory for rows beyond which they are flushed at once, bytes.
 const FLUSH_BYTES: usize = 48 << 20;
+/// Memory for rows that cannot be flushed, bytes; beyond it the oldest go.
+const MEMORY_BYTES: usize = 2 * FLUSH_BYTES;
 /// Files of the current day that are merged together at least.
 const COMPACT_FILES: usize = 6;
 
+/// How long rows are kept, by database and table.
+pub type Retention = Arc<dyn Fn(&str, &str) -> Duration + Send + Sync>;
+
 /// How the store is kept.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
-    /// How long the rows of a table are kept, by the table's name; whole days go.
-    pub retention: fn(&str) -> Duration,
+    /// How long rows are kept; whole days go.
+    pub retention: Retention,
+    /// Bytes that the files may take; `None`: [`Options::default_max_size`].
+    pub max_size: Option<u64>,
+    /// Bytes that stay free on the file system; `None`: [`Options::default_min_free`].
+    pub min_free: Option<u64>,
+}
+
+impl Options {
+    /// A tenth of the file system, 50 GiB at most.
+    pub fn default_max_size(space: Space) -> u64 {
+        (space.total / 10).min(50 << 30)
+    }
+
+    /// A twentieth of the file system, but at least 2 GiB: a full disk pauses VMs.
+    pub fn default_min_free(space: Space) -> u64 {
+        (space.total / 20).max(2 << 30)
+    }
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { retention: default_retention }
+        let retention = Arc::new(|_: &str, table: &str| default_retention(table));
+        Self { retention, max_size: None, min_free: None }
+    }
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("max_size", &self.max_size)
+            .field("min_free", &self.min_free)
+            .finish_non_exhaustive()
     }
 }
 
@@ -107,6 +138,21 @@ struct Commit {
 /// What was found wrong at the opening, each with what was done about it.
 pub type Complaints = Vec<String>;
 
+/// What the store holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Parquet files.
+    pub files: usize,
+    /// Their length, bytes.
+    pub file_bytes: u64,
+    /// Their rows, roll-ups among them.
+    pub file_rows: u64,
+    /// Rows that no file has yet.
+    pub memory_rows: usize,
+    /// What they take, bytes, roughly.
+    pub memory_bytes: usize,
+}
+
 /// What maintenance did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Done {
@@ -118,6 +164,29 @@ pub struct Done {
     pub compacted_files: usize,
     /// Files that retention removed.
     pub expired_files: usize,
+    /// The days whose rows went because the files took too much, as `YYYY-MM-DD`, and the bytes that this freed.
+    pub dropped_days: Vec<String>,
+    /// See `dropped_days`.
+    pub dropped_bytes: u64,
+    /// Rows in memory that went because there was no room to write them.
+    pub dropped_rows: u64,
+    /// Whether there is room to grow.
+    pub room: Room,
+}
+
+/// Whether the store may grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Room {
+    /// It may.
+    #[default]
+    Enough,
+    /// The file system has less than `min_free` left: nothing is written until it has more.
+    Short {
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that must be.
+        min_free: u64,
+    },
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -158,7 +227,13 @@ impl Store {
         }
         remove_strangers(&*disk, root, &known)?;
         let cursor = manifest.cursor;
-        let work = Work { cursor, last_flush_ns: None, is_uncertain: false, orphans: Vec::new(), doomed: Vec::new() };
+        let work = Work {
+            cursor,
+            last_flush_ns: None,
+            is_uncertain: false,
+            orphans: Vec::new(),
+            doomed: Vec::new(),
+        };
         let inner = Inner {
             disk,
             root: root.to_owned(),
@@ -176,6 +251,32 @@ impl Store {
         lock(&self.inner.work).cursor
     }
 
+    /// The databases, tables and columns that it knows; roll-ups are not among them.
+    pub fn catalog(&self) -> Catalog {
+        let mut catalog = Catalog::default();
+        for table in self.inner.all_tables().iter().filter(|it| it.role == Role::Raw) {
+            let columns = table.lock().columns.clone();
+            let mut add = |name: &str, column| catalog.add_column(&table.database, &table.name, name, column);
+            columns.tags.iter().for_each(|name| add(name, Column::Tag));
+            columns.fields.iter().for_each(|(name, kind)| add(name, Column::Field(kind.field_type())));
+        }
+        catalog
+    }
+
+    /// What it holds.
+    pub fn stats(&self) -> Stats {
+        let mut stats = Stats::default();
+        for table in self.inner.all_tables() {
+            let state = table.lock();
+            stats.files += state.files.len();
+            stats.file_bytes += state.files.iter().map(|it| it.entry.bytes).sum::<u64>();
+            stats.file_rows += state.files.iter().map(|it| it.entry.rows).sum::<u64>();
+            stats.memory_rows += state.memory.rows();
+            stats.memory_bytes += state.memory.bytes();
+        }
+        stats
+    }
+
     /// Takes the rows of a journal entry in; they are seen by every query that begins after this returns. Entries come
     /// in order; one that was applied before is left out.
     ///
@@ -187,22 +288,31 @@ impl Store {
             return Ok(());
         }
         for rows in &batch.tables {
-            self.inner.table(database, &rows.table).append(seq, rows)?;
+            self.inner.table(database, &rows.table).append(rows)?;
         }
         *applied = seq;
         Ok(())
     }
 
-    /// Flushes, compacts and removes what is due. To be called every few seconds, from a thread that may wait.
+    /// Flushes, compacts and removes what is due, within the limits of the disk. To be called every second or so, from a
+    /// thread that may wait. `others`: bytes that other things of ours take beside the files.
     ///
     /// # Errors
     /// The file system; nothing is lost by it, the next call tries again.
-    pub fn maintain(&self, now_ns: i64) -> Result<Done> {
+    pub fn maintain(&self, now_ns: i64, others: u64) -> Result<Done> {
         let mut work = self.inner.begin()?;
         let last = *work.last_flush_ns.get_or_insert(now_ns);
         let is_due = now_ns.saturating_sub(last) >= FLUSH_EVERY.as_nanos() as i64;
         let mut done = Done::default();
-        if is_due || self.inner.memory_bytes() >= FLUSH_BYTES {
+        self.inner.bury(&mut work);
+        self.inner.keep_within(&mut work, others, &mut done)?;
+        done.room = self.inner.room()?;
+        let memory = self.inner.memory_bytes();
+        if done.room != Room::Enough {
+            if memory >= MEMORY_BYTES {
+                done.dropped_rows = self.inner.drop_oldest_rows();
+            }
+        } else if is_due || memory >= FLUSH_BYTES {
             done.flushed_rows = self.inner.flush(&mut work, now_ns)?;
             work.last_flush_ns = Some(now_ns);
             done.expired_files = self.inner.expire(&mut work, now_ns)?;
@@ -235,7 +345,8 @@ impl Store {
         let expired_files = self.inner.expire(&mut work, now_ns)?;
         let compacted_files = self.inner.compact(&mut work, now_ns, true)?;
         self.inner.bury(&mut work);
-        Ok(Done { cursor: work.cursor, flushed_rows, compacted_files, expired_files })
+        let cursor = work.cursor;
+        Ok(Done { cursor, flushed_rows, compacted_files, expired_files, ..Done::default() })
     }
 }
 
@@ -251,13 +362,7 @@ fn settle(disk: &dyn Disk, path: &Path, entry: &FileEntry) -> std::io::Result<()
     let has_length = |path: &Path| Ok::<_, std::io::Error>(disk.open_to_read(path)?.len()? == entry.bytes);
     let new = unborn(path);
     match has_length(&new) {
-        Ok(true) => {
-            disk.rename(&new, path)?;
-            if let Some(dir) = path.parent() {
-                disk.sync_dir(dir)?;
-            }
-            Ok(())
-        }
+        Ok(true) => disk.rename(&new, path),
         _ => match has_length(path)? {
             true => Ok(()),
             false => Err(std::io::Error::other(format!("not {} bytes long any more", entry.bytes))),
@@ -304,7 +409,8 @@ impl Inner {
         }
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         let tables = tables.entry(database.to_owned()).or_default();
-        let make = |name: &str, role| Arc::new(Table::new(database, name, role, Columns::default(), Vec::new()));
+        let make =
+            |name: &str, role| Arc::new(Table::new(database, name, role, Columns::default(), Vec::new()));
         let is_new = !tables.contains_key(name);
         let table = Arc::clone(tables.entry(name.to_owned()).or_insert_with(|| make(name, Role::Raw)));
         for (size, bucket) in BUCKETS.iter().enumerate().filter(|_| is_new && table.role == Role::Raw) {
@@ -337,8 +443,9 @@ impl Inner {
     }
 
     /// Whether the whole day is older than the table's retention.
-    fn is_expired(&self, table: &str, day: i32, now_ns: i64) -> bool {
-        let keep = i64::try_from((self.options.retention)(table).as_nanos()).unwrap_or(i64::MAX);
+    fn is_expired(&self, table: &Table, day: i32, now_ns: i64) -> bool {
+        let keep = (self.options.retention)(&table.database, &table.name);
+        let keep = i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX);
         day_start_ns(day).saturating_add(DAY_NS) <= now_ns.saturating_sub(keep)
     }
 
@@ -388,7 +495,12 @@ impl Inner {
     }
 
     /// Writes the files of a flush: rows as they are, and the roll-ups that they bring to an end.
-    fn write_flush(&self, taken: &[Taken], span: (u64, u64), now_ns: i64) -> Result<(Vec<New>, Vec<NewCarry>)> {
+    fn write_flush(
+        &self,
+        taken: &[Taken],
+        span: (u64, u64),
+        now_ns: i64,
+    ) -> Result<(Vec<New>, Vec<NewCarry>)> {
         let mut new = self.write_chunks(taken, span, now_ns)?;
         let mut carries = Vec::new();
         for (table, chunks) in taken {
@@ -409,12 +521,7 @@ impl Inner {
         Ok((new, carries))
     }
 
-    fn write_chunks(
-        &self,
-        taken: &[Taken],
-        span: (u64, u64),
-        now_ns: i64,
-    ) -> Result<Vec<New>> {
+    fn write_chunks(&self, taken: &[Taken], span: (u64, u64), now_ns: i64) -> Result<Vec<New>> {
         let mut new = Vec::new();
         for (table, chunks) in taken {
             let schema = table.lock().columns.resting_schema();
@@ -422,7 +529,7 @@ impl Inner {
             for chunk in chunks {
                 days.extend(crate::merge::times(&chunk.rows)?.iter().map(|&time| day_of(time)));
             }
-            for day in days.into_iter().filter(|&day| !self.is_expired(&table.name, day, now_ns)) {
+            for day in days.into_iter().filter(|&day| !self.is_expired(table, day, now_ns)) {
                 let entry = FileEntry { day, first: span.0, last: span.1, ..FileEntry::default() };
                 let source = Chunks::new(&schema, chunks, |time| day_of(time) == day)?;
                 let late = chunks.iter().filter_map(|it| it.late).fold(None, |mut all, late| {
@@ -470,7 +577,7 @@ impl Inner {
         let is_flush = cursor > work.cursor;
         let old = &old[..];
         let dirs: BTreeSet<&Path> = new.iter().filter_map(|it| it.1.path.parent()).collect();
-        for dir in &dirs {
+        for dir in dirs {
             self.disk.sync_dir(dir).map_err(StoreError::io("syncing", dir))?;
         }
         work.orphans = new.iter().map(|it| it.1.path.clone()).collect();
@@ -480,9 +587,7 @@ impl Inner {
             let named = self.disk.rename(&unborn(&file.path), &file.path);
             named.map_err(StoreError::io("renaming", &file.path))?;
         }
-        for dir in dirs {
-            self.disk.sync_dir(dir).map_err(StoreError::io("syncing", dir))?;
-        }
+        // The new names need no sync: a start finds either.
         work.is_uncertain = false;
         work.orphans.clear();
         work.cursor = cursor;
@@ -536,7 +641,12 @@ impl Inner {
         for table in self.all_tables() {
             let files = Arc::clone(&table.lock().files);
             for of_day in files.chunk_by(|a, b| a.entry.day == b.entry.day) {
-                let whole: Vec<_> = of_day.iter().filter(|it| it.is_whole()).cloned().collect();
+                let mut whole = Vec::with_capacity(of_day.len());
+                for file in of_day {
+                    if file.is_whole()? {
+                        whole.push(Arc::clone(file));
+                    }
+                }
                 let set = worth_merging(&whole, all || of_day[0].entry.day < today);
                 if set.len() < 2 {
                     continue;
@@ -552,8 +662,7 @@ impl Inner {
     /// Makes one file of these, which stand side by side in the journal's order.
     fn merge_files(&self, work: &mut Work, table: &Arc<Table>, set: &[Arc<StoredFile>]) -> Result<()> {
         let (first, last) = (&set[0].entry, &set[set.len() - 1].entry);
-        let entry =
-            FileEntry { day: first.day, first: first.first, last: last.last, ..FileEntry::default() };
+        let entry = FileEntry { day: first.day, first: first.first, last: last.last, ..FileEntry::default() };
         let schema = table.lock().columns.resting_schema();
         let late = set.iter().filter_map(|it| it.entry.late).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
         let mut sources: Vec<Box<dyn Source>> = Vec::new();
@@ -570,13 +679,61 @@ impl Inner {
         let mut old = Vec::new();
         for table in self.all_tables() {
             let files = Arc::clone(&table.lock().files);
-            old.extend(files.iter().filter(|it| self.is_expired(&table.name, it.entry.day, now_ns)).cloned());
+            old.extend(files.iter().filter(|it| self.is_expired(&table, it.entry.day, now_ns)).cloned());
         }
         let expired = old.len();
         if expired > 0 {
             self.commit(work, Commit { cursor: work.cursor, old, ..Commit::default() })?;
         }
         Ok(expired)
+    }
+
+    fn space(&self) -> Result<Space> {
+        self.disk.space(&self.root).map_err(StoreError::io("asking for the free space of", &self.root))
+    }
+
+    /// Whether the file system has room.
+    fn room(&self) -> Result<Room> {
+        let space = self.space()?;
+        let min_free = self.options.min_free.unwrap_or_else(|| Options::default_min_free(space));
+        let is_short = space.free < min_free;
+        Ok(if is_short { Room::Short { free: space.free, min_free } } else { Room::Enough })
+    }
+
+    /// Removes the oldest days while the files take too much: raw rows and minutes first, of hours what is left.
+    fn keep_within(&self, work: &mut Work, others: u64, done: &mut Done) -> Result<()> {
+        let max_size = match self.options.max_size {
+            Some(max_size) => max_size,
+            None => Options::default_max_size(self.space()?),
+        };
+        let mut files: Vec<(bool, Arc<StoredFile>)> = Vec::new();
+        for table in self.all_tables() {
+            let is_hours = matches!(&table.role, Role::RollUp { size, .. } if *size + 1 == BUCKETS.len());
+            files.extend(table.lock().files.iter().map(|it| (is_hours, Arc::clone(it))));
+        }
+        let doomed = work.doomed.iter().map(|it| it.entry.bytes);
+        let mut bytes: u64 = others + files.iter().map(|it| it.1.entry.bytes).chain(doomed).sum::<u64>();
+        if bytes <= max_size {
+            return Ok(());
+        }
+        files.sort_by_key(|(is_hours, file)| (*is_hours, file.entry.day));
+        let mut old = Vec::new();
+        for day in files.chunk_by(|a, b| (a.0, a.1.entry.day) == (b.0, b.1.entry.day)) {
+            if bytes <= max_size {
+                break;
+            }
+            let freed: u64 = day.iter().map(|it| it.1.entry.bytes).sum();
+            bytes = bytes.saturating_sub(freed);
+            done.dropped_bytes += freed;
+            done.dropped_days.push(layout::day_name(day[0].1.entry.day));
+            old.extend(day.iter().map(|it| Arc::clone(&it.1)));
+        }
+        self.commit(work, Commit { cursor: work.cursor, old, ..Commit::default() })
+    }
+
+    /// Gives up the oldest chunk of each table. Returns how many rows that were.
+    fn drop_oldest_rows(&self) -> u64 {
+        self.all_tables().iter().map(|it| it.lock().memory.drop_oldest() as u64).sum()
     }
 
     /// Removes files that no longer count and that no query reads.

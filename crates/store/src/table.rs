@@ -93,16 +93,17 @@ impl Table {
     }
 
     /// Adds rows, in the journal's order.
-    pub(crate) fn append(&self, seq: u64, batch: &TableBatch) -> Result<()> {
+    pub(crate) fn append(&self, batch: &TableBatch) -> Result<()> {
         if self.role != Role::Raw {
             let problem = format!("{} {} holds roll-ups and cannot be written", self.database, self.name);
             return Err(StoreError::Internal(problem));
         }
         let mut state = self.lock();
-        state.columns.extend(batch).map_err(|problem| {
-            StoreError::Internal(format!("{} {}: {problem}", self.database, self.name))
-        })?;
-        state.memory.append(seq, batch)
+        state
+            .columns
+            .extend(batch)
+            .map_err(|problem| StoreError::Internal(format!("{} {}: {problem}", self.database, self.name)))?;
+        state.memory.append(batch)
     }
 
     pub(crate) fn snapshot(&self) -> Result<Snapshot> {
@@ -214,15 +215,27 @@ pub(crate) struct Groups {
 impl Snapshot {
     /// The pieces that have rows of these times, perhaps among others, in the journal's order. (Files stand by day, but
     /// those of two days share no point.)
-    pub(crate) fn pieces(&self, wanted: Times) -> Vec<Piece> {
-        let files = self.files.iter().filter(|it| it.is_wanted(wanted)).cloned().map(Piece::File);
-        let chunks = self.chunks.iter().filter(|it| overlap(it.times, wanted)).cloned().map(Piece::Chunk);
-        files.chain(chunks).collect()
+    ///
+    /// # Errors
+    /// A file that cannot be read just now; damaged ones are left out.
+    pub(crate) fn pieces(&self, wanted: Times) -> Result<Vec<Piece>> {
+        let mut pieces = Vec::new();
+        for file in self.files.iter().filter(|it| overlap(it.entry.times, wanted)) {
+            if file.is_whole()? {
+                pieces.push(Piece::File(Arc::clone(file)));
+            }
+        }
+        let chunks = self.chunks.iter().filter(|it| overlap(it.times, wanted));
+        pieces.extend(chunks.cloned().map(Piece::Chunk));
+        Ok(pieces)
     }
 
     /// Sorts the pieces out that have rows of these times.
-    pub(crate) fn groups(&self, wanted: Times) -> Groups {
-        let mut pieces = self.pieces(wanted);
+    ///
+    /// # Errors
+    /// As [`Snapshot::pieces`].
+    pub(crate) fn groups(&self, wanted: Times) -> Result<Groups> {
+        let mut pieces = self.pieces(wanted)?;
         let mut group: Vec<usize> = (0..pieces.len()).collect();
         let mut merges = vec![false; pieces.len()];
         for later in 0..pieces.len() {
@@ -250,7 +263,7 @@ impl Snapshot {
             });
             groups.merged[place].push(piece);
         }
-        groups
+        Ok(groups)
     }
 }
 
@@ -266,10 +279,4 @@ pub(crate) fn sources(pieces: &[Piece], schema: &SchemaRef, wanted: Times) -> Re
     }
     sources.push(Box::new(Chunks::new(schema, &chunks, |time| overlap((time, time), wanted))?));
     Ok(sources)
-}
-
-impl StoredFile {
-    fn is_wanted(&self, wanted: Times) -> bool {
-        overlap(self.entry.times, wanted) && self.is_whole()
-    }
 }

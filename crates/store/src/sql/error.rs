@@ -34,7 +34,9 @@ pub enum QueryError {
     #[error("{0}")]
     Invalid(String),
     /// It ran out of its time.
-    #[error("the query took longer than {after:?}: ask for a shorter time range, or from the roll-ups (_1m, _1h)")]
+    #[error(
+        "the query took longer than {after:?}: ask for a shorter time range, or from the roll-ups (_1m, _1h)"
+    )]
     TooSlow {
         /// The limit.
         after: Duration,
@@ -46,7 +48,9 @@ pub enum QueryError {
         most: u64,
     },
     /// It ran out of memory.
-    #[error("the query needs more memory than queries may take: ask for a shorter time range or fewer columns: {0}")]
+    #[error(
+        "the query needs more memory than queries may take: ask for a shorter time range or fewer columns: {0}"
+    )]
     TooMuchMemory(String),
     /// It failed while running.
     #[error("{0}")]
@@ -70,7 +74,9 @@ impl From<DataFusionError> for QueryError {
                 }
                 _ => Self::Invalid(text),
             },
-            DataFusionError::Plan(problem) if problem.contains("table '") && problem.contains("not found") => {
+            DataFusionError::Plan(problem)
+                if problem.contains("table '") && problem.contains("not found") =>
+            {
                 Self::UnknownTable(problem.clone())
             }
             DataFusionError::ResourcesExhausted(problem) => {

@@ -170,7 +170,8 @@ impl Engine {
             let _ = tokio::time::timeout(limits.time, run).await;
         };
         let task = runtime.spawn(timed).abort_handle();
-        let mut rows = Rows { schema: Arc::new(arrow::datatypes::Schema::empty()), from, task, limits, ended: false };
+        let mut rows =
+            Rows { schema: Arc::new(arrow::datatypes::Schema::empty()), from, task, limits, ended: false };
         match schema.await {
             Ok(Ok(schema)) => rows.schema = schema,
             Ok(Err(error)) => return Err(error),
@@ -194,7 +195,8 @@ async fn plan(
     sql: &str,
     params: HashMap<String, Param>,
 ) -> Result<datafusion::execution::SendableRecordBatchStream, QueryError> {
-    let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    let read_only =
+        SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     let state = context.state();
     error::only_one_statement(&state, sql)?;
     let plan = state.create_logical_plan(sql).await?;

@@ -37,8 +37,8 @@ use crate::error::StoreError;
 use crate::files::{OpenFile, StoredFile};
 use crate::memory::{Chunk, Times};
 use crate::merge::{Rule, adapt, merge};
-use crate::schema::TIME;
 use crate::rollup;
+use crate::schema::TIME;
 use crate::store::Inner;
 use crate::table::{Piece, Role, Snapshot, Table, sources};
 
@@ -146,7 +146,7 @@ impl TableProvider for Rows {
             let mut rows = live.table.live_rollups(&live.snapshot)?;
             snapshot.chunks.extend(rows[live.size].take());
         }
-        let groups = snapshot.groups(times);
+        let groups = snapshot.groups(times)?;
         let mut plans: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
         let mut files = Vec::new();
         let mut chunks = Vec::new();
@@ -227,7 +227,9 @@ impl Rows {
         // Points are told apart by all tags and the time; of the fields only those that are asked for are read.
         let needed = resting.fields().iter().filter(|it| {
             let name = it.name();
-            name == TIME || self.snapshot.columns.tags.contains(name) || wanted.column_with_name(name).is_some()
+            name == TIME
+                || self.snapshot.columns.tags.contains(name)
+                || wanted.column_with_name(name).is_some()
         });
         let needed: SchemaRef = Arc::new(Schema::new(needed.cloned().collect::<Vec<_>>()));
         let partitions = groups.into_iter().map(|pieces| {
@@ -287,7 +289,8 @@ impl ParquetFileReaderFactory for Reading {
         _: &ExecutionPlanMetricsSet,
     ) -> Result<Box<dyn AsyncFileReader + Send>> {
         let stored = file.extension::<Arc<StoredFile>>().cloned();
-        let stored = stored.ok_or_else(|| DataFusionError::Internal("a file without its handle".to_owned()))?;
+        let stored =
+            stored.ok_or_else(|| DataFusionError::Internal("a file without its handle".to_owned()))?;
         let open = stored.open()?;
         Ok(Box::new(Reader { stored, open }))
     }

@@ -8,7 +8,7 @@ use crate::schema::TIME;
 
 /// The times that rows must have for these filters, all of which hold. Wider is allowed.
 pub(super) fn wanted(filters: &[Expr]) -> Times {
-    filters.iter().fold((i64::MIN, i64::MAX), |all, filter| narrow(all, filter))
+    filters.iter().fold((i64::MIN, i64::MAX), narrow)
 }
 
 fn narrow(times: Times, filter: &Expr) -> Times {

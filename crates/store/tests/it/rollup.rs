@@ -20,6 +20,10 @@ fn random_points(random: &mut fastrand::Rng, from: i64, to: i64) -> Vec<Point> {
         if random.u8(0..5) > 0 {
             fields.push(("rxbytes".to_owned(), random.i64(0..1_000)));
         }
+        // A field that comes later, and before the others by name.
+        if from > 100 && random.u8(0..8) == 0 {
+            fields.push(("age".to_owned(), random.i64(0..9)));
+        }
         if random.u8(0..5) > 0 || fields.is_empty() {
             fields.push(("heat".to_owned(), random.i64(-10..10)));
         }
@@ -33,8 +37,10 @@ fn random_points(random: &mut fastrand::Rng, from: i64, to: i64) -> Vec<Point> {
     points.collect()
 }
 
-/// Tags and time of a point; its fields.
-type Raw = BTreeMap<(Vec<(String, String)>, i64), BTreeMap<String, i64>>;
+/// Tags and time.
+type Place = (Vec<(String, String)>, i64);
+/// The fields of points.
+type Raw = BTreeMap<Place, BTreeMap<String, i64>>;
 
 /// The roll-ups of all points, written as [`rows`] writes what it finds.
 fn expected(points: &[Point], ns: i64) -> Vec<String> {
@@ -43,21 +49,20 @@ fn expected(points: &[Point], ns: i64) -> Vec<String> {
         let row = raw.entry((point.tags.clone(), point.time)).or_default();
         row.extend(point.fields.iter().cloned());
     }
-    let mut buckets: BTreeMap<(Vec<(String, String)>, i64), BTreeMap<String, Vec<i64>>> = BTreeMap::new();
-    let mut increases: BTreeMap<(Vec<(String, String)>, i64), i64> = BTreeMap::new();
+    let mut buckets: BTreeMap<Place, BTreeMap<String, Vec<i64>>> = BTreeMap::new();
+    let mut increases: BTreeMap<Place, i64> = BTreeMap::new();
     let mut before: BTreeMap<Vec<(String, String)>, (i64, i64)> = BTreeMap::new();
     for ((tags, time), fields) in &raw {
         let key = (tags.clone(), time - time.rem_euclid(ns));
         let bucket = buckets.entry(key.clone()).or_default();
         for (name, value) in fields {
             bucket.entry(name.clone()).or_default().push(*value);
-            if name == "rxbytes" {
-                if let Some((at, old)) = before.insert(tags.clone(), (*time, *value))
-                    && time - at <= HOUR
-                    && *value >= old
-                {
-                    *increases.entry(key.clone()).or_default() += value - old;
-                }
+            if name == "rxbytes"
+                && let Some((at, old)) = before.insert(tags.clone(), (*time, *value))
+                && time - at <= HOUR
+                && *value >= old
+            {
+                *increases.entry(key.clone()).or_default() += value - old;
             }
         }
     }
@@ -86,7 +91,7 @@ fn expected(points: &[Point], ns: i64) -> Vec<String> {
 }
 
 fn open(dir: &std::path::Path) -> Store {
-    let options = Options { retention: |_| Duration::MAX };
+    let options = Options { retention: Arc::new(|_, _| Duration::MAX), ..Options::default() };
     Store::open(Arc::new(RealDisk), dir, options).expect("it opens").0
 }
 
@@ -108,8 +113,8 @@ fn check(seed: u64) {
             4 => {
                 store = open(dir.path());
                 sql = engine(&store);
-                for seq in store.cursor() as usize..journal.len() {
-                    store.apply(seq as u64 + 1, "db", &batch(&journal[seq])).expect("it takes them");
+                for (seq, points) in (1..).zip(&journal).skip(store.cursor() as usize) {
+                    store.apply(seq, "db", &batch(points)).expect("it takes them");
                 }
             }
             what => {

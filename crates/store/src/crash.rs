@@ -1,0 +1,258 @@
+//! The store against loss of power and failing disks: what was applied and is still in the journal, or was flushed, is
+//! there afterwards, once.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{Array as _, AsArray as _};
+use arrow::datatypes::Int64Type;
+use disk::Disk;
+use disk::double::{Double, Effect, Failure, Fault, Op};
+use telemetry::lines::{Batch, Catalog, Precision, parse};
+
+use crate::memory::Times;
+use crate::merge::{Rule, merge, times};
+use crate::rollup::{self, Give};
+use crate::store::{Options, Store};
+use crate::table::{Snapshot, sources};
+
+const ALL: Times = (i64::MIN, i64::MAX);
+const DAY_NS: i64 = 86_400_000_000_000;
+const START: i64 = 20_781 * DAY_NS;
+
+fn batch(text: &str) -> Batch {
+    let parsed = parse(text, Precision::Nanosecond, i64::MAX);
+    Catalog::default().admit("db", parsed, false).expect("good lines").batch
+}
+
+/// What is applied, as line protocol; entry `n` is number `n + 1`.
+type Journal = Vec<String>;
+/// By series and time, the fields.
+type Rows = BTreeMap<(String, i64), BTreeMap<String, i64>>;
+
+fn random_entry(random: &mut fastrand::Rng) -> String {
+    let mut lines = String::new();
+    for _ in 0..random.usize(1..6) {
+        let (vm, tick) = (random.u8(0..3), random.i64(0..40));
+        let time = START + random.i64(0..2) * DAY_NS + tick * 90_000_000_000;
+        let fields = ["a=1i", "b=2i", "a=3i,b=4i", "c=5i"][random.usize(0..4)];
+        lines.push_str(&format!("t,vm=vm{vm} {fields},n={}i {time}\n", random.u16(..)));
+    }
+    lines
+}
+
+fn expected(journal: &Journal) -> Rows {
+    let mut rows = Rows::new();
+    for line in journal.iter().flat_map(|it| it.lines()) {
+        let mut parts = line.split(' ');
+        let (series, fields, time) = (parts.next(), parts.next(), parts.next());
+        let vm = series.expect("a series").trim_start_matches("t,vm=").to_owned();
+        let row = rows.entry((vm, time.expect("a time").parse().expect("a number"))).or_default();
+        for field in fields.expect("fields").split(',') {
+            let (name, value) = field.split_once('=').expect("a field");
+            row.insert(name.to_owned(), value.trim_end_matches('i').parse().expect("a number"));
+        }
+    }
+    rows
+}
+
+/// All rows of a snapshot, as a query would see them: pieces that are not merged must not share a point.
+fn found(snapshot: &Snapshot, rule: Rule) -> Rows {
+    let schema = snapshot.columns.resting_schema();
+    let groups = snapshot.groups(ALL).expect("it can be read");
+    let single = groups.single.into_iter().map(|it| vec![it]);
+    let mut rows = Rows::new();
+    for pieces in single.chain(groups.merged) {
+        let sources = sources(&pieces, &schema, ALL).expect("sources");
+        merge(&schema, sources, rule, |key, batch| {
+            for (place, &time) in times(&batch)?.iter().enumerate() {
+                let mut row = BTreeMap::new();
+                for (column, field) in batch.columns().iter().zip(batch.schema().fields()) {
+                    if let Some(column) = column.as_primitive_opt::<Int64Type>()
+                        && column.is_valid(place)
+                    {
+                        row.insert(field.name().clone(), column.value(place));
+                    }
+                }
+                let before = rows.insert((key[0].clone().expect("a vm"), time), row);
+                assert!(before.is_none(), "{key:?} {time} is there twice");
+            }
+            Ok(())
+        })
+        .expect("it merges");
+    }
+    rows
+}
+
+fn snapshot(store: &Store, table: &str) -> Option<Snapshot> {
+    store.inner.find("db", table).map(|it| it.snapshot().expect("a snapshot"))
+}
+
+/// The store holds what the journal says, and its roll-ups are those of its rows.
+fn check(store: &Store, journal: &Journal) -> Result<(), String> {
+    let Some(raw) = snapshot(store, "t") else {
+        return if journal.is_empty() { Ok(()) } else { Err("no table".to_owned()) };
+    };
+    let (found_rows, expected_rows) = (found(&raw, Rule::Fields), expected(journal));
+    if found_rows != expected_rows {
+        return Err(format!("{} rows are there, of {}", found_rows.len(), expected_rows.len()));
+    }
+    let table = store.inner.find("db", "t").expect("it is there");
+    let live = table.live_rollups(&raw).expect("roll-ups");
+    let whole = Snapshot { files: Arc::default(), carry: None, chunks: all_chunks(journal), ..raw.clone() };
+    let carry = rollup::rebuild("t", &whole).expect("nothing");
+    let anew = rollup::advance("t", &carry, &whole, Give::All).expect("roll-ups").rows;
+    for ((name, live), anew) in ["t_1m", "t_1h"].into_iter().zip(live).zip(anew) {
+        let mut rolled = snapshot(store, name).expect("a table of roll-ups");
+        rolled.columns = rollup::columns("t", &raw.columns);
+        let expect = Snapshot {
+            files: Arc::default(),
+            chunks: anew.map(Arc::new).into_iter().collect(),
+            ..rolled.clone()
+        };
+        rolled.chunks.extend(live);
+        let (rolled, expect) = (found(&rolled, Rule::Rows), found(&expect, Rule::Rows));
+        if rolled != expect {
+            let missing: Vec<_> = expect.iter().filter(|it| rolled.get(it.0) != Some(it.1)).collect();
+            let wrong: Vec<_> = rolled.iter().filter(|it| expect.get(it.0) != Some(it.1)).collect();
+            return Err(format!("{name}: missing {missing:#?}, wrong {wrong:#?}"));
+        }
+    }
+    Ok(())
+}
+
+fn all_chunks(journal: &Journal) -> Vec<Arc<crate::memory::Chunk>> {
+    let mut memory = crate::memory::Memory::new(None);
+    for text in journal {
+        memory.append(&batch(text).tables[0]).expect("it takes them");
+    }
+    memory.show().expect("chunks")
+}
+
+fn open(disk: &Double, journal: &Journal) -> Result<Store, String> {
+    let options = Options { retention: Arc::new(|_, _| Duration::MAX), ..Options::default() };
+    let opened = Store::open(Arc::new(disk.clone()) as Arc<dyn Disk>, Path::new("/store"), options);
+    let (store, complaints) = opened.map_err(|error| format!("{:?}", error))?;
+    if !complaints.is_empty() {
+        return Err(complaints.join(", "));
+    }
+    if store.cursor() > journal.len() as u64 {
+        return Err("the cursor is beyond the journal".to_owned());
+    }
+    for (seq, entry) in (1..).zip(journal).skip(store.cursor() as usize) {
+        store.apply(seq, "db", &batch(entry)).map_err(|error| error.to_string())?;
+    }
+    Ok(store)
+}
+
+/// A history with many crashes: what is wrong at the end, if anything, and how many crashes it had.
+fn history(seed: u64, crashes: usize, lie: Option<&Fault>) -> Result<(), String> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let disk = Double::new();
+    let mut journal = Journal::new();
+    for crash in 0..crashes {
+        let at = |what: String| format!("seed {seed}, crash {crash}: {what}");
+        if let Some(lie) = lie {
+            disk.fault(lie.clone());
+        }
+        let store = open(&disk, &journal).map_err(at)?;
+        check(&store, &journal).map_err(at)?;
+        disk.fault(Fault::nth(random.u64(0..120), Effect::PowerOff));
+        while !disk.is_off() {
+            match random.u8(0..6) {
+                0 | 1 => drop(store.flush(START)),
+                2 => drop(store.compact(START + random.i64(0..3) * DAY_NS)),
+                _ => {
+                    let entry = random_entry(&mut random);
+                    journal.push(entry);
+                    let seq = journal.len() as u64;
+                    store.apply(seq, "db", &batch(&journal[journal.len() - 1])).expect("it takes them");
+                }
+            }
+        }
+        drop(store);
+        disk.crash(random.u64(..));
+    }
+    let store = open(&disk, &journal)?;
+    check(&store, &journal)
+}
+
+/// `KVMETRY_CRASHES` sets how many there are.
+fn crashes() -> u64 {
+    std::env::var("KVMETRY_CRASHES").ok().and_then(|it| it.parse().ok()).unwrap_or(1_000)
+}
+
+#[test]
+fn nothing_is_lost_or_doubled_by_crashes() {
+    for seed in 0..crashes() / 10 {
+        history(seed, 10, None).unwrap_or_else(|what| panic!("{what}"));
+    }
+}
+
+/// Each sync that the store makes is needed: without it, a crash loses something.
+#[test]
+fn the_crash_test_notices_each_sync_that_is_missing() {
+    let lies = [
+        ("contents of a file", Fault::every(Op::Sync, Effect::Ignore).on(".parquet")),
+        ("name of a file", Fault::every(Op::SyncDir, Effect::Ignore).on("day=")),
+        ("contents of the manifest", Fault::every(Op::Sync, Effect::Ignore).on("manifest")),
+        ("name of the manifest", Fault::every(Op::SyncDir, Effect::Ignore).right_after(Op::Rename)),
+    ];
+    for (what, lie) in lies {
+        let noticed = (0..200).any(|seed| history(seed, 6, Some(&lie)).is_err());
+        assert!(noticed, "without syncing the {what} nothing was lost: is it needed?");
+    }
+}
+
+/// Each operation fails once, in one way or another; then all goes on, and a crash changes nothing.
+#[test]
+fn each_operation_may_fail() {
+    let run = |store: &Store, journal: &mut Journal, random: &mut fastrand::Rng| {
+        for step in 0..12 {
+            match step % 4 {
+                2 => drop(store.flush(START)),
+                3 if step > 4 => drop(store.compact(START + 2 * DAY_NS)),
+                _ => {
+                    journal.push(random_entry(random));
+                    let seq = journal.len() as u64;
+                    store.apply(seq, "db", &batch(&journal[journal.len() - 1])).expect("it takes them");
+                }
+            }
+        }
+    };
+    let mut operations = 1;
+    let mut nth = 0;
+    let effects = [
+        Effect::Fail(Failure::Io),
+        Effect::Fail(Failure::NoSpace),
+        Effect::Fail(Failure::ReadOnly),
+        Effect::Short(Failure::NoSpace),
+    ];
+    while nth < operations {
+        let effect = effects[nth as usize % effects.len()];
+        let disk = Double::new();
+        let mut random = fastrand::Rng::with_seed(nth);
+        let mut journal = Journal::new();
+        let store = open(&disk, &journal).expect("it opens");
+        let before = disk.operations();
+        disk.fault(Fault::nth(nth, effect));
+        run(&store, &mut journal, &mut random);
+        operations = operations.max(disk.operations() - before);
+        disk.heal();
+        let context = format!("operation {nth}, {effect:?}");
+        check(&store, &journal).unwrap_or_else(|what| panic!("{context}: {what}"));
+        store.flush(START).unwrap_or_else(|error| panic!("{context}: {error:?}"));
+        journal.push(random_entry(&mut random));
+        let seq = journal.len() as u64;
+        store.apply(seq, "db", &batch(&journal[journal.len() - 1])).expect("it takes them");
+        store.flush(START).unwrap_or_else(|error| panic!("{context}: {error:?}"));
+        drop(store);
+        disk.crash(nth);
+        let store = open(&disk, &journal).unwrap_or_else(|what| panic!("{context}: {what}"));
+        check(&store, &journal).unwrap_or_else(|what| panic!("{context}, after a crash: {what}"));
+        nth += 1;
+    }
+    assert!(operations > 100, "only {operations} operations were tried");
+}
