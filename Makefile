@@ -37,14 +37,18 @@ lint: ## formatting, clippy, the project's own rules, licences, generated docume
 	cargo xtask docs --check
 	cargo deny --locked check licenses bans sources
 
+# The same features everywhere: with others, DataFusion and all below it would be compiled once more.
+FEATURES := --workspace --features xtask/real-libvirt,kvmetry/real-libvirt
+REAL := binary(/^(real|lab)$$/)
+
 .PHONY: unit
 unit: ## tests that need no libvirt
-	cargo nextest run --locked --workspace
-	cargo test --locked --workspace --doc
+	cargo nextest run --locked $(FEATURES) -E 'not $(REAL)'
+	cargo test --locked $(FEATURES) --doc
 
 .PHONY: real
 real: ## tests on the real libvirt with VMs of their own
-	$(REAL_ENV) cargo nextest run --locked -p xtask -p kvmetry --features xtask/real-libvirt,kvmetry/real-libvirt --test lab --test real
+	$(REAL_ENV) cargo nextest run --locked $(FEATURES) -E '$(REAL)'
 
 .PHONY: bench
 bench: ## benchmarks (docs/PERFORMANCE.md tells how to read them)

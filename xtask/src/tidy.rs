@@ -21,7 +21,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
 ];
 
 /// The same for dev-dependencies, where they may do more: tests of the binary start VMs.
-const DEV_DIRECTION: &[(&str, &[&str])] = &[("kvmetry", &["xtask"])];
+const DEV_DIRECTION: &[(&str, &[&str])] = &[("kvmetry", &["xtask"]), ("disk", &["disk"])];
 
 /// Crates that nothing here may bring in: the C library's bindings.
 const BANNED: &[&str] = &["virt", "virt-sys"];

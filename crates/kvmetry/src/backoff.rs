@@ -2,33 +2,60 @@
 
 use std::time::Duration;
 
-/// The pause after the first failure; it doubles with every further one up to [`MAX_PAUSE`].
-pub(crate) const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause of our own making: how late something that works again may be noticed.
-pub(crate) const MAX_PAUSE: Duration = Duration::from_secs(30);
-/// The pause where a person must act first (a wrong token, a missing database): asking more often only fills
-/// the server's log.
-pub(crate) const SLOW_PAUSE: Duration = Duration::from_secs(60);
 /// The longest pause that a server may ask for (`Retry-After`).
 pub(crate) const MAX_ASKED_PAUSE: Duration = Duration::from_secs(300);
 /// Pauses are stretched or shortened by up to this part, percent, so that many collectors do not come back to
 /// a restarted server in the same moment.
 const JITTER_PERCENT: u32 = 25;
 
-/// The pause after this many failures in a row (from 1).
-pub(crate) fn pause(failures: u32) -> Duration {
-    let doubled = FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(16));
-    jitter(doubled.min(MAX_PAUSE))
+/// The pauses between tries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pauses {
+    /// After the first failure; it doubles with every further one.
+    first: Duration,
+    /// The longest of our own making: how late something that works again may be noticed.
+    longest: Duration,
+    /// Where a person must act first (a wrong token, a missing database): asking more often only fills the server's
+    /// log.
+    slow: Duration,
 }
 
-/// The pause after this many failures in a row where the other side asked for one: it may ask for more patience
-/// than ours, not for less ("0" would mean no pause at all), and never gets more than [`MAX_ASKED_PAUSE`].
-pub(crate) fn asked_pause(failures: u32, asked: Option<Duration>) -> Duration {
-    pause(failures).max(asked.unwrap_or_default().min(MAX_ASKED_PAUSE))
+impl Pauses {
+    /// Those of a running program.
+    pub(crate) const NORMAL: Self = Self {
+        first: Duration::from_secs(1),
+        longest: Duration::from_secs(30),
+        slow: Duration::from_secs(60),
+    };
+
+    /// For tests that fail often.
+    #[cfg(test)]
+    pub(crate) const SHORT: Self = Self {
+        first: Duration::from_millis(1),
+        longest: Duration::from_millis(2),
+        slow: Duration::from_millis(3),
+    };
+
+    /// The pause after this many failures in a row (from 1).
+    pub(crate) fn after(self, failures: u32) -> Duration {
+        let doubled = self.first.saturating_mul(1 << failures.saturating_sub(1).min(16));
+        jitter(doubled.min(self.longest))
+    }
+
+    /// The same where the other side asked for a pause: it may ask for more patience than ours, not for less ("0"
+    /// would mean no pause at all), and never gets more than [`MAX_ASKED_PAUSE`].
+    pub(crate) fn asked(self, failures: u32, asked: Option<Duration>) -> Duration {
+        self.after(failures).max(asked.unwrap_or_default().min(MAX_ASKED_PAUSE))
+    }
+
+    /// The pause where a person must act first.
+    pub(crate) fn slow(self) -> Duration {
+        jitter(self.slow)
+    }
 }
 
 /// This pause, a little longer or shorter.
-pub(crate) fn jitter(pause: Duration) -> Duration {
+fn jitter(pause: Duration) -> Duration {
     pause * fastrand::u32(100 - JITTER_PERCENT..=100 + JITTER_PERCENT) / 100
 }
 
@@ -52,16 +79,21 @@ mod tests {
     #[test]
     fn pauses_grow_up_to_a_bound() {
         for (failures, expect) in [(1, 1.0), (2, 2.0), (3, 4.0), (5, 16.0), (6, 30.0), (u32::MAX, 30.0)] {
-            check(pause(failures), expect);
+            check(Pauses::NORMAL.after(failures), expect);
         }
+        check(Pauses::NORMAL.slow(), 60.0);
+        let some: Vec<_> = (0..20).map(|_| Pauses::NORMAL.after(6)).collect();
+        assert!(some.iter().any(|pause| *pause != some[0]), "they differ");
     }
 
     #[test]
     fn whoever_asks_gets_more_patience_but_not_less() {
-        assert_eq!(asked_pause(1, Some(Duration::from_secs(7))), Duration::from_secs(7));
-        assert_eq!(asked_pause(1, Some(Duration::from_secs(86_400))), MAX_ASKED_PAUSE);
-        check(asked_pause(3, Some(Duration::ZERO)), 4.0);
-        check(asked_pause(3, None), 4.0);
+        let asked =
+            |failures, seconds: Option<u64>| Pauses::NORMAL.asked(failures, seconds.map(Duration::from_secs));
+        assert_eq!(asked(1, Some(7)), Duration::from_secs(7));
+        assert_eq!(asked(1, Some(86_400)), MAX_ASKED_PAUSE);
+        check(asked(3, Some(0)), 4.0);
+        check(asked(3, None), 4.0);
     }
 
     #[test]

@@ -8,8 +8,14 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::filter::Targets;
 
-use crate::config::Flags;
+#[cfg(feature = "store")]
+use crate::ask;
+use crate::config::{Config, Flags};
+use crate::http::tokens::Scope;
+use crate::logging;
+use crate::{check, once, pipeline, token};
 
 /// All went well, or the program was asked to end and did.
 pub(crate) const EXIT_OK: u8 = 0;
@@ -25,6 +31,7 @@ Examples:
   kvmetry run --output - --interval 2s            line protocol on stdout, every 2 seconds
   kvmetry run --influxdb http://127.0.0.1:8181    into InfluxDB 3
   kvmetry run --uri qemu+ssh://root@kvm1/system --uri qemu+ssh://root@kvm2/system
+  kvmetry token --scope write --name kvm1         who may write to this one's HTTP port
   kvmetry config > kvmetry.toml                   every setting, with unit, default and reason
 
 Environment:
@@ -60,6 +67,38 @@ Examples:
   kvmetry check --uri qemu+ssh://root@kvm1/system --influxdb http://127.0.0.1:8181
 
 Exit code 1 if something does not work.";
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  kvmetry serve                                       on loopback, without tokens
+  kvmetry token --scope write --name kvm1             a token for the collector of kvm1, then
+  kvmetry serve --listen 0.0.0.0:8177                 a server for others
+
+docs/API.md has every endpoint with an example.";
+
+const TOKEN_EXAMPLES: &str = "\
+Examples:
+  kvmetry token --scope write --name kvm1 > kvm1.token
+  kvmetry token --scope read --name grafana
+  kvmetry token list
+  kvmetry token revoke kvm1
+
+The token is shown once: what is kept is its hash. A running server sees new and revoked tokens at once.
+Once there is a token, everybody needs one, also on loopback.";
+
+#[cfg(feature = "store")]
+const QUERY_EXAMPLES: &str = "\
+Examples:
+  kvmetry query 'SHOW TABLES'
+  kvmetry query 'SELECT time, name, memrss FROM vm_totals ORDER BY time DESC LIMIT 10'
+  kvmetry query --format csv 'SELECT * FROM vm_totals_1h' > hours.csv
+
+Beside a running kvmetry it asks through its HTTP port, with the token in KVMETRY_TOKEN if that demands one.";
+
+#[cfg(feature = "store")]
+const COMPACT_EXAMPLES: &str = "\
+Example:
+  kvmetry compact --data-dir /var/lib/kvmetry && duckdb -c \"SELECT count(*) FROM '/var/lib/kvmetry/store/kvmetry/vm_totals/*/*.parquet'\"";
 
 const CONFIG_EXAMPLES: &str = "\
 Example:
@@ -104,6 +143,98 @@ pub(crate) enum Command {
     /// Print the configuration with every key, its default and its reason
     #[command(after_help = CONFIG_EXAMPLES)]
     Config,
+    /// Take lines and answer queries without collecting: the central server
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(Serve),
+    /// Ask the embedded store in SQL
+    #[cfg(feature = "store")]
+    #[command(after_help = QUERY_EXAMPLES)]
+    Query(Query),
+    /// Write all points into Parquet files now, one a day and table
+    #[cfg(feature = "store")]
+    #[command(after_help = COMPACT_EXAMPLES)]
+    Compact,
+    /// Make a token for the HTTP port, list them, or revoke one
+    #[command(after_help = TOKEN_EXAMPLES)]
+    Token(Token),
+}
+
+/// The flags of whatever opens the HTTP port.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Port {
+    /// Address and port of the HTTP port, or off [default: 127.0.0.1:8177]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+    /// Whoever reaches the HTTP port may read and write all of it, whatever tokens there are
+    #[arg(long)]
+    insecure_no_auth: bool,
+    /// Keep no points here, only what is still to be delivered
+    #[arg(long)]
+    no_store: bool,
+}
+
+/// The flags of `serve`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Serve {
+    #[command(flatten)]
+    port: Port,
+}
+
+/// The flags of `query`.
+#[cfg(feature = "store")]
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Query {
+    /// The question; names with upper-case letters need double quotes
+    #[arg(value_name = "SQL")]
+    pub(crate) sql: String,
+    /// The database to ask [default: kvmetry]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) database: Option<String>,
+    /// How to print the answer
+    #[arg(long, value_enum, default_value_t = QueryFormat::Table)]
+    pub(crate) format: QueryFormat,
+}
+
+/// How `query` prints.
+#[cfg(feature = "store")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum QueryFormat {
+    /// A table for people
+    Table,
+    /// With a header line
+    Csv,
+    /// One array of objects
+    Json,
+    /// An object a line
+    Jsonl,
+    /// A Parquet file
+    Parquet,
+}
+
+/// The flags of `token`.
+#[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct Token {
+    /// What it is good for; may be repeated
+    #[arg(long = "scope", value_enum, value_name = "SCOPE", required = true)]
+    pub(crate) scopes: Vec<Scope>,
+    /// What to call it: who uses it [default: its scope and a number]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    #[command(subcommand)]
+    pub(crate) action: Option<TokenAction>,
+}
+
+/// What else to do with tokens.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum TokenAction {
+    /// Names, scopes and dates of all tokens
+    List,
+    /// Take a token away: it is refused from now on
+    Revoke {
+        /// The token's name
+        name: String,
+    },
 }
 
 /// The flags of `run`.
@@ -118,6 +249,8 @@ pub(crate) struct Run {
     /// InfluxDB server to write to, in place of the configured ones, such as http://127.0.0.1:8181
     #[arg(long, value_name = "URL")]
     influxdb: Option<String>,
+    #[command(flatten)]
+    port: Port,
 }
 
 /// The flags of `once`.
@@ -161,11 +294,51 @@ impl Cli {
                 flags.interval.clone_from(&run.interval);
                 flags.outputs.clone_from(&run.outputs);
                 flags.influxdb.clone_from(&run.influxdb);
+                run.port.apply(&mut flags);
             }
+            Command::Serve(serve) => serve.port.apply(&mut flags),
             Command::Check(check) => flags.influxdb.clone_from(&check.influxdb),
-            Command::Once(_) | Command::Config => {}
+            Command::Once(_) | Command::Config | Command::Token(_) => {}
+            #[cfg(feature = "store")]
+            Command::Query(_) | Command::Compact => {}
         }
         flags
+    }
+
+    /// What is logged unless the environment says otherwise.
+    pub(crate) fn log_levels(&self) -> Targets {
+        match self.command {
+            Command::Run(_) | Command::Serve(_) => logging::of_run(),
+            _ => logging::of_others(),
+        }
+    }
+}
+
+impl Port {
+    fn apply(&self, flags: &mut Flags) {
+        flags.listen.clone_from(&self.listen);
+        flags.insecure_no_auth = self.insecure_no_auth;
+        flags.no_store = self.no_store;
+    }
+}
+
+/// Does what the command says. True if all it looked at was well.
+///
+/// # Errors
+/// Why it could not.
+pub(crate) async fn execute(command: Command, config: Config) -> anyhow::Result<bool> {
+    match command {
+        Command::Run(_) => pipeline::run(config).await.map(|()| true),
+        Command::Serve(_) => pipeline::serve(config).await.map(|()| true),
+        Command::Once(once) => once::once(&config, once.format).await.map(|()| true),
+        Command::Check(_) => check::check(&config).await,
+        Command::Token(token) => token::token(&config, &token).map(|()| true),
+        #[cfg(feature = "store")]
+        Command::Query(query) => ask::query(&config, &query).await.map(|()| true),
+        #[cfg(feature = "store")]
+        Command::Compact => ask::compact(&config).await.map(|()| true),
+        // Printed without reading a configuration.
+        Command::Config => Ok(true),
     }
 }
 
@@ -254,6 +427,16 @@ mod tests {
         check("kvmetry once --output -", Err("--output"));
         check("kvmetry once --format xml", Err("possible values: line, json, table"));
         check("kvmetry runn", Err("run"));
+        check("kvmetry run --listen off --insecure-no-auth", Ok("None [] None [] None"));
+        check("kvmetry serve --listen [::]:1", Ok("None [] None [] None"));
+        check("kvmetry token --scope write --scope read --name a", Ok("None [] None [] None"));
+        check("kvmetry token list", Ok("None [] None [] None"));
+        check("kvmetry token revoke a", Ok("None [] None [] None"));
+        check("kvmetry token", Err("--scope <SCOPE>"));
+        check("kvmetry token --name a", Err("--scope <SCOPE>"));
+        check("kvmetry token --scope all", Err("possible values: write, read, admin"));
+        check("kvmetry token --scope write list", Err("cannot be used with"));
+        check("kvmetry token revoke", Err("<NAME>"));
     }
 
     #[test]

@@ -127,6 +127,17 @@ impl OncePerCause {
     }
 }
 
+/// An error and its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
 /// What is logged on this thread while the guard lives, a line each without time and colours.
 #[cfg(test)]
 pub(crate) fn log_of_this_thread() -> (std::sync::Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {

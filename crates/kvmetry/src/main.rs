@@ -1,5 +1,7 @@
 //! kvmetry: telemetry for KVM/libvirt virtual machines. ARCHITECTURE.md has the map; start in `pipeline.rs`.
 
+#[cfg(feature = "store")]
+mod ask;
 mod backoff;
 mod check;
 mod cli;
@@ -8,15 +10,20 @@ mod collect;
 mod config;
 mod datadir;
 mod deliver;
+#[cfg(feature = "store")]
+mod embedded;
 mod entry;
 mod http;
+mod keep;
 mod logging;
 mod losses;
 mod once;
 mod output;
 mod pipeline;
 mod schedule;
+mod serve;
 mod table;
+mod token;
 mod write;
 
 use std::process::ExitCode;
@@ -28,9 +35,7 @@ use crate::config::Config;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let levels =
-        if matches!(cli.command, Command::Run(_)) { logging::of_run() } else { logging::of_others() };
-    if let Err(error) = logging::init(levels) {
+    if let Err(error) = logging::init(cli.log_levels()) {
         return fail(cli::EXIT_USAGE, error);
     }
     if matches!(cli.command, Command::Config) {
@@ -44,14 +49,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(cli::EXIT_FAILED, error),
     };
-    let result = runtime.block_on(async {
-        match cli.command {
-            Command::Run(_) => pipeline::run(config).await.map(|()| true),
-            Command::Once(once) => once::once(&config, once.format).await.map(|()| true),
-            Command::Check(_) => check::check(&config).await,
-            Command::Config => Ok(true),
-        }
-    });
+    let result = runtime.block_on(cli::execute(cli.command, config));
     // A look-up in the DNS that hangs must not hold up the end.
     runtime.shutdown_background();
     ended(result)

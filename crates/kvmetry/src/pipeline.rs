@@ -14,8 +14,6 @@ use std::io::IsTerminal;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use disk::{Disk, RealDisk};
-use journal::{Journal, Limits};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -23,39 +21,29 @@ use tokio::time::Instant;
 use crate::clock::{Clock, SystemClock};
 use crate::collect::{self, Host, HostNames, Report, Settings};
 use crate::config::{Config, Hypervisor};
-use crate::datadir::DataDir;
-use crate::deliver::{self, Deliveries, DeliveryStats, Rejects};
+use crate::keep::Kept;
 use crate::logging::OncePerCause;
-use crate::losses::{JOURNAL, Losses};
 use crate::output::{Batch, Closed, OutputStats, Outputs};
 use crate::schedule::{Now, Schedule};
-use crate::write::Writer;
 
 /// From the signal to the end: goodbyes to the daemons, then what was collected into the journal, then what can still be
 /// delivered.
 const STOP_WITHIN: Duration = Duration::from_millis(1_800);
 /// A second signal within this time is an echo of the first.
 const ECHO: Duration = Duration::from_millis(300);
-/// Of it, at the end, for what was delivered last to be noted down.
-const LAST_CURSORS: Duration = Duration::from_millis(150);
 /// Of it, for the hypervisors.
 const HOSTS_STOP_WITHIN: Duration = Duration::from_millis(600);
 /// How often a hypervisor's cache and failures are logged.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
-/// Runs until it is told to end.
+/// Collects until it is told to end.
 ///
 /// # Errors
-/// An output or a data directory that cannot be used, or standard output that failed.
+/// An output, port or data directory that cannot be used, or standard output that failed.
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
-    }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let sinks = Arc::new(Sinks::start(&config, &clock)?);
-    let mut signals = Signals::listen()?;
+    let sinks = Arc::new(Sinks::start(&config, &clock).await?);
     let (stop, stopping) = watch::channel(false);
-
     let mut hosts = JoinSet::new();
     let names = HostNames::default();
     for (place, hypervisor) in config.hypervisors.iter().enumerate() {
@@ -66,7 +54,36 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     if sinks.is_empty() {
         tracing::info!("no output is configured: see --output and --influxdb; telling what is seen");
     }
+    until_told(config, sinks, hosts, stop).await
+}
 
+/// Takes lines and answers queries until it is told to end.
+///
+/// # Errors
+/// No port, or a port or data directory that cannot be used.
+pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
+    if config.http.listen.is_none() {
+        anyhow::bail!("there is nothing to serve without the HTTP port: see --listen");
+    }
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let sinks = Sinks {
+        outputs: Outputs::start(&[], Arc::clone(&clock))?,
+        kept: Some(Kept::open(&config, &clock).await?),
+    };
+    until_told(config, Arc::new(sinks), JoinSet::new(), watch::Sender::new(false)).await
+}
+
+/// Waits for a signal, or for standard output to be closed, and ends everything.
+async fn until_told(
+    config: Config,
+    sinks: Arc<Sinks>,
+    hosts: JoinSet<()>,
+    stop: watch::Sender<bool>,
+) -> anyhow::Result<()> {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let mut signals = Signals::listen()?;
     let teller = tokio::spawn(tell_sinks(Arc::downgrade(&sinks)));
     let ended = tokio::select! {
         signal = signals.next() => {
@@ -107,21 +124,11 @@ struct Sinks {
     kept: Option<Kept>,
 }
 
-/// What survives the end of the process.
-struct Kept {
-    writer: Writer,
-    journal: Arc<Journal>,
-    deliveries: Deliveries,
-    losses: Arc<Losses>,
-    clock: Arc<dyn Clock>,
-    /// Ours as long as this lives.
-    _dir: DataDir,
-}
-
 impl Sinks {
-    fn start(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
+    async fn start(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
         let outputs = Outputs::start(&config.outputs, Arc::clone(clock))?;
-        let kept = if config.influxdb.is_empty() { None } else { Some(Kept::open(config, clock)?) };
+        let is_read = !config.influxdb.is_empty() || config.store.enabled;
+        let kept = if is_read { Some(Kept::open(config, clock).await?) } else { None };
         Ok(Self { outputs, kept })
     }
 
@@ -132,7 +139,7 @@ impl Sinks {
     fn tell(&self) {
         self.outputs.stats().iter().for_each(tell_output);
         if let Some(kept) = &self.kept {
-            tell_kept(&kept.journal, &kept.losses, &kept.deliveries.stats());
+            kept.tell();
         }
     }
 
@@ -147,51 +154,6 @@ impl Sinks {
             }
         };
         tokio::join!(outputs, kept);
-    }
-}
-
-impl Kept {
-    fn open(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
-        let dir = DataDir::open(&config.data_dir)?;
-        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        let readers: Vec<_> = config.influxdb.iter().map(deliver::reader).collect();
-        let readers: Vec<_> = readers.iter().map(String::as_str).collect();
-        let limits = Limits { max_bytes: config.journal.max_size, max_age: config.journal.max_age };
-        let opened = Journal::open(Arc::clone(&disk), &dir.path().join("journal"), limits, &readers)?;
-        let (journal, opened) = (Arc::new(opened.0), opened.1);
-        for damage in &opened.damage {
-            tracing::error!("the journal is damaged, what is whole in it is read: {damage}");
-        }
-        let losses = Arc::new(Losses::new(Arc::clone(clock)));
-        losses.add(opened.losses);
-        let writer = Writer::start(Arc::clone(&journal), None, Arc::clone(&losses), Arc::clone(clock))?;
-        let shared = deliver::Shared {
-            journal: Arc::clone(&journal),
-            last: writer.last(),
-            rejects: Arc::new(Rejects::new(disk, dir.path().join("rejects"))),
-            losses: Arc::clone(&losses),
-            clock: Arc::clone(clock),
-        };
-        let deliveries = Deliveries::start(&config.influxdb, shared)?;
-        Ok(Self { writer, journal, deliveries, losses, clock: Arc::clone(clock), _dir: dir })
-    }
-
-    /// What was collected goes to disk first, then to the servers, as far as the time allows.
-    async fn shutdown(self, end: Instant) {
-        let left = || end.saturating_duration_since(Instant::now());
-        if !self.writer.close(left()).await {
-            tracing::error!("the disk does not answer: what was collected last is lost");
-            return;
-        }
-        let Self { deliveries, journal, losses, clock, _dir, writer } = self;
-        let last = deliveries.shutdown(left().saturating_sub(LAST_CURSORS)).await;
-        // The cursors: without them the last deliveries are made once more, which is harmless.
-        let now_ns = clock.wall_ns();
-        let last_journal = Arc::clone(&journal);
-        let maintain = tokio::task::spawn_blocking(move || last_journal.maintain(now_ns));
-        let _ = tokio::time::timeout(left(), maintain).await;
-        tell_kept(&journal, &losses, &last);
-        drop((writer, _dir));
     }
 }
 
@@ -215,23 +177,6 @@ fn tell_output(stats: &OutputStats) {
         trouble = stats.trouble,
         "lines since the start"
     );
-}
-
-fn tell_kept(journal: &Journal, losses: &Losses, deliveries: &[DeliveryStats]) {
-    for stats in deliveries {
-        tracing::info!(
-            output = stats.name,
-            delivered = stats.delivered_lines,
-            refused = stats.refused_lines,
-            lost = stats.lost_lines,
-            failures = stats.failures,
-            waiting_entries = stats.waiting_entries,
-            trouble = stats.trouble,
-            "lines since the start"
-        );
-    }
-    let (stats, lost) = (journal.stats(), losses.lines_of(JOURNAL));
-    tracing::info!(entries = stats.last + 1 - stats.first, bytes = stats.file_bytes, lost, "the journal");
 }
 
 /// One hypervisor's task.

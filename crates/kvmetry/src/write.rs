@@ -16,17 +16,20 @@
 //! - Nothing here waits for ever: a write without room is refused after [`MAX_WAIT`], and the collector never waits at
 //!   all. What it cannot hand over is lost, counted and told.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use journal::{Journal, JournalError, Seq};
-use telemetry::lines::{Batch, Catalog, CatalogFault, LineError, NotUtf8, Precision, Refused, parse, text};
+use telemetry::lines::{
+    Batch, Catalog, CatalogFault, LineError, MergeConflict, NotUtf8, Precision, Refused, parse, text,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
-use crate::clock::{Clock, rfc3339};
+use crate::clock::Clock;
 use crate::config::DATABASE;
 use crate::entry;
+use crate::logging::{OncePerCause, chain};
 use crate::losses::{JOURNAL, Losses, Lost};
 
 /// Bodies of writes that wait for the disk, bytes, and as much again for the collector's lines. It is three of the
@@ -82,10 +85,10 @@ pub(crate) enum WriteError {
     #[error("more is being written than the disk takes; try again later")]
     Busy,
     /// The disk's: it is full. The same write may be sent again.
-    #[error("the disk is full: {0}")]
+    #[error("the disk is full: {}", chain(.0))]
     DiskFull(Arc<JournalError>),
     /// The disk's. The same write may be sent again.
-    #[error("{0}")]
+    #[error("{}", chain(.0))]
     Disk(Arc<JournalError>),
     /// This program ends.
     #[error("kvmetry is ending")]
@@ -108,6 +111,9 @@ pub(crate) enum StartError {
     /// The catalogue in the journal.
     #[error("the journal's catalogue: {0}")]
     Catalog(CatalogFault),
+    /// The journal and the store.
+    #[error("the journal and the store disagree: {0}")]
+    Conflict(MergeConflict),
     /// The journal.
     #[error(transparent)]
     Journal(JournalError),
@@ -134,6 +140,7 @@ struct Shared {
     collectors_room: Arc<Semaphore>,
     /// Whether batches are wanted ([`Applied`]).
     keeps_batches: bool,
+    retentions: Arc<Retentions>,
     /// The last durable entry.
     last: watch::Sender<Seq>,
     ended: watch::Sender<bool>,
@@ -149,6 +156,7 @@ struct State {
 /// An admitted write.
 struct Job {
     database: String,
+    /// Empty where only the catalogue changes: then it is no entry.
     text: String,
     batch: Option<Batch>,
     lines: u32,
@@ -180,18 +188,44 @@ impl Job {
     }
 }
 
+/// How long databases keep their points, for those that were told so themselves. Shared with the store.
+#[derive(Debug, Default)]
+pub(crate) struct Retentions(RwLock<BTreeMap<String, Duration>>);
+
+impl Retentions {
+    /// Zero: for ever.
+    pub(crate) fn of(&self, database: &str) -> Option<Duration> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(database).copied()
+    }
+
+    fn take(&self, catalog: &Catalog) {
+        let all = catalog.databases().filter_map(|it| Some((it.to_owned(), catalog.retention(it)?)));
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = all.collect();
+    }
+}
+
+/// What a [`Writer`] works with.
+pub(crate) struct Setup {
+    pub(crate) journal: Arc<Journal>,
+    /// Sees every entry from now on.
+    pub(crate) applied: Option<Box<dyn Applied>>,
+    /// Tables that are known although the journal may not know them.
+    pub(crate) known: Catalog,
+    pub(crate) retentions: Arc<Retentions>,
+    pub(crate) losses: Arc<Losses>,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
 impl Writer {
-    /// Reads the catalogue and starts the writer's thread. `applied` sees every entry from now on.
+    /// Reads the catalogue and starts the writer's thread.
     ///
     /// # Errors
     /// A catalogue that a newer version wrote or that is damaged; no thread.
-    pub(crate) fn start(
-        journal: Arc<Journal>,
-        applied: Option<Box<dyn Applied>>,
-        losses: Arc<Losses>,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Self, StartError> {
-        let catalog = read_catalog(&journal)?;
+    pub(crate) fn start(setup: Setup) -> Result<Self, StartError> {
+        let Setup { journal, applied, known, retentions, losses, clock } = setup;
+        let mut catalog = read_catalog(&journal)?;
+        catalog.merge(&known).map_err(StartError::Conflict)?;
+        retentions.take(&catalog);
         let shared = Arc::new(Shared {
             clock,
             losses,
@@ -200,10 +234,12 @@ impl Writer {
             room: Arc::new(Semaphore::new(MAX_WAITING_BYTES / UNIT)),
             collectors_room: Arc::new(Semaphore::new(MAX_WAITING_BYTES / UNIT)),
             keeps_batches: applied.is_some(),
+            retentions,
             last: watch::Sender::new(journal.stats().last),
             ended: watch::Sender::new(false),
         });
-        let thread = Thread { shared: Arc::clone(&shared), journal, applied };
+        let troubles = OncePerCause::default();
+        let thread = Thread { shared: Arc::clone(&shared), journal, applied, troubles };
         let named = std::thread::Builder::new().name("writer".to_owned());
         named.spawn(move || thread.run()).map_err(StartError::Thread)?;
         Ok(Self { shared })
@@ -267,6 +303,70 @@ impl Writer {
             }
             Err(error) => lost(error.to_string(), u64::from(lines)),
         }
+    }
+
+    /// All databases, each with its own retention if it has one.
+    pub(crate) fn databases(&self) -> Vec<(String, Option<Duration>)> {
+        let state = self.shared.state();
+        state.catalog.databases().map(|it| (it.to_owned(), state.catalog.retention(it))).collect()
+    }
+
+    /// Makes a database, durably. False if it is there.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    pub(crate) async fn create_database(
+        &self,
+        name: &str,
+        retention: Option<Duration>,
+    ) -> Result<bool, WriteError> {
+        self.change(|catalog| catalog.create_database(name, retention).map_err(WriteError::Refused)).await
+    }
+
+    /// Changes a database's retention, durably. False if there is no such database.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    pub(crate) async fn set_retention(
+        &self,
+        name: &str,
+        retention: Option<Duration>,
+    ) -> Result<bool, WriteError> {
+        self.change(|catalog| Ok(catalog.set_retention(name, retention))).await
+    }
+
+    /// Changes the catalogue alone. `change` says whether there is something to write down.
+    async fn change(
+        &self,
+        change: impl FnOnce(&mut Catalog) -> Result<bool, WriteError>,
+    ) -> Result<bool, WriteError> {
+        let room = Arc::clone(&self.shared.room).acquire_owned();
+        let room = tokio::time::timeout(MAX_WAIT, room).await.map_err(|_| WriteError::Busy)?;
+        let room = room.map_err(|_| WriteError::Ended)?;
+        let (caller, acknowledged) = oneshot::channel();
+        {
+            let mut state = self.shared.state();
+            if state.closing {
+                return Err(WriteError::Ended);
+            }
+            if !change(&mut state.catalog)? {
+                return Ok(false);
+            }
+            state.queue.push_back(Job {
+                database: String::new(),
+                text: String::new(),
+                batch: None,
+                lines: 0,
+                span: (0, 0),
+                schema_changed: true,
+                ack: Ack::Caller(caller),
+                _room: room,
+            });
+            self.shared.changed.notify_all();
+        }
+        acknowledged.await.map_err(|_| WriteError::Ended)??;
+        self.shared.retentions.take(&self.shared.state().catalog);
+        Ok(true)
     }
 
     /// The number of the last durable entry, as it grows.
@@ -366,6 +466,8 @@ struct Thread {
     shared: Arc<Shared>,
     journal: Arc<Journal>,
     applied: Option<Box<dyn Applied>>,
+    /// Why the journal cannot tidy up.
+    troubles: OncePerCause,
 }
 
 impl Thread {
@@ -388,6 +490,10 @@ impl Thread {
         let losses = Arc::clone(&self.shared.losses);
         let (mut kept, mut entries) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
         for job in jobs {
+            if job.lines == 0 {
+                kept.push(job);
+                continue;
+            }
             let payload = entry::encode(&job.database, &job.text);
             let (bytes, limit) = (payload.len(), journal::MAX_ENTRY_BYTES);
             if bytes > limit {
@@ -403,7 +509,7 @@ impl Thread {
             Err(error) => return self.failed(kept, error),
         };
         losses.add(appended.losses);
-        for (seq, job) in (appended.first..).zip(&mut kept) {
+        for (seq, job) in (appended.first..).zip(kept.iter_mut().filter(|it| it.lines > 0)) {
             if let (Some(applied), Some(batch)) = (&mut self.applied, job.batch.take()) {
                 applied.apply(seq, &job.database, batch);
             }
@@ -420,7 +526,7 @@ impl Thread {
         match read_catalog(&self.journal) {
             Ok(catalog) => state.catalog = catalog,
             // It was written by this program and is held in memory by the journal.
-            Err(fault) => tracing::error!("{fault}"),
+            Err(fault) => tracing::error!("{}", chain(&fault)),
         }
         drop(state);
         jobs.into_iter().for_each(|job| job.end(&self.shared.losses, Err(error.clone())));
@@ -430,7 +536,12 @@ impl Thread {
         let now_ns = self.shared.clock.wall_ns();
         match self.journal.maintain(now_ns) {
             Ok(lost) => self.shared.losses.add(lost),
-            Err(error) => tracing::debug!(at = rfc3339(now_ns), "the journal cannot tidy up: {error}"),
+            Err(error) => {
+                let why = chain(&error);
+                if self.troubles.tell(&why, self.shared.clock.monotonic()).is_some() {
+                    tracing::warn!("the journal cannot tidy up, trying again: {why}");
+                }
+            }
         }
         self.shared.losses.tell_due();
     }

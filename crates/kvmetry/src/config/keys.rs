@@ -51,7 +51,7 @@ pub(crate) enum Kind {
         min: f64,
         max: f64,
     },
-    /// Bytes: a text such as "2GiB".
+    /// Bytes: a text such as "2GiB". Where the default is 0, so may the value be.
     Size {
         default: u64,
         min: u64,
@@ -111,6 +111,16 @@ const fn retention(default: Duration) -> Kind {
         // A hundred years: below what a server's own durations can hold.
         max: Duration::from_secs(36_500 * 24 * 3600),
         or_zero: true,
+    }
+}
+
+/// Whole days of the store go, so less than one makes no sense.
+const fn kept_days(days: u64) -> Kind {
+    Kind::Duration {
+        default: Duration::from_secs(days * DAY.as_secs()),
+        min: DAY,
+        max: Duration::from_secs(36_500 * DAY.as_secs()),
+        or_zero: false,
     }
 }
 
@@ -267,6 +277,53 @@ pub(crate) const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        name: "store",
+        many: false,
+        doc: "The embedded store: every point in Parquet files, in the folder store of --data-dir, with SQL over\n\
+              them (kvmetry query, and the HTTP port). Whole days go when they are older than these.",
+        keys: &[
+            Key {
+                name: "enabled",
+                kind: Kind::Bool { default: true },
+                doc: "Whether there is one. --no-store is the same as false.",
+            },
+            Key {
+                name: "retention",
+                kind: kept_days(30),
+                doc: "How long points are kept. What a database was told itself (PUT /api/v3/configure/database)\n\
+                      goes before this and devices_retention.",
+            },
+            Key {
+                name: "devices_retention",
+                kind: kept_days(7),
+                doc: "The same for the measurement vm_devices, which has most of the lines.",
+            },
+            Key {
+                name: "max_size",
+                kind: Kind::Size { default: 0, min: 64 << 20, max: 1024 * GIB },
+                doc: "What the files may take on disk. Beyond it the oldest days go, which is logged.\n\
+                      0B: a tenth of the file system, at most 50 GiB.",
+            },
+            Key {
+                name: "min_free",
+                kind: Kind::Size { default: 0, min: 16 << 20, max: 1024 * GIB },
+                doc: "What must stay free on the file system: a monitor must not pause VMs by filling their disk.\n\
+                      Below it the store stops growing, and the journal drops its oldest entries instead of growing.\n\
+                      0B: a twentieth of the file system, at least 2 GiB.",
+            },
+            Key {
+                name: "minutes_retention",
+                kind: kept_days(30),
+                doc: "How long the roll-ups by the minute are kept (tables named _1m).",
+            },
+            Key {
+                name: "hours_retention",
+                kind: kept_days(400),
+                doc: "How long the roll-ups by the hour are kept (tables named _1h).",
+            },
+        ],
+    },
+    Section {
         name: "influxdb",
         many: true,
         doc: "An InfluxDB server that gets every point; one section for each. It may be down, slow or restarted:\n\
@@ -417,7 +474,10 @@ impl Kind {
             ),
             Self::Integer { min, max, .. } => format!("a whole number, {min} to {max}"),
             Self::Float { min, max, .. } => format!("a number, {min} to {max}"),
-            Self::Size { min, max, .. } => format!("a size, {} to {}", size(*min), size(*max)),
+            Self::Size { default, min, max } => {
+                let zero = if *default == 0 { "0B, or " } else { "" };
+                format!("a size, {zero}{} to {}", size(*min), size(*max))
+            }
             Self::Bool { .. } => "true or false".to_owned(),
             Self::Choice { of } => {
                 let quoted: Vec<_> = of.iter().map(|choice| format!("{choice:?}")).collect();

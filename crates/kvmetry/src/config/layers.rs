@@ -486,7 +486,8 @@ fn check_text(kind: &Kind, text: &str) -> Result<Value, String> {
                 .map(|value| Value::Deadline(Deadline::Fixed(value)))
                 .map_err(|_| no_duration()),
         },
-        Kind::Size { min, max, .. } => match parse_size(text) {
+        Kind::Size { default, min, max } => match parse_size(text) {
+            Some(0) if *default == 0 => Ok(Value::Size(0)),
             Some(bytes) if (*min..=*max).contains(&bytes) => Ok(Value::Size(bytes)),
             Some(_) => Err(format!("out of range: {}", wrong(kind))),
             None => Err(format!("not a size: {}, written such as \"512MiB\" or \"2GiB\"", wrong(kind))),

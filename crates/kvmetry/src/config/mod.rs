@@ -71,6 +71,7 @@ pub(crate) struct Config {
     /// Where what must survive is kept.
     pub(crate) data_dir: PathBuf,
     pub(crate) journal: Journal,
+    pub(crate) store: Store,
     /// Servers that get every point.
     pub(crate) influxdb: Vec<InfluxDb>,
     /// Where lines are printed (`--output`).
@@ -128,6 +129,36 @@ pub(crate) struct Journal {
     pub(crate) max_size: u64,
     /// Age of an entry.
     pub(crate) max_age: Duration,
+}
+
+/// The embedded store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Store {
+    pub(crate) enabled: bool,
+    /// How long points are kept.
+    pub(crate) retention: Duration,
+    /// The same for vm_devices.
+    pub(crate) devices_retention: Duration,
+    /// The same for roll-ups by the minute.
+    pub(crate) minutes_retention: Duration,
+    /// The same for roll-ups by the hour.
+    pub(crate) hours_retention: Duration,
+    /// Bytes that the files may take; `None`: by the file system's size.
+    pub(crate) max_size: Option<u64>,
+    /// Bytes that must stay free; `None`: by the file system's size.
+    pub(crate) min_free: Option<u64>,
+}
+
+impl Store {
+    /// How long the points of a table are kept.
+    pub(crate) fn retention_of(&self, table: &str) -> Duration {
+        match table {
+            _ if table.ends_with("_1m") => self.minutes_retention,
+            _ if table.ends_with("_1h") => self.hours_retention,
+            "vm_devices" => self.devices_retention,
+            _ => self.retention,
+        }
+    }
 }
 
 /// An InfluxDB server.
@@ -219,6 +250,8 @@ pub(crate) struct Flags {
     pub(crate) data_dir: Option<PathBuf>,
     /// `--influxdb`: in place of all configured servers, except that one with the same URL keeps its settings.
     pub(crate) influxdb: Option<String>,
+    /// `--no-store`.
+    pub(crate) no_store: bool,
     /// `--listen`: in place of `[http]` listen.
     pub(crate) listen: Option<String>,
     /// `--insecure-no-auth`.
@@ -379,6 +412,7 @@ fn build(mut given: Vec<Given>, flags: &Flags, token: bool, problems: &mut Vec<S
     let http = http(&take(&mut given, "http"), flags, problems);
     let features = take(&mut given, "features");
     let journal = take(&mut given, "journal");
+    let store = take(&mut given, "store");
     let hypervisors = hypervisors(&collect, &given, problems);
 
     let host_tag = collect.bool("host_tag");
@@ -407,6 +441,16 @@ fn build(mut given: Vec<Given>, flags: &Flags, token: bool, problems: &mut Vec<S
         angle_scale_kb_per_sec: features.float("angle_scale_kb_per_sec"),
         data_dir: PathBuf::new(),
         journal: Journal { max_size: journal.size("max_size"), max_age: journal.duration("max_age") },
+        store: Store {
+            // A collector without store has none to enable.
+            enabled: cfg!(feature = "store") && store.bool("enabled") && !flags.no_store,
+            retention: store.duration("retention"),
+            devices_retention: store.duration("devices_retention"),
+            minutes_retention: store.duration("minutes_retention"),
+            hours_retention: store.duration("hours_retention"),
+            max_size: Some(store.size("max_size")).filter(|&it| it > 0),
+            min_free: Some(store.size("min_free")).filter(|&it| it > 0),
+        },
         influxdb: influxdb(&given, token, &mut warnings, problems),
         outputs: outputs(&flags.outputs, problems),
         http,
@@ -697,7 +741,8 @@ fn http(given: &Given, flags: &Flags, problems: &mut Vec<String>) -> Http {
         }
     };
     let base_path = given.text("base_path").trim_end_matches('/').to_owned();
-    let is_path = |path: &str| path.starts_with('/') && !path.contains(['?', '#', '%']) && !path.contains("//");
+    let is_path =
+        |path: &str| path.starts_with('/') && !path.contains(['?', '#', '%']) && !path.contains("//");
     if !base_path.is_empty() && !is_path(&base_path) {
         let place = before(given.place("base_path"));
         problems.push(format!("{place}[http] base_path {base_path:?}: expected a path such as \"/kvmetry\""));

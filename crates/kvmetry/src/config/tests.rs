@@ -28,6 +28,15 @@ fn defaults() -> Config {
         angle_scale_kb_per_sec: 1024.0,
         data_dir: default_data_dir(&[]),
         journal: Journal { max_size: 2 << 30, max_age: Duration::from_secs(7 * 86_400) },
+        store: Store {
+            enabled: true,
+            retention: Duration::from_secs(30 * 86_400),
+            devices_retention: Duration::from_secs(7 * 86_400),
+            minutes_retention: Duration::from_secs(30 * 86_400),
+            hours_retention: Duration::from_secs(400 * 86_400),
+            max_size: None,
+            min_free: None,
+        },
         influxdb: Vec::new(),
         outputs: Vec::new(),
         http: default_http(),
@@ -145,6 +154,20 @@ fn a_fleet() {
     assert_eq!(config.tag_style, TagStyle::Reference);
     assert_eq!(config.memory_source, MemorySource::Rss);
     assert_eq!(config.angle_scale_kb_per_sec.to_string(), "2048");
+    let http = Http {
+        listen: Some("[::]:443".parse().unwrap()),
+        base_path: "/kvm".to_owned(),
+        allowed_hosts: vec!["kvm.example".to_owned(), "fd00::1".to_owned()],
+        tls: Some(HttpTls {
+            certificate: folder().join("valid/cert.pem"),
+            key: PathBuf::from("/etc/ssl/key.pem"),
+        }),
+        tokens: Some(folder().join("valid/tokens")),
+        open_health: true,
+        insecure_no_auth: false,
+    };
+    assert_eq!(config.http, http);
+    assert_eq!(config.http.tokens_file(Path::new("/data")), folder().join("valid/tokens"));
     let secure = InfluxDb {
         token_file: Some(folder().join("valid/token")),
         ca: Some(PathBuf::from("/etc/ssl/own-ca.pem")),
@@ -405,6 +428,36 @@ fn a_token_that_others_could_read_is_warned_of() {
 }
 
 #[test]
+fn the_http_port_by_environment_and_flags() {
+    #[track_caller]
+    fn check(variables: &[(&str, &str)], listen: Option<&str>, expect: Result<Option<&str>, &str>) {
+        let flags = Flags { listen: listen.map(str::to_owned), insecure_no_auth: true, ..Flags::default() };
+        match (with(variables, &flags, None), expect) {
+            (Ok(config), Ok(expect)) => {
+                let found = config.http.listen.map(|address| address.to_string());
+                assert_eq!(found.as_deref(), expect);
+                assert!(config.http.insecure_no_auth);
+            }
+            (Err(error), Err(part)) => assert!(error.to_string().starts_with(part), "{error}"),
+            (found, expect) => panic!("{found:?} instead of {expect:?}"),
+        }
+    }
+    let variable = [("KVMETRY_HTTP_LISTEN", "127.0.0.1:1")];
+    check(&variable, None, Ok(Some("127.0.0.1:1")));
+    check(&variable, Some("10.0.0.1:2"), Ok(Some("10.0.0.1:2")));
+    check(&[], Some("localhost:3"), Ok(Some("127.0.0.1:3")));
+    check(&[], Some("[::1]:4"), Ok(Some("[::1]:4")));
+    check(&[], Some("off"), Ok(None));
+    for wrong in ["8177", ":8177", "kvm.example:8177", "localhost", "::1:8177", "127.0.0.1:70000"] {
+        check(&[], Some(wrong), Err(&format!("--listen: [http] listen: {wrong:?}: expected an IP address")));
+    }
+    let hosts = |text: &str| with(&[("KVMETRY_HTTP_ALLOWED_HOSTS", text)], &Flags::default(), None);
+    assert_eq!(hosts("a.example, b").unwrap().http.allowed_hosts, ["a.example", "b"]);
+    let error = hosts("a,,b").unwrap_err().to_string();
+    assert_eq!(error, "KVMETRY_HTTP_ALLOWED_HOSTS: \"a,,b\": an empty text stands in the list");
+}
+
+#[test]
 fn an_interval_flag_is_for_all_hypervisors() {
     #[track_caller]
     fn check(file: &str, variables: &[(&str, &str)], hypervisors: usize) {
@@ -430,14 +483,14 @@ fn the_data_directory_is_the_users_own() {
         let flags = Flags { data_dir: flag.map(PathBuf::from), ..Flags::default() };
         assert_eq!(with(variables, &flags, None).unwrap().data_dir, PathBuf::from(expect));
     }
-    let home = ("HOME", "/home/me");
+    let home = ("HOME", "/h/me");
     check(&[home], Some("data"), "data");
     if rustix::process::geteuid().is_root() {
         check(&[home, ("XDG_STATE_HOME", "/state")], None, "/var/lib/kvmetry");
     } else {
-        check(&[home], None, "/home/me/.local/state/kvmetry");
+        check(&[home], None, "/h/me/.local/state/kvmetry");
         check(&[home, ("XDG_STATE_HOME", "/state")], None, "/state/kvmetry");
-        check(&[home, ("XDG_STATE_HOME", "state")], None, "/home/me/.local/state/kvmetry");
+        check(&[home, ("XDG_STATE_HOME", "state")], None, "/h/me/.local/state/kvmetry");
         check(&[], None, "/var/lib/kvmetry");
     }
 }

@@ -213,10 +213,14 @@ fn about_lines(api: Api, answer: &Answer) -> Option<Option<Vec<NamedLine>>> {
     if api == Api::V3 || asks_for_org(answer) {
         return None;
     }
-    // InfluxDB 2 calls a conflict of types 422, with the words of a partial write.
+    // InfluxDB 2 calls a conflict of types 422, with the words of a partial write. InfluxDB 1 says nothing but those
+    // words where the types are new to it and differ within one request.
     let words = text.to_lowercase();
-    let signs: &[&str] =
-        if bad_request { &["partial write", "unable to parse", "line protocol"] } else { &["partial write"] };
+    let signs: &[&str] = if bad_request {
+        &["partial write", "unable to parse", "field type conflict", "line protocol"]
+    } else {
+        &["partial write"]
+    };
     let invalid = bad_request && json["code"].as_str() == Some("invalid");
     (invalid || signs.iter().any(|sign| words.contains(sign))).then_some(None)
 }
@@ -394,6 +398,7 @@ mod tests {
                 "status 400, unable to parse 'a': missing fields",
             ),
             (400, r#"{"code":"invalid","message":"no"}"#, "status 400, no"),
+            (400, r#"{"error":"field type conflict"}"#, "status 400, field type conflict"),
             (
                 422,
                 r#"{"code":"unprocessable entity","message":"failure writing points to database: partial write: field type conflict: x dropped=3"}"#,

@@ -34,11 +34,11 @@ use tokio::task::JoinHandle;
 use self::answer::Verdict;
 use self::attempt::{Attempt, Next, RefusedLine, Request, Text};
 use self::client::{Client, Creation};
-use crate::backoff::{SLOW_PAUSE, asked_pause, cause, jitter};
+use crate::backoff::{Pauses, cause};
 use crate::clock::Clock;
 use crate::config::{Api, DATABASE, InfluxDb};
 use crate::entry::{self, Malformed};
-use crate::logging::OncePerCause;
+use crate::logging::{OncePerCause, chain};
 use crate::losses::{Losses, Lost};
 
 pub(crate) use self::client::{ClientError, probe};
@@ -101,6 +101,8 @@ pub(crate) struct Shared {
     pub(crate) rejects: Arc<Rejects>,
     pub(crate) losses: Arc<Losses>,
     pub(crate) clock: Arc<dyn Clock>,
+    /// Between tries.
+    pub(crate) pauses: Pauses,
 }
 
 /// The deliveries to all servers.
@@ -120,30 +122,32 @@ impl Deliveries {
         let stop = watch::Sender::new(false);
         let mut deliveries = Self { tasks: Vec::new(), stats: Vec::new(), stop, shared };
         for server in servers {
-            let name = format!("{} {}", server.url, server.database);
-            let stats =
-                Arc::new(Mutex::new(DeliveryStats { name: name.clone(), ..DeliveryStats::default() }));
-            let reader = reader(server);
-            let delivery = Delivery {
-                client: Client::new(server)?,
-                server: server.clone(),
-                name,
-                through: deliveries.shared.journal.cursor(&reader),
-                reader: reader.clone(),
-                shared: deliveries.shared.clone(),
-                stop: deliveries.stop.subscribe(),
-                stats: Arc::clone(&stats),
-                ahead: VecDeque::new(),
-                databases: HashMap::new(),
-                most_bytes: PREFERRED_BYTES,
-                failures_in_a_row: 0,
-                troubles: OncePerCause::default(),
-                told: OncePerCause::default(),
-            };
-            deliveries.stats.push((reader, stats));
+            let delivery = deliveries.prepare(server)?;
+            deliveries.stats.push((delivery.reader.clone(), Arc::clone(&delivery.stats)));
             deliveries.tasks.push(tokio::spawn(delivery.run()));
         }
         Ok(deliveries)
+    }
+
+    fn prepare(&self, server: &InfluxDb) -> Result<Delivery, ClientError> {
+        let name = format!("{} {}", server.url, server.database);
+        let reader = reader(server);
+        Ok(Delivery {
+            client: Client::new(server)?,
+            server: server.clone(),
+            through: self.shared.journal.cursor(&reader),
+            reader,
+            shared: self.shared.clone(),
+            stop: self.stop.subscribe(),
+            stats: Arc::new(Mutex::new(DeliveryStats { name: name.clone(), ..DeliveryStats::default() })),
+            name,
+            ahead: VecDeque::new(),
+            databases: HashMap::new(),
+            most_bytes: PREFERRED_BYTES,
+            failures_in_a_row: 0,
+            troubles: OncePerCause::default(),
+            told: OncePerCause::default(),
+        })
     }
 
     /// What each delivery has done.
@@ -226,6 +230,15 @@ impl Delivery {
                 "with api = \"v2\" buckets are not made here: each must be there, with the retention that it is to have"
             );
         }
+        // Before the first line, so that each has its retention from the beginning.
+        let databases = [Some(self.server.database.clone()), self.server.devices_database.clone()];
+        for database in databases.into_iter().flatten() {
+            while let Err(verdict) = self.make(&database).await {
+                if !self.pause(verdict).await {
+                    return;
+                }
+            }
+        }
         while let Some(chunk) = self.next_chunk().await {
             for (database, text) in &chunk.texts {
                 if !self.deliver(database, text).await {
@@ -291,7 +304,7 @@ impl Delivery {
         let read = match read {
             Ok(read) => read,
             Err(error) => {
-                let why = format!("the journal cannot be read: {error}");
+                let why = format!("the journal cannot be read: {}", chain(&error));
                 return self.pause(Verdict::NoAnswer { why }).await.then_some(false);
             }
         };
@@ -487,9 +500,9 @@ impl Delivery {
             if self.server.api != Api::V3 {
                 self.databases.clear();
             }
-            jitter(SLOW_PAUSE)
+            self.shared.pauses.slow()
         } else {
-            asked_pause(self.failures_in_a_row, after)
+            self.shared.pauses.asked(self.failures_in_a_row, after)
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -561,5 +574,7 @@ fn compress(lines: &str) -> std::io::Result<Vec<u8>> {
     encoder.finish()
 }
 
+#[cfg(test)]
+mod stub;
 #[cfg(test)]
 mod tests;

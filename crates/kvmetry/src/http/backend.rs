@@ -27,6 +27,12 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Whose fault it is that there is no answer.
     fn query(&self, query: Query) -> impl Future<Output = Result<Answer, QueryFailure>> + Send;
 
+    /// Writes all points into files and makes one of each day's. Returns what was done, for a person.
+    ///
+    /// # Errors
+    /// Why not, for a person.
+    fn compact(&self) -> impl Future<Output = Result<String, String>> + Send;
+
     /// All databases, by name.
     ///
     /// # Errors
@@ -83,7 +89,9 @@ pub(crate) enum WriteFailure {
     DatabaseName(String),
     /// One database, table or column more than there may be; the message says which.
     TooMany(String),
-    /// It would be taken later: the journal is behind.
+    /// More than one write may have once it is compressed; the message says how much.
+    TooLarge(String),
+    /// It would be taken later: the journal is behind, or the program ends.
     Busy { retry_after: Duration },
     /// No space left; the message says where and what to do.
     DiskFull(String),

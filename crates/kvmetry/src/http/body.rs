@@ -24,7 +24,7 @@ const PIECE: usize = 1024;
 const BUSY_RETRY: Duration = Duration::from_secs(1);
 /// Members of a gzip body: `cat *.gz` of a day's minutes. Each costs some microseconds to begin, and 10 MiB could hold
 /// half a million empty ones.
-const MAX_MEMBERS: usize = 2_000;
+pub(super) const MAX_MEMBERS: usize = 2_000;
 
 /// Reads bodies, all of them together within a bound.
 #[derive(Debug)]
@@ -43,9 +43,13 @@ pub(crate) struct Held {
 /// Why a body was not read.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum BodyFault {
-    TooLarge { limit: usize },
+    TooLarge {
+        limit: usize,
+    },
     /// It did not come whole in time.
-    Slow { within: Duration },
+    Slow {
+        within: Duration,
+    },
     /// The memory for bodies is taken.
     Busy,
     /// Not as its headers say, or a coding that is not known here.
@@ -63,17 +67,21 @@ impl Bodies {
     /// # Errors
     /// See [`BodyFault`]. What else a client on HTTP/1 was going to send has been read then, within limits.
     pub(crate) async fn read(&self, request: Request<Body>, limit: usize) -> Result<Held, BodyFault> {
-        let coding = Coding::of(request.headers())?;
+        let coding = Coding::of(request.headers());
         let unwanted = Unwanted::of(&request);
         let mut body = request.into_body();
-        let result = if unwanted.length.is_some_and(|length| length > limit as u64) {
-            Err(BodyFault::TooLarge { limit })
-        } else {
-            let room = Room { pieces: Arc::clone(&self.pieces), taken: None };
-            let sink = Sink { bytes: Vec::new(), limit, room, fault: None };
-            tokio::time::timeout(self.within, receive(&mut body, coding, sink))
-                .await
-                .unwrap_or(Err(BodyFault::Slow { within: self.within }))
+        let result = match coding {
+            _ if unwanted.length.is_some_and(|length| length > limit as u64) => {
+                Err(BodyFault::TooLarge { limit })
+            }
+            Err(fault) => Err(fault),
+            Ok(coding) => {
+                let room = Room { pieces: Arc::clone(&self.pieces), taken: None };
+                let sink = Sink { bytes: Vec::new(), limit, room, fault: None };
+                let received = receive(&mut body, coding, sink);
+                let slow = Err(BodyFault::Slow { within: self.within });
+                tokio::time::timeout(self.within, received).await.unwrap_or(slow)
+            }
         };
         if matches!(result, Err(BodyFault::TooLarge { .. } | BodyFault::Busy | BodyFault::Wrong(_))) {
             unwanted.receive(body).await;
@@ -90,6 +98,7 @@ impl Bodies {
         let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
         // A page of another origin can send no such request without asking first.
         if !essence.eq_ignore_ascii_case("application/json") {
+            throw_away(request).await;
             let message = "the body must be JSON and say so: Content-Type: application/json";
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
         }
@@ -97,6 +106,12 @@ impl Bodies {
         serde_json::from_slice(&held.bytes)
             .map_err(|error| Problem::wrong(format!("the JSON of the body: {error}")))
     }
+}
+
+/// Receives a body that is not wanted, within limits.
+pub(crate) async fn throw_away(request: Request<Body>) {
+    let unwanted = Unwanted::of(&request);
+    unwanted.receive(request.into_body()).await;
 }
 
 impl BodyFault {
@@ -151,7 +166,7 @@ async fn receive(body: &mut Body, coding: Coding, sink: Sink) -> Result<Held, Bo
     let mut chunks = std::mem::take(body).into_data_stream();
     let mut unpack = match coding {
         Coding::Identity => Unpack::Not(sink),
-        Coding::Gzip => Unpack::Gzip { decoder: GzDecoder::new(sink), members: 0 },
+        Coding::Gzip => Unpack::Gzip { decoder: Box::new(GzDecoder::new(sink)), members: 0 },
     };
     let mut outcome = Ok(());
     while let Some(chunk) = chunks.next().await {
@@ -174,7 +189,7 @@ async fn receive(body: &mut Body, coding: Coding, sink: Sink) -> Result<Held, Bo
 enum Unpack {
     Not(Sink),
     Gzip {
-        decoder: GzDecoder<Sink>,
+        decoder: Box<GzDecoder<Sink>>,
         /// Members begun. Of none there may be nothing: an empty body is an empty write, not a broken gzip.
         members: usize,
     },
@@ -197,7 +212,7 @@ impl Unpack {
                                 return Err(BodyFault::Wrong(why));
                             }
                             let sink = end_member(decoder)?;
-                            *decoder = GzDecoder::new(sink);
+                            **decoder = GzDecoder::new(sink);
                         }
                         Ok(taken) => rest = &rest[taken..],
                         Err(error) => return Err(gzip_fault(decoder.get_mut(), &error)),
@@ -313,7 +328,8 @@ pub(crate) struct Unwanted {
 
 impl Unwanted {
     pub(crate) fn of<B>(request: &Request<B>) -> Self {
-        let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let length =
+            request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         let waits = request.headers().contains_key(EXPECT);
         Self { length, receive: request.version() <= Version::HTTP_11 && !waits }
     }

@@ -76,7 +76,7 @@ pub(super) async fn accept(
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "a connection cannot be accepted");
+                front.tell_accept(&error);
                 tokio::time::sleep(ACCEPT_AGAIN).await;
                 continue;
             }
@@ -231,7 +231,9 @@ struct Requests {
 async fn idle_for(mut requests: watch::Receiver<Requests>, for_so_long: Duration) {
     loop {
         // The sender is gone: so is the connection.
-        let Ok(idle) = requests.wait_for(|requests| requests.under_way == 0).await.map(|now| *now) else { return };
+        let Ok(idle) = requests.wait_for(|requests| requests.under_way == 0).await.map(|now| *now) else {
+            return;
+        };
         let next = requests.wait_for(|requests| requests.begun > idle.begun);
         if timeout(for_so_long, next).await.is_err() {
             return;
@@ -297,4 +299,3 @@ impl HttpBody for Counted {
         self.body.size_hint()
     }
 }
-

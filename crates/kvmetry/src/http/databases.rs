@@ -89,6 +89,12 @@ pub(crate) async fn change<B: Backend>(
     changed.map(|()| StatusCode::OK).map_err(|failure| failed(failure, &name))
 }
 
+/// `POST /api/v3/compact`.
+pub(crate) async fn compact<B: Backend>(State(app): State<Arc<App<B>>>) -> Result<String, Problem> {
+    let done = app.backend.compact().await;
+    done.map_err(|why| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, why))
+}
+
 fn failed(failure: DatabaseFailure, name: &str) -> Problem {
     match failure {
         DatabaseFailure::Exists => {

@@ -105,7 +105,9 @@ impl Hosts {
         let mut found = request.uri.authority().cloned();
         for value in request.headers.get_all(HOST) {
             let authority = value.to_str().ok().and_then(|text| text.parse::<Authority>().ok());
-            let Some(authority) = authority else { return Err(Problem::wrong("the Host header is malformed")) };
+            let Some(authority) = authority else {
+                return Err(Problem::wrong("the Host header is malformed"));
+            };
             self.check_one(&authority, local)?;
             found.get_or_insert(authority);
         }

@@ -19,6 +19,7 @@ mod guard;
 pub(crate) mod limits;
 mod params;
 mod query;
+pub(crate) mod relay;
 mod reply;
 mod stamp;
 mod tls;
@@ -46,10 +47,11 @@ use tower::ServiceExt as _;
 
 use self::backend::Backend;
 use self::body::{Bodies, Unwanted};
-use self::connection::Connection;
-use self::guard::{Guard, Needs};
+pub(crate) use self::connection::Connection;
+use self::guard::Guard;
+pub(crate) use self::guard::Needs;
 use self::limits::{Limits, MAX_URL_BYTES};
-use self::query::Turns;
+pub(crate) use self::relay::Turns;
 use self::reply::Problem;
 use self::tls::{Tls, TlsError};
 use self::tokens::{Scope, Tokens, TokensError};
@@ -73,6 +75,7 @@ const ADMIN: Needs = Needs::Scope(Scope::Admin);
 
 const PING: &str = "/ping";
 const HEALTH: &str = "/health";
+const COMPACT: &str = "/api/v3/compact";
 const DATABASE: &str = "/api/v3/configure/database";
 
 /// All paths, except what is mounted.
@@ -101,6 +104,11 @@ pub(crate) const ENDPOINTS: &[Endpoint] = &[
         path: DATABASE,
         methods: &[("GET", READ), ("POST", ADMIN), ("PUT", ADMIN)],
         does: "list databases, make one, change its retention: {\"db\":\"NAME\",\"retention_period\":\"30d\"}",
+    },
+    Endpoint {
+        path: COMPACT,
+        methods: &[("POST", ADMIN)],
+        does: "write all points into Parquet files now, one a day and table",
     },
     Endpoint {
         path: PING,
@@ -147,6 +155,8 @@ pub(crate) struct Setup<B> {
     pub(crate) tokens: PathBuf,
     pub(crate) backend: Arc<B>,
     pub(crate) mounts: Vec<Mount>,
+    /// The turns of queries, shared with those that come over what is mounted.
+    pub(crate) turns: Arc<Turns>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: Limits,
 }
@@ -218,7 +228,7 @@ impl Drop for Server {
 /// # Errors
 /// It would be open to everybody, the address cannot be had, or the files of TLS or the tokens are bad.
 pub(crate) async fn start<B: Backend>(setup: Setup<B>) -> Result<Server, StartError> {
-    let Setup { config, listen, tokens, backend, mounts, clock, limits } = setup;
+    let Setup { config, listen, tokens, backend, mounts, turns, clock, limits } = setup;
     let tokens = if config.insecure_no_auth {
         if !listen.ip().is_loopback() {
             tracing::warn!(%listen, "--insecure-no-auth: whoever reaches this port may read and write all of it");
@@ -230,19 +240,17 @@ pub(crate) async fn start<B: Backend>(setup: Setup<B>) -> Result<Server, StartEr
         if !listen.ip().is_loopback() && known.is_none_or(|known| known.is_empty()) {
             return Err(StartError::Unprotected { listen, tokens });
         }
+        if !listen.ip().is_loopback() && config.tls.is_none() {
+            tracing::warn!(%listen, "tokens come unencrypted, unless a proxy does TLS: see tls_cert under [http]");
+        }
         Some(kept)
     };
-    let tls = config.tls.as_ref().map(|tls| Tls::new(tls.certificate.clone(), tls.key.clone())).transpose()?;
-    let listener =
-        TcpListener::bind(listen).await.map_err(|source| StartError::Listen { listen, source })?;
+    let tls =
+        config.tls.as_ref().map(|tls| Tls::new(tls.certificate.clone(), tls.key.clone())).transpose()?;
+    let listener = TcpListener::bind(listen).await.map_err(|source| StartError::Listen { listen, source })?;
     let address = listener.local_addr().map_err(|source| StartError::Listen { listen, source })?;
 
-    let app = App {
-        backend,
-        bodies: Bodies::new(limits.bodies_bytes, limits.body_within),
-        turns: Turns::new(limits.queries, limits.queries_waiting, limits.query_turn_within),
-        limits,
-    };
+    let app = App { backend, bodies: Bodies::new(limits.bodies_bytes, limits.body_within), turns, limits };
     let mut router = router(Arc::new(app));
     let mut mounted = Vec::new();
     for mount in mounts {
@@ -270,7 +278,7 @@ pub(crate) async fn start<B: Backend>(setup: Setup<B>) -> Result<Server, StartEr
 struct App<B> {
     backend: Arc<B>,
     bodies: Bodies,
-    turns: Turns,
+    turns: Arc<Turns>,
     limits: Limits,
 }
 
@@ -280,10 +288,8 @@ fn router<B: Backend>(app: Arc<App<B>>) -> Router {
         .route("/api/v2/write", post(write::v2::<B>))
         .route("/write", post(write::v1::<B>))
         .route("/api/v3/query_sql", get(query::sql::<B>).post(query::sql::<B>))
-        .route(
-            DATABASE,
-            get(databases::list::<B>).post(databases::create::<B>).put(databases::change::<B>),
-        )
+        .route(DATABASE, get(databases::list::<B>).post(databases::create::<B>).put(databases::change::<B>))
+        .route(COMPACT, post(databases::compact::<B>))
         .route(PING, get(ping).post(ping))
         .route(HEALTH, get(async || "OK"))
         .route("/query", any(query::influxql))
@@ -404,6 +410,13 @@ impl Front {
         });
         Problem::new(StatusCode::NOT_FOUND, format!("there is no {path:?} here"))
             .with("endpoints", Value::from_iter(there))
+    }
+
+    /// Logs that no connection can be accepted, most likely for want of open files.
+    fn tell_accept(&self, error: &io::Error) {
+        if let Some(held_back) = self.told.tell("accept", self.clock.monotonic()) {
+            tracing::warn!(%error, held_back, "connections cannot be accepted: clients have to wait");
+        }
     }
 
     /// Logs a refusal. Neither the query nor any header: there may be a token in it.

@@ -2,15 +2,14 @@
 //!
 //! ```text
 //! request ──▶ turn (so many at once) ──▶ Backend::query ──first piece──▶ status and headers
-//!                                                        └──the rest──▶ pump ──one piece ahead──▶ client
+//!                                                        └──the rest──▶ relay ──▶ client
 //! ```
 //!
-//! A client that goes drops the query wherever it is; one that stays but takes nothing is cut off by the pump.
+//! A client that goes drops the query wherever it is; one that stays but takes nothing is cut off.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -18,16 +17,14 @@ use axum::response::Response;
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::App;
-use super::backend::{Answer, Backend, Format, Query, QueryFailure, QueryFault};
+use super::backend::{Backend, Format, Query, QueryFailure, QueryFault};
+use super::body::throw_away;
 use super::connection::Connection;
 use super::params::Params;
+use super::relay::{BUSY_RETRY, relay};
 use super::reply::Problem;
-
-/// When to come again where too many queries run.
-const BUSY_RETRY: Duration = Duration::from_secs(1);
 
 /// The names of the formats, as clients give them.
 const FORMATS: [(&str, Format); 5] = [
@@ -91,24 +88,28 @@ pub(crate) async fn sql<B: Backend>(
     let query = asked.query(accepted)?;
     let format = query.format;
 
-    let turn = app.turns.next().await?;
+    let turn = app.turns.next().await.map_err(|busy| {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, busy.to_string()).retry_after(BUSY_RETRY)
+    })?;
     let mut answer = app.backend.query(query).await.map_err(failed)?;
     // What goes wrong before there is anything to show can still be told by the status.
     let first = answer.next().await.transpose().map_err(failed)?;
-    let (pieces, mut taken) = mpsc::channel(1);
-    tokio::spawn(pump(Pump { first, answer, pieces, within: app.limits.take_within, connection, turn }));
-    let mut response = Response::new(Body::from_stream(stream::poll_fn(move |cx| taken.poll_recv(cx))));
+    let pieces = stream::iter(first.map(Ok)).chain(answer);
+    let relayed = relay(pieces, app.limits.take_within, connection, turn);
+    let mut response = Response::new(Body::from_stream(relayed));
     response.headers_mut().insert(CONTENT_TYPE, format.content_type());
     Ok(response)
 }
 
 /// `/query`.
-pub(crate) async fn influxql() -> Problem {
+pub(crate) async fn influxql(request: Request) -> Problem {
+    throw_away(request).await;
     not_here("InfluxQL")
 }
 
 /// `/api/v2/query`.
-pub(crate) async fn flux() -> Problem {
+pub(crate) async fn flux(request: Request) -> Problem {
+    throw_away(request).await;
     not_here("Flux")
 }
 
@@ -174,81 +175,4 @@ fn failed(failure: QueryFailure) -> Problem {
     };
     let problem = Problem::new(status, failure.message);
     if failure.fault == QueryFault::Busy { problem.retry_after(BUSY_RETRY) } else { problem }
-}
-
-/// So many queries run at once, so many wait.
-#[derive(Debug)]
-pub(crate) struct Turns {
-    running: Arc<Semaphore>,
-    /// Those that run and those that wait.
-    places: Arc<Semaphore>,
-    within: Duration,
-}
-
-/// Held while a query runs, its answer included.
-#[derive(Debug)]
-pub(crate) struct Turn(#[expect(dead_code, reason = "held, not read")] [OwnedSemaphorePermit; 2]);
-
-impl Turns {
-    pub(crate) fn new(running: usize, waiting: usize, within: Duration) -> Self {
-        let semaphore = |permits| Arc::new(Semaphore::new(permits));
-        Self { running: semaphore(running), places: semaphore(running + waiting), within }
-    }
-
-    /// Waits for the next turn.
-    ///
-    /// # Errors
-    /// Too many wait already, or it took too long.
-    pub(crate) async fn next(&self) -> Result<Turn, Problem> {
-        let busy = || {
-            let message = "too many queries at once; come again";
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(BUSY_RETRY)
-        };
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| busy())?;
-        let running = tokio::time::timeout(self.within, Arc::clone(&self.running).acquire_owned());
-        match running.await {
-            Ok(Ok(running)) => Ok(Turn([place, running])),
-            _ => Err(busy()),
-        }
-    }
-}
-
-struct Pump {
-    first: Option<Bytes>,
-    answer: Answer,
-    pieces: mpsc::Sender<Result<Bytes, QueryFailure>>,
-    within: Duration,
-    connection: Option<Connection>,
-    turn: Turn,
-}
-
-/// Hands an answer on, one piece ahead of the client.
-async fn pump(pump: Pump) {
-    let Pump { first, answer, pieces, within, connection, turn } = pump;
-    let mut answer = stream::iter(first.map(Ok)).chain(answer);
-    loop {
-        let next = tokio::select! {
-            () = pieces.closed() => break,
-            next = answer.next() => next,
-        };
-        let Some(piece) = next else { break };
-        let broken = piece.as_ref().err().map(ToString::to_string);
-        match tokio::time::timeout(within, pieces.send(piece)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => break,
-            Err(_) => {
-                tracing::warn!(?within, "a client takes nothing of its answer: cut off");
-                if let Some(connection) = connection {
-                    connection.cut();
-                }
-                break;
-            }
-        }
-        if let Some(error) = broken {
-            // The client sees only that the answer breaks off.
-            tracing::warn!(error, "a query failed after its answer had begun");
-            break;
-        }
-    }
-    drop(turn);
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
@@ -26,7 +26,9 @@ pub(crate) struct Problem {
     shape: Shape,
     /// Beside `error`.
     more: Map<String, Value>,
-    headers: HeaderMap,
+    retry_after: Option<Duration>,
+    /// The methods that there are.
+    allow: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +46,8 @@ impl Problem {
             message: message.into(),
             shape: Shape::Error,
             more: Map::new(),
-            headers: HeaderMap::new(),
+            retry_after: None,
+            allow: None,
         }
     }
 
@@ -55,20 +58,13 @@ impl Problem {
 
     /// No token, or one that is not known: the same words for both.
     pub(crate) fn not_authenticated() -> Self {
-        let mut problem = Self::new(StatusCode::UNAUTHORIZED, "the request was not authenticated");
-        // Not Basic: a browser would ask for a password over every page of the dashboard.
-        problem.headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kvmetry\""));
-        problem
+        Self::new(StatusCode::UNAUTHORIZED, "the request was not authenticated")
     }
 
     /// The methods that there are instead.
     pub(crate) fn wrong_method(method: &str, path: &str, allowed: &str) -> Self {
         let message = format!("{method} is not for {path}: use {}", allowed.replace(", ", " or "));
-        let mut problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, message);
-        if let Ok(allowed) = HeaderValue::from_str(allowed) {
-            problem.headers.insert(ALLOW, allowed);
-        }
-        problem
+        Self { allow: Some(allowed.to_owned()), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, message) }
     }
 
     /// Adds a key beside `error`; other shapes leave it out.
@@ -79,9 +75,7 @@ impl Problem {
 
     /// Says when to come again.
     pub(crate) fn retry_after(mut self, after: Duration) -> Self {
-        // Whole seconds, and not at once.
-        let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
-        self.headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        self.retry_after = Some(after);
         self
     }
 
@@ -158,8 +152,20 @@ impl IntoResponse for Problem {
             }
         };
         let mut response = (self.status, body).into_response();
-        response.headers_mut().insert(CONTENT_TYPE, content_type);
-        response.headers_mut().extend(self.headers);
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, content_type);
+        if let Some(after) = self.retry_after {
+            // Whole seconds, and not at once.
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        if let Some(allow) = self.allow.and_then(|allow| HeaderValue::from_str(&allow).ok()) {
+            headers.insert(ALLOW, allow);
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            // Not Basic: a browser would ask for a password over every page of the dashboard.
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kvmetry\""));
+        }
         response
     }
 }
@@ -188,8 +194,8 @@ mod tests {
     #[test]
     fn retry_after_is_whole_seconds_and_never_zero() {
         for (millis, expect) in [(0, "1"), (1, "1"), (1_000, "1"), (1_001, "2"), (30_000, "30")] {
-            let problem = Problem::wrong("").retry_after(Duration::from_millis(millis));
-            assert_eq!(problem.headers[RETRY_AFTER], expect);
+            let response = Problem::wrong("").retry_after(Duration::from_millis(millis)).into_response();
+            assert_eq!(response.headers()[RETRY_AFTER], expect);
         }
     }
 }

@@ -4,6 +4,7 @@
 mod access;
 mod bounds;
 mod databases;
+mod docs;
 mod queries;
 mod secure;
 mod writes;
@@ -40,6 +41,8 @@ enum Reply {
     Break(&'static str),
     /// No answer ever; the sender is dropped with the query.
     Hang(mpsc::Sender<()>),
+    /// One piece and no more; the sender is dropped with the answer.
+    Stall(mpsc::Sender<()>),
     /// Pieces of so many bytes without end; the sender is dropped with the answer.
     Endless(usize, mpsc::Sender<()>),
 }
@@ -60,6 +63,10 @@ struct Double {
 }
 
 impl Backend for Double {
+    async fn compact(&self) -> Result<String, String> {
+        Ok("compacted".to_owned())
+    }
+
     async fn write(&self, write: Write) -> Result<(), WriteFailure> {
         if let Some(failure) = self.write_fails.lock().unwrap().take() {
             return Err(failure);
@@ -102,6 +109,13 @@ impl Backend for Double {
                 let _held = held;
                 std::future::pending().await
             }
+            Reply::Stall(held) => {
+                let silence = stream::once(async move {
+                    let _held = held;
+                    std::future::pending().await
+                });
+                Ok(stream::iter([Ok(Bytes::from("some"))]).chain(silence).boxed())
+            }
             Reply::Endless(bytes, held) => {
                 let piece = Bytes::from(vec![b'x'; bytes]);
                 Ok(stream::repeat_with(move || {
@@ -118,10 +132,17 @@ impl Backend for Double {
             return Err(failure);
         }
         let databases = self.databases.lock().unwrap();
-        Ok(databases.iter().map(|(name, retention)| Database { name: name.clone(), retention: *retention }).collect())
+        Ok(databases
+            .iter()
+            .map(|(name, retention)| Database { name: name.clone(), retention: *retention })
+            .collect())
     }
 
-    async fn create_database(&self, name: String, retention: Option<Duration>) -> Result<(), DatabaseFailure> {
+    async fn create_database(
+        &self,
+        name: String,
+        retention: Option<Duration>,
+    ) -> Result<(), DatabaseFailure> {
         if let Some(failure) = self.databases_fail.lock().unwrap().take() {
             return Err(failure);
         }
@@ -180,6 +201,7 @@ impl Port {
             config,
             backend: Arc::clone(&double),
             mounts: Vec::new(),
+            turns: Arc::new(Turns::new(&Limits::default())),
             clock: Arc::new(SystemClock),
             limits: Limits::default(),
         };
@@ -251,8 +273,7 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let io = TokioIo::new(stream);
-    let (sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
     tokio::spawn(connection.map(drop));
     sender
 }
@@ -269,7 +290,8 @@ fn request(method: &str, url: &str, headers: &[(&str, &str)], body: &str) -> axu
 async fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     // A reset comes where the server closed while a client was still sending.
-    let _ = timeout(SOON, stream.read_to_end(&mut bytes)).await.expect("the server keeps the connection open");
+    let _ =
+        timeout(SOON, stream.read_to_end(&mut bytes)).await.expect("the server keeps the connection open");
     bytes
 }
 
@@ -357,7 +379,8 @@ async fn health_and_ping() {
 async fn an_unknown_path_is_told_what_there_is() {
     let port = Port::open().await;
     for target in ["/", "/nothing", "/api/v3/write_lp/", "/API/v3/write_lp", "//health", "/health/../ping"] {
-        let got = port.raw(format!("GET {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await;
+        let got =
+            port.raw(format!("GET {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await;
         got.is_error(404, "here");
         let endpoints = got.json()["endpoints"].as_array().unwrap().clone();
         assert_eq!(endpoints.len(), ENDPOINTS.len());
@@ -477,7 +500,8 @@ async fn it_ends_within_a_second_with_connections_open() {
 async fn a_request_under_way_is_answered_before_it_ends() {
     let port = Port::open().await;
     let mut stream = port.connect().await;
-    let head = "POST /write?db=a HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 8\r\n\r\n";
+    let head =
+        "POST /write?db=a HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 8\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut go_on = [0; 25];
     stream.read_exact(&mut go_on).await.unwrap();

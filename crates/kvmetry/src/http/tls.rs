@@ -101,8 +101,7 @@ fn read(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
     let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| bad_certificate(error.to_string()))?.with_no_client_auth();
     // What is wrong here is that they do not belong together, or the key's kind.
-    let mut config =
-        builder.with_single_cert(chain, key_der).map_err(|error| bad_key(error.to_string()))?;
+    let mut config = builder.with_single_cert(chain, key_der).map_err(|error| bad_key(error.to_string()))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

@@ -36,6 +36,8 @@ const MAX_TOKENS: usize = 1000;
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// The longest name, bytes.
 const MAX_NAME_BYTES: usize = 64;
+/// Of a data directory that is made for the file: as the server makes it.
+const DIR_MODE: u32 = 0o750;
 /// The file's format.
 const VERSION: u32 = 1;
 
@@ -108,7 +110,9 @@ pub(crate) enum TokensError {
     Newer { path: PathBuf, found: u64 },
     #[error("another kvmetry is changing {}; try again", .0.display())]
     Locked(PathBuf),
-    #[error("there is a token called {0:?} already; choose another --name, or revoke it first: kvmetry token revoke {0}")]
+    #[error(
+        "there is a token called {0:?} already; choose another --name, or revoke it first: kvmetry token revoke {0}"
+    )]
     NameTaken(String),
     #[error("{0:?} cannot be a token's name: 1 to {MAX_NAME_BYTES} of the characters A-Z a-z 0-9 . _ -")]
     NameWrong(String),
@@ -216,13 +220,12 @@ impl Tokens {
     /// A file that cannot be read: nobody can be let in then.
     pub(crate) fn current(&self) -> Result<Option<Known>, TokensError> {
         let stamp = Stamp::of(&self.path);
-        let stamp = stamp.map_err(|source| TokensError::Io { what: "read", path: self.path.clone(), source })?;
+        let stamp =
+            stamp.map_err(|source| TokensError::Io { what: "read", path: self.path.clone(), source })?;
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         match loaded.as_ref() {
             Some(loaded) if loaded.stamp == stamp => Ok(loaded.tokens.clone().map(Known)),
             _ => {
-                // What was known is not believed any more, whatever comes of reading.
-                *loaded = None;
                 let (stamp, tokens) = match read(&self.path)? {
                     Some((tokens, stamp)) => (Some(stamp), Some(Arc::new(by_hash(&self.path, tokens)?))),
                     None => (None, None),
@@ -334,8 +337,9 @@ fn change(
 ) -> Result<(), TokensError> {
     let io = |source| TokensError::Io { what: "changed", path: path.to_owned(), source };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io)?;
+    fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(folder).map_err(io)?;
     let lock = secret_file().create(true).truncate(false).open(path.with_extension("lock")).map_err(io)?;
+    give_to_owner_of(folder, &path.with_extension("lock")).map_err(io)?;
     lock.try_lock().map_err(|error| match error {
         TryLockError::WouldBlock => TokensError::Locked(path.to_owned()),
         TryLockError::Error(source) => io(source),
@@ -359,13 +363,18 @@ fn replace(path: &Path, folder: &Path, bytes: &[u8]) -> io::Result<()> {
     }
     let mut file = secret_file().create_new(true).open(&new)?;
     file.write_all(bytes)?;
-    // Where root makes a token for a service that has its own user, the service must be able to read it. Nobody else
-    // can give files away, and needs not.
-    let owner = fs::metadata(folder)?;
-    let _ = chown(&new, Some(owner.uid()), Some(owner.gid()));
+    give_to_owner_of(folder, &new)?;
     file.sync_all()?;
     fs::rename(&new, path)?;
     File::open(folder)?.sync_all()
+}
+
+/// Where root makes a token for a service that has its own user, the service must be able to read it. Nobody else can
+/// give files away, and needs not.
+fn give_to_owner_of(folder: &Path, file: &Path) -> io::Result<()> {
+    let owner = fs::metadata(folder)?;
+    let _ = chown(file, Some(owner.uid()), Some(owner.gid()));
+    Ok(())
 }
 
 fn secret_file() -> OpenOptions {
@@ -406,7 +415,7 @@ mod tests {
         }] });
         assert_eq!(value, expect);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, DIR_MODE);
         let again = made(&path, None, &[Scope::Write]).unwrap();
         assert_ne!(again.secret, new.secret);
     }
@@ -489,7 +498,8 @@ mod tests {
         for sha256 in ["", "abc", &"g".repeat(64), &"A".repeat(64), &"é".repeat(32)] {
             let (_folder, path) = folder();
             made(&path, None, &[Scope::Admin]).unwrap();
-            let token = serde_json::json!({ "name": "a", "scopes": ["read"], "sha256": sha256, "created": "" });
+            let token =
+                serde_json::json!({ "name": "a", "scopes": ["read"], "sha256": sha256, "created": "" });
             fs::write(&path, serde_json::json!({ "version": 1, "tokens": [token] }).to_string()).unwrap();
             let error = Tokens::new(path).current().unwrap_err().to_string();
             assert!(error.contains("the sha256 of \"a\" is not 64 hexadecimal digits"), "{error}");

@@ -115,6 +115,7 @@ fn failed(failure: WriteFailure, api: Api, accept_partial: bool) -> Problem {
         WriteFailure::Empty => Problem::wrong("incoming write was empty").text(),
         WriteFailure::DatabaseName(why) => Problem::wrong(why),
         WriteFailure::TooMany(what) => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, what),
+        WriteFailure::TooLarge(what) => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, what),
         WriteFailure::Busy { retry_after } => {
             let message = "the journal is behind, nothing of this was written: send it again later";
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(retry_after)
@@ -148,9 +149,9 @@ fn lines(errors: &[LineError], untold: u32, api: Api, accept_partial: bool) -> P
         Api::V3 => Problem::wrong("line protocol parsing error").with("data", first),
         // Clients of InfluxDB 1 and 2 look for these words, and show people the whole.
         Api::V2 | Api::V1 => {
-            let what = errors.first().map_or_else(String::new, |error| {
-                format!(": line {}: {}", error.line_number, error.message)
-            });
+            let what = errors
+                .first()
+                .map_or_else(String::new, |error| format!(": line {}: {}", error.line_number, error.message));
             Problem::wrong(format!("unable to parse{what}; nothing of this was written")).with("data", first)
         }
     }

@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use crate::backoff::{cause, pause};
+use crate::backoff::{Pauses, cause};
 use crate::clock::{Clock, rfc3339};
 use crate::config::LineOutput;
 use crate::logging::OncePerCause;
@@ -240,7 +240,7 @@ impl Worker {
                 return;
             }
             tokio::select! {
-                () = tokio::time::sleep(pause(self.failures_in_a_row)) => {}
+                () = tokio::time::sleep(Pauses::NORMAL.after(self.failures_in_a_row)) => {}
                 () = self.queue.closing() => {}
             }
         }

@@ -17,24 +17,40 @@ const CLOSE: Duration = Duration::from_secs(60);
 struct Faulty {
     /// Every sync of a file fails: the disk is full.
     full: Arc<AtomicBool>,
-    /// Held by the test: every sync waits for it.
-    hangs: Arc<Mutex<()>>,
+    /// Every sync waits until it is open.
+    gate: Arc<Gate>,
     syncs: Arc<AtomicUsize>,
+}
+
+#[derive(Debug, Default)]
+struct Gate {
+    shut: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn set(&self, shut: bool) {
+        *self.shut.lock().unwrap() = shut;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) {
+        drop(self.changed.wait_while(self.shut.lock().unwrap(), |shut| *shut).unwrap());
+    }
 }
 
 #[derive(Debug)]
 struct FaultyFile {
     file: Box<dyn DiskFile>,
     full: Arc<AtomicBool>,
-    hangs: Arc<Mutex<()>>,
+    gate: Arc<Gate>,
     syncs: Arc<AtomicUsize>,
 }
 
 impl Faulty {
     fn wrap(&self, file: Box<dyn DiskFile>) -> Box<dyn DiskFile> {
-        let (full, hangs, syncs) =
-            (Arc::clone(&self.full), Arc::clone(&self.hangs), Arc::clone(&self.syncs));
-        Box::new(FaultyFile { file, full, hangs, syncs })
+        let (full, gate, syncs) = (Arc::clone(&self.full), Arc::clone(&self.gate), Arc::clone(&self.syncs));
+        Box::new(FaultyFile { file, full, gate, syncs })
     }
 }
 
@@ -88,7 +104,7 @@ impl DiskFile for FaultyFile {
         self.file.set_len(len)
     }
     fn sync(&self) -> std::io::Result<()> {
-        drop(self.hangs.lock());
+        self.gate.pass();
         if self.full.load(Ordering::SeqCst) {
             return Err(std::io::ErrorKind::StorageFull.into());
         }
@@ -110,7 +126,7 @@ impl Applied for Seen {
 struct Fixture {
     folder: tempfile::TempDir,
     full: Arc<AtomicBool>,
-    hangs: Arc<Mutex<()>>,
+    gate: Arc<Gate>,
     syncs: Arc<AtomicUsize>,
     journal: Arc<Journal>,
     losses: Arc<Losses>,
@@ -120,16 +136,22 @@ struct Fixture {
 
 fn open(folder: tempfile::TempDir) -> Fixture {
     let faulty = Faulty::default();
-    let (full, hangs, syncs) =
-        (Arc::clone(&faulty.full), Arc::clone(&faulty.hangs), Arc::clone(&faulty.syncs));
+    let (full, gate, syncs) = (Arc::clone(&faulty.full), Arc::clone(&faulty.gate), Arc::clone(&faulty.syncs));
     let journal = Journal::open(Arc::new(faulty), folder.path(), Limits::default(), &["reader"]).unwrap().0;
     let (journal, seen) = (Arc::new(journal), Seen::default());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let losses = Arc::new(Losses::new(Arc::clone(&clock)));
     let applied: Box<dyn Applied> = Box::new(seen.clone());
-    let writer =
-        Writer::start(Arc::clone(&journal), Some(applied), Arc::clone(&losses), Arc::clone(&clock)).unwrap();
-    Fixture { folder, full, hangs, syncs, journal, losses, seen, writer }
+    let writer = Writer::start(Setup {
+        journal: Arc::clone(&journal),
+        applied: Some(applied),
+        known: Catalog::default(),
+        retentions: Arc::default(),
+        losses: Arc::clone(&losses),
+        clock: Arc::clone(&clock),
+    })
+    .unwrap();
+    Fixture { folder, full, gate, syncs, journal, losses, seen, writer }
 }
 
 fn fixture() -> Fixture {
@@ -166,7 +188,10 @@ async fn what_is_acknowledged_is_in_the_journal_and_in_memory_in_one_order() {
     assert_eq!(*fixture.writer.last().borrow(), 2);
     let read = fixture.journal.read(0, usize::MAX).unwrap();
     let s = 1_000_000_000;
-    assert_eq!((read.entries[0].1.lines, read.entries[0].1.span), (2, (1_700_000_000 * s, 1_700_000_001 * s)));
+    assert_eq!(
+        (read.entries[0].1.lines, read.entries[0].1.span),
+        (2, (1_700_000_000 * s, 1_700_000_001 * s))
+    );
 }
 
 #[tokio::test]
@@ -212,7 +237,7 @@ async fn writes_that_wait_share_one_append() {
     let one_append = fixture.syncs.load(Ordering::SeqCst) - alone;
     assert!(one_append > 0, "an append is synced");
     let before = fixture.syncs.load(Ordering::SeqCst);
-    let hanging = fixture.hangs.lock().unwrap();
+    fixture.gate.set(true);
     let writes: Vec<_> = (0..100)
         .map(|n| {
             let (writer, body) = (fixture.writer.clone(), format!("a v={n}i {n}\n"));
@@ -224,7 +249,7 @@ async fn writes_that_wait_share_one_append() {
         tokio::task::yield_now().await;
     }
     assert!(writes.iter().all(|write| !write.is_finished()), "none is acknowledged before it is durable");
-    drop(hanging);
+    fixture.gate.set(false);
     for write in writes {
         write.await.unwrap().unwrap();
     }
@@ -242,6 +267,7 @@ async fn of_a_failed_append_nothing_is_left() {
     fixture.full.store(true, Ordering::SeqCst);
     let error = fixture.write("one", "b v=1i 1700000001\n").await.unwrap_err();
     assert!(matches!(error, WriteError::DiskFull(_)) && error.is_retryable(), "{error}");
+    assert!(error.to_string().contains("no storage space"), "{error}");
     fixture.writer.offer(b"c v=1i 1700000001000000000\n", 1, 7);
     while fixture.losses.lines_of(JOURNAL) == 0 {
         tokio::task::yield_now().await;
@@ -265,7 +291,7 @@ async fn of_a_failed_append_nothing_is_left() {
 async fn a_disk_that_hangs_costs_the_collector_lines_and_no_time() {
     let fixture = fixture();
     let (log, _guard) = log_of_this_thread();
-    let hanging = fixture.hangs.lock().unwrap();
+    fixture.gate.set(true);
     let line = format!("a v=\"{}\" 1700000000000000000\n", "x".repeat(900 << 10));
     let mut offered = 0;
     while fixture.losses.lines_of(JOURNAL) < 3 {
@@ -292,11 +318,12 @@ async fn a_disk_that_hangs_costs_the_collector_lines_and_no_time() {
     // The end does not wait for the disk either.
     assert!(!fixture.writer.close(Duration::from_secs(1)).await);
     let told = String::from_utf8(log.lock().unwrap().clone()).unwrap();
-    let slow = r#"ERROR lines lost: the disk is too slow, or hangs who="journal" lines=1 from="1970-01-01T00:00:"#;
+    let slow =
+        r#"ERROR lines lost: the disk is too slow, or hangs who="journal" lines=1 from="1970-01-01T00:00:"#;
     assert_eq!(told.matches(slow).count(), 1, "{told}");
     assert!(told.contains(r#"lines lost: the disk is too slow, or hangs who="journal" lines=2"#), "{told}");
     assert!(told.contains(r#"ERROR lines lost: kvmetry is ending who="journal""#), "{told}");
-    drop(hanging);
+    fixture.gate.set(false);
     let all = u64::try_from(offered).unwrap();
     let lost = fixture.losses.lines_of(JOURNAL);
     assert!(lost >= 3 && lost <= all, "{lost} of {all}");

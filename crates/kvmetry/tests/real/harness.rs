@@ -289,7 +289,8 @@ impl Kvmetry {
     pub(crate) fn run_as(args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let output = format!("file:{}", dir.path().join("out.lp").display());
-        let mut all = vec!["run", "--output", &output];
+        let data = dir.path().join("data");
+        let mut all = vec!["run", "--output", &output, "--data-dir", data.to_str().unwrap()];
         all.extend(args);
         Self::spawn(command(&all), dir)
     }
@@ -298,7 +299,9 @@ impl Kvmetry {
     pub(crate) fn run_telling_all(args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let output = format!("file:{}", dir.path().join("out.lp").display());
-        let mut command = command(&[&["run", "--output", &output], args].concat());
+        let data = dir.path().join("data");
+        let all = ["run", "--output", &output, "--data-dir", data.to_str().unwrap()];
+        let mut command = command(&[&all, args].concat());
         command.env("KVMETRY_LOG", "debug");
         Self::spawn(command, dir)
     }
@@ -309,7 +312,9 @@ impl Kvmetry {
         let file = dir.path().join("kvmetry.toml");
         fs::write(&file, config).unwrap();
         let output = format!("file:{}", dir.path().join("out.lp").display());
+        let data = dir.path().join("data");
         let mut all = vec!["run", "--output", &output, "--config", file.to_str().unwrap()];
+        all.extend(["--data-dir", data.to_str().unwrap()]);
         all.extend(args);
         Self::spawn(command(&all), dir)
     }

@@ -2,8 +2,8 @@
 
 use std::io::Write as _;
 
-use flate2::Compression;
 use flate2::write::GzEncoder;
+use flate2::{Compression, GzBuilder};
 
 use super::super::limits::{MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_HEADERS, MAX_JSON_BYTES, MAX_URL_BYTES};
 use super::*;
@@ -62,6 +62,33 @@ fn gzip_of(text: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
+async fn more_raw_bytes_than_the_limit_though_they_unpack_to_few() {
+    let port = Port::open().await;
+    let member = |text: &str| {
+        let builder = GzBuilder::new().filename(vec![b'x'; 6_000]);
+        let mut encoder = builder.write(Vec::new(), Compression::fast());
+        encoder.write_all(text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+    let members = |count: usize| [member("a v=1 1\n"), member("").repeat(count)].concat();
+    let (fits, larger) = (members(1_700), members(1_800));
+    assert!(fits.len() < MAX_BODY_BYTES && larger.len() > MAX_BODY_BYTES);
+    post_gzip(&port, fits).await.is_text(204, "");
+    let words = format!("max request size ({MAX_BODY_BYTES} bytes) exceeded");
+    post_gzip(&port, larger.clone()).await.is_text(413, &words);
+    // Without a length nobody knows before.
+    let mut all =
+        b"POST /write?db=a HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-encoding: gzip\r\n\
+                    transfer-encoding: chunked\r\n\r\n"
+            .to_vec();
+    all.extend(format!("{:x}\r\n", larger.len()).into_bytes());
+    all.extend(larger);
+    all.extend(b"\r\n0\r\n\r\n");
+    port.raw(all).await.is_text(413, &words);
+    assert_eq!(port.written().len(), 1);
+}
+
+#[tokio::test]
 async fn a_long_header_of_gzip() {
     let port = Port::open().await;
     // A name of the packed file that does not end.
@@ -111,7 +138,10 @@ async fn a_slow_body() {
     assert_eq!(port.written(), []);
     // And one that breaks off is not taken for a whole one.
     let mut stream = port.connect().await;
-    stream.write_all(b"POST /write?db=a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\na v=1 1\n").await.unwrap();
+    stream
+        .write_all(b"POST /write?db=a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\na v=1 1\n")
+        .await
+        .unwrap();
     stream.shutdown().await.unwrap();
     read_to_end(&mut stream).await;
     assert_eq!(port.written(), []);
@@ -157,7 +187,10 @@ async fn a_request_that_takes_long_is_not_idle() {
     .await;
     // Longer than both.
     let mut stream = port.connect().await;
-    stream.write_all(b"POST /write?db=a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 8\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"POST /write?db=a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 8\r\n\r\n")
+        .await
+        .unwrap();
     let quiet = timeout(Duration::from_millis(300), stream.readable()).await;
     assert!(quiet.is_err(), "it was closed under a request");
     stream.write_all(b"a v=1 1\n").await.unwrap();
@@ -170,7 +203,9 @@ async fn long_urls_and_large_heads() {
     let padded = |bytes: usize| format!("/health?{}", "x".repeat(bytes - 8));
     port.get(&padded(MAX_URL_BYTES)).await.is_text(200, "OK");
     port.get(&padded(MAX_URL_BYTES + 1)).await.is_error(414, "use POST with a body");
-    let head = |headers: &str| format!("GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n");
+    let head = |headers: &str| {
+        format!("GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n")
+    };
     let large = format!("a: {}\r\n", "x".repeat(MAX_HEADER_BYTES));
     assert_eq!(port.raw(head(&large)).await.status, 431);
     let many: String = (0..MAX_HEADERS).map(|n| format!("a{n}: x\r\n")).collect();
@@ -190,7 +225,9 @@ async fn long_urls_and_large_heads() {
 #[tokio::test]
 async fn not_http() {
     let port = Port::open().await;
-    for bytes in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], b"rubbish\r\n\r\n", b"\0\0\0\0\r\n\r\n"] {
+    for bytes in
+        [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], b"rubbish\r\n\r\n", b"\0\0\0\0\r\n\r\n"]
+    {
         let mut stream = port.connect().await;
         stream.write_all(bytes).await.unwrap();
         stream.shutdown().await.unwrap();
@@ -239,12 +276,35 @@ async fn busy_connections_do_not_make_room() {
 #[tokio::test]
 async fn a_refusal_is_seen_by_a_client_that_is_still_sending() {
     let port = Port::open().await;
-    port.token("t", &[Scope::Write]);
-    let got = port.post("/write?db=a", vec![b'x'; 8 << 20]).await;
-    got.is_json(401, json!({ "error": "the request was not authenticated" }));
+    let token = port.token("t", &[Scope::Write]);
+    // One that sends all of it before it looks.
+    let post = |length: usize, more: &str| {
+        let head = format!(
+            "POST /write?db=a HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{more}content-length: {length}\r\n\r\n"
+        );
+        [head.into_bytes(), vec![b'x'; length]].concat()
+    };
+    let not_authenticated = json!({ "error": "the request was not authenticated" });
+    port.raw(post(8 << 20, "")).await.is_json(401, not_authenticated);
+    let bearer = format!("authorization: Bearer {token}\r\n");
+    let words = format!("max request size ({MAX_BODY_BYTES} bytes) exceeded");
+    port.raw(post(19 << 20, &bearer)).await.is_text(413, &words);
+    let coding = format!("{bearer}content-encoding: br\r\n");
+    port.raw(post(8 << 20, &coding)).await.is_error(400, "Content-Encoding");
+    let coding = format!("{bearer}content-encoding: gzip\r\n");
+    port.raw(post(8 << 20, &coding)).await.is_error(400, "not the whole gzip");
+    let reader = format!("authorization: Bearer {}\r\n", port.token("r", &[Scope::Read]));
+    let to = |target: &str| {
+        let request = String::from_utf8(post(8 << 20, &reader)).unwrap();
+        request.replacen("/write?db=a", target, 1)
+    };
+    port.raw(to(SQL)).await.is_error(415, "application/json");
+    port.raw(to("/query")).await.is_error(501, "InfluxQL");
+    port.raw(to("/nothing")).await.is_error(404, "/nothing");
     // One that waits for a word is answered before it has sent anything.
     let head = "POST /write?db=a HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 9000\r\n\r\n";
     let mut stream = port.connect().await;
     stream.write_all(head.as_bytes()).await.unwrap();
-    assert_eq!(Got::raw(&read_to_end(&mut stream).await).status, 401);
+    let bytes = read_to_end(&mut stream).await;
+    assert!(bytes.starts_with(b"HTTP/1.1 401 "), "it is asked to send: {}", text(&bytes));
 }

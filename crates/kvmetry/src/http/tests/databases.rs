@@ -48,7 +48,9 @@ async fn create_change_list() {
 async fn what_is_refused() {
     let port = Port::open().await;
     port.create(r#"{"db":"kvm"}"#).await.is_text(200, "");
-    port.create(r#"{"db":"kvm"}"#).await.is_error(409, "there is a database \"kvm\" already; PUT changes its retention");
+    port.create(r#"{"db":"kvm"}"#)
+        .await
+        .is_error(409, "there is a database \"kvm\" already; PUT changes its retention");
     port.change(r#"{"db":"other"}"#).await.is_error(404, "there is no database \"other\"");
     port.create(r#"{"db":"../x"}"#).await.is_error(400, "the database name");
     for body in ["{}", r#"{"db":""}"#, r#"{"db":null}"#] {

@@ -148,19 +148,21 @@ async fn a_client_that_goes_ends_its_query() {
     drop(stream);
     drops(gone).await;
 
-    // In the middle of the answer.
-    let (held, gone) = mpsc::channel(1);
-    port.reply(Reply::Endless(1 << 16, held));
-    let mut stream = port.connect().await;
-    stream.write_all(ask.as_bytes()).await.unwrap();
-    let mut some = [0; 1 << 18];
-    stream.read_exact(&mut some).await.unwrap();
-    drop(stream);
-    drops(gone).await;
+    // In the middle of the answer, while pieces come and while none does.
+    for reply in [|held| Reply::Endless(1 << 16, held), Reply::Stall as fn(_) -> _] {
+        let (held, gone) = mpsc::channel(1);
+        port.reply(reply(held));
+        let mut stream = port.connect().await;
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        let mut some = [0; 100];
+        stream.read_exact(&mut some).await.unwrap();
+        drop(stream);
+        drops(gone).await;
+    }
 
     // A stream of HTTP/2, whose connection stays.
     let mut sender = h2_client(port.connect().await).await;
-    for reply in [Reply::Hang as fn(_) -> _, |held| Reply::Endless(1 << 16, held)] {
+    for reply in [Reply::Hang, Reply::Stall as fn(_) -> _, |held| Reply::Endless(1 << 16, held)] {
         let (held, gone) = mpsc::channel(1);
         port.reply(reply(held));
         let before = port.double.asked.lock().unwrap().len();
@@ -191,9 +193,8 @@ async fn a_client_that_takes_nothing_is_cut_off() {
 #[tokio::test]
 async fn so_many_queries_at_once() {
     let port = Port::with(|setup| {
-        setup.limits.queries = 2;
-        setup.limits.queries_waiting = 1;
-        setup.limits.query_turn_within = SOON;
+        let limits = Limits { queries: 2, queries_waiting: 1, query_turn_within: SOON, ..setup.limits };
+        setup.turns = Arc::new(Turns::new(&limits));
     })
     .await;
     let url = port.url(&format!("{SQL}?db=a&q=b"));
@@ -221,8 +222,9 @@ async fn so_many_queries_at_once() {
 #[tokio::test]
 async fn a_query_does_not_wait_for_ever() {
     let port = Port::with(|setup| {
-        setup.limits.queries = 1;
-        setup.limits.query_turn_within = Duration::from_millis(50);
+        let within = Duration::from_millis(50);
+        let limits = Limits { queries: 1, query_turn_within: within, ..setup.limits };
+        setup.turns = Arc::new(Turns::new(&limits));
     })
     .await;
     let (held, _gone) = mpsc::channel(1);

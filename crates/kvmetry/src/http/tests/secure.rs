@@ -14,9 +14,23 @@ fn certificate(folder: &Path, name: &str) -> HttpTls {
     let path = |kind: &str| folder.join(format!("{name}-{kind}.pem"));
     let tls = HttpTls { certificate: path("cert"), key: path("key") };
     let mut command = Command::new("openssl");
-    command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]);
+    command.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]);
     command.args(["-subj", "/CN=kvmetry", "-addext", "subjectAltName=DNS:localhost", "-addext"]);
-    command.args(["basicConstraints=critical,CA:FALSE", "-keyout"]).arg(&tls.key).arg("-out").arg(&tls.certificate);
+    command
+        .args(["basicConstraints=critical,CA:FALSE", "-keyout"])
+        .arg(&tls.key)
+        .arg("-out")
+        .arg(&tls.certificate);
     let made = command.output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     tls
@@ -101,7 +115,9 @@ async fn certificates_that_cannot_be_used() {
         let folder = tempfile::tempdir().unwrap();
         let tls = certificate(folder.path(), "a");
         change(&tls);
-        let Err(error) = Port::try_with(|setup| setup.config.tls = Some(tls)).await else { panic!("{expect}") };
+        let Err(error) = Port::try_with(|setup| setup.config.tls = Some(tls)).await else {
+            panic!("{expect}")
+        };
         assert!(error.to_string().contains(expect), "{error}");
     }
     check(|tls| std::fs::remove_file(&tls.certificate).unwrap(), "a-cert.pem: No such file").await;

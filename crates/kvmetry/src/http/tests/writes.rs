@@ -40,7 +40,11 @@ async fn good_lines_are_taken() {
         ("/write?db=kvm&precision=u&consistency=all&rp=autogen", format!("a v=1 {s}000000")),
     ] {
         port.post(target, body).await.is_text(204, "");
-        assert_eq!(port.written().pop().unwrap(), ("kvm".to_owned(), format!("a v=1 {NOW_NS}\n")), "{target}");
+        assert_eq!(
+            port.written().pop().unwrap(),
+            ("kvm".to_owned(), format!("a v=1 {NOW_NS}\n")),
+            "{target}"
+        );
     }
     port.post("/write?db=kvm&rp=weekly", "a v=1 1").await.is_text(204, "");
     assert_eq!(port.written().pop().unwrap().0, "kvm/weekly");
@@ -237,8 +241,14 @@ async fn what_this_side_cannot_do() {
     let full = || WriteFailure::DiskFull("no space left in /var/lib/kvmetry: make some".to_owned());
     let cases = [
         (busy(), 503, Some("3"), "the journal is behind"),
-        (full(), 503, Some("30"), "nothing of this was written: no space left in /var/lib/kvmetry: make some"),
+        (
+            full(),
+            503,
+            Some("30"),
+            "nothing of this was written: no space left in /var/lib/kvmetry: make some",
+        ),
         (WriteFailure::Failed("EIO".to_owned()), 500, None, "nothing of this was written: EIO"),
+        (WriteFailure::TooLarge("send it in parts".to_owned()), 413, None, "send it in parts"),
         (WriteFailure::TooMany("the 2001st table".to_owned()), 422, None, "the 2001st table"),
     ];
     for (failure, status, retry, part) in cases {

@@ -1,0 +1,177 @@
+//! `kvmetry query` and `kvmetry compact`: through the HTTP port of the process that has the data directory, or, where
+//! there is none, on the directory itself.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use disk::{Disk, RealDisk};
+use futures_util::StreamExt as _;
+use journal::{Journal, Limits};
+use serde_json::{Map, Value, json};
+use store::Store;
+use store::sql::Engine;
+
+use crate::cli::{self, QueryFormat, print};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, DATABASE};
+use crate::datadir::{self, DataDir, DataDirError};
+use crate::embedded;
+use crate::http::backend::{Format, Query};
+use crate::keep::STORE;
+use crate::losses::Losses;
+use crate::serve::sql::{answer, told};
+
+/// The token for a port that demands one.
+pub(crate) const TOKEN_VARIABLE: &str = "KVMETRY_TOKEN";
+
+/// The data directory, as far as a command may use it.
+enum Data {
+    /// Ours.
+    Open { store: Store, engine: Box<Engine>, _dir: DataDir },
+    /// Another process's, whose HTTP port is here.
+    Served { url: String },
+}
+
+impl Data {
+    fn find(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
+        let place = config.data_dir.display();
+        if !config.data_dir.join("version").exists() {
+            bail!("there is no data in {place}: has kvmetry run here? name another place with --data-dir");
+        }
+        let dir = match DataDir::open(&config.data_dir) {
+            Ok(dir) => dir,
+            Err(DataDirError::InUse { path, who }) => match datadir::told(&path, "url") {
+                Some(url) => return Ok(Self::Served { url }),
+                None => bail!(
+                    "{place} is in use by process {who}, which has no HTTP port to ask through (--listen)"
+                ),
+            },
+            Err(error) => return Err(error.into()),
+        };
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        // Nothing is appended, so the other readers' cursors stay as they are.
+        let limits = Limits { max_bytes: config.journal.max_size, max_age: config.journal.max_age };
+        let (journal, _) = Journal::open(Arc::clone(&disk), &dir.path().join("journal"), limits, &[STORE])?;
+        let (store, engine) = embedded::open(&embedded::Setup {
+            disk,
+            dir: dir.path().join("store"),
+            journal: Arc::new(journal),
+            config: config.store.clone(),
+            retentions: Arc::default(),
+            losses: Arc::new(Losses::new(Arc::clone(clock))),
+            clock: Arc::clone(clock),
+        })?;
+        Ok(Self::Open { store, engine: Box::new(engine), _dir: dir })
+    }
+}
+
+/// Asks, and prints the answer.
+///
+/// # Errors
+/// A mistake in the query, data that cannot be read, standard output that failed.
+pub(crate) async fn query(config: &Config, asked: &cli::Query) -> anyhow::Result<()> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let database = asked.database.as_deref().unwrap_or(DATABASE);
+    let (sql, format) = (asked.sql.as_str(), asked.format);
+    if format == QueryFormat::Parquet && std::io::stdout().is_terminal() {
+        bail!("a Parquet file is not for a terminal: > FILE");
+    }
+    match Data::find(config, &clock)? {
+        Data::Open { engine, .. } => ask_here(&engine, database, sql, format).await,
+        Data::Served { url } => ask_there(&url, database, sql, format).await,
+    }
+}
+
+async fn ask_here(engine: &Engine, database: &str, sql: &str, format: QueryFormat) -> anyhow::Result<()> {
+    let query = Query {
+        database: database.to_owned(),
+        sql: sql.to_owned(),
+        params: Map::new(),
+        format: match format {
+            QueryFormat::Table => Format::Pretty,
+            QueryFormat::Csv => Format::Csv,
+            QueryFormat::Json => Format::Json,
+            QueryFormat::Jsonl => Format::JsonLines,
+            QueryFormat::Parquet => Format::Parquet,
+        },
+    };
+    let mut answer = answer(engine, query).await?;
+    let mut last = None;
+    while let Some(bytes) = answer.next().await {
+        let bytes = bytes?;
+        last = bytes.last().copied().or(last);
+        print(&bytes)?;
+    }
+    end_line(format, last)
+}
+
+async fn ask_there(url: &str, database: &str, sql: &str, format: QueryFormat) -> anyhow::Result<()> {
+    let name = match format {
+        QueryFormat::Table => "pretty",
+        QueryFormat::Csv => "csv",
+        QueryFormat::Json => "json",
+        QueryFormat::Jsonl => "jsonl",
+        QueryFormat::Parquet => "parquet",
+    };
+    let body = json!({ "db": database, "q": sql, "format": name });
+    let mut answer = post(url, "/api/v3/query_sql", &body).await?;
+    let mut last = None;
+    while let Some(bytes) = answer.chunk().await.context("the answer broke off")? {
+        last = bytes.last().copied().or(last);
+        print(&bytes)?;
+    }
+    end_line(format, last)
+}
+
+/// Text on a terminal ends with a line feed.
+fn end_line(format: QueryFormat, last: Option<u8>) -> anyhow::Result<()> {
+    if format != QueryFormat::Parquet && last.is_some_and(|it| it != b'\n') {
+        print(b"\n")?;
+    }
+    Ok(())
+}
+
+/// Posts to the process that has the data directory.
+async fn post(url: &str, path: &str, body: &Value) -> anyhow::Result<reqwest::Response> {
+    // Another part of the program may have chosen it before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().no_proxy().build().context("no HTTP client")?;
+    let mut request =
+        client.post(format!("{url}{path}")).header("content-type", "application/json").body(body.to_string());
+    if let Ok(token) = std::env::var(TOKEN_VARIABLE) {
+        request = request.bearer_auth(token);
+    }
+    let answer = request.send().await.with_context(|| format!("{url} does not answer"))?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer);
+    }
+    let text = answer.text().await.unwrap_or_default();
+    let said: Option<Value> = serde_json::from_str(&text).ok();
+    let said = said.as_ref().and_then(|it| it["error"].as_str()).unwrap_or(text.trim());
+    match status.as_u16() {
+        401 | 403 => bail!("{url} says: {said} (the token is taken from {TOKEN_VARIABLE})"),
+        _ => bail!("{said}"),
+    }
+}
+
+/// Writes all points into files and makes one of each day's.
+///
+/// # Errors
+/// A data directory that cannot be used.
+pub(crate) async fn compact(config: &Config) -> anyhow::Result<()> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    match Data::find(config, &clock)? {
+        Data::Open { store, .. } => tell(&told(&store.compact(clock.wall_ns())?)),
+        Data::Served { url } => {
+            let answer = post(&url, "/api/v3/compact", &json!({})).await?;
+            tell(&answer.text().await.context("the answer broke off")?)
+        }
+    }
+}
+
+fn tell(text: &str) -> anyhow::Result<()> {
+    let mut err = std::io::stderr().lock();
+    writeln!(err, "{}", text.trim()).context("standard error cannot be written")
+}

@@ -1,0 +1,270 @@
+//! The embedded store as a reader of the journal: opened and caught up at the start, fed before each acknowledgement,
+//! kept tidy by a thread of its own.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use disk::Disk;
+use journal::{Journal, Seq};
+use store::sql::{Engine, QueryLimits};
+use store::{Room, Store};
+use telemetry::lines::limits::ROLLUP_SUFFIXES;
+use telemetry::lines::{Batch, Catalog, Precision, parse};
+
+use crate::clock::Clock;
+use crate::config;
+use crate::entry;
+use crate::keep::STORE;
+use crate::logging::OncePerCause;
+use crate::losses::Losses;
+use crate::write::{Applied, Retentions};
+
+/// How often the store is looked after.
+const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
+/// Bytes of the journal that are read at once at the start.
+const READ_BYTES: usize = 8 << 20;
+
+/// What the store is opened with.
+pub(crate) struct Setup {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) dir: PathBuf,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) config: config::Store,
+    pub(crate) retentions: Arc<Retentions>,
+    pub(crate) losses: Arc<Losses>,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+/// The open store.
+pub(crate) struct Embedded {
+    store: Store,
+    engine: Arc<Engine>,
+    stop: Arc<Stop>,
+    ended: tokio::sync::oneshot::Receiver<()>,
+}
+
+#[derive(Default)]
+struct Stop {
+    asked: Mutex<bool>,
+    changed: Condvar,
+}
+
+/// Opens the store and takes in what the journal has and the store's files have not. Nothing is written.
+///
+/// # Errors
+/// A directory that cannot be used.
+pub(crate) fn open(setup: &Setup) -> anyhow::Result<(Store, Engine)> {
+    let (config, retentions) = (setup.config.clone(), Arc::clone(&setup.retentions));
+    let retention = move |database: &str, table: &str| {
+        let own = retentions.of(database).filter(|_| !is_rollup(table));
+        match own {
+            // Zero: for ever.
+            Some(own) if own.is_zero() => Duration::MAX,
+            Some(own) => own,
+            None => config.retention_of(table),
+        }
+    };
+    let options = store::Options {
+        retention: Arc::new(retention),
+        max_size: setup.config.max_size,
+        min_free: setup.config.min_free,
+    };
+    let opened = Store::open(Arc::clone(&setup.disk), &setup.dir, options);
+    let (store, complaints) = opened.context("the embedded store")?;
+    for complaint in complaints {
+        tracing::error!("the store: {complaint}");
+    }
+    catch_up(&store, &setup.journal, &setup.losses).context("reading the journal into the embedded store")?;
+    let engine = Engine::new(&store, QueryLimits::default()).context("no threads for queries")?;
+    Ok((store, engine))
+}
+
+impl Embedded {
+    /// Opens the store and starts its upkeep.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub(crate) fn start(setup: Setup) -> anyhow::Result<Self> {
+        let (store, engine) = open(&setup)?;
+        let Setup { journal, clock, .. } = setup;
+        let stop = Arc::new(Stop::default());
+        let (end, ended) = tokio::sync::oneshot::channel();
+        let upkeep = Upkeep {
+            store: store.clone(),
+            journal,
+            clock,
+            told: OncePerCause::default(),
+            room: Room::Enough,
+        };
+        let upkeep_stop = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("store".to_owned());
+        thread
+            .spawn(move || {
+                upkeep.run(&upkeep_stop);
+                // Whoever waited may have given up.
+                let _ = end.send(());
+            })
+            .context("no thread for the store")?;
+        Ok(Self { store, engine: Arc::new(engine), stop, ended })
+    }
+
+    /// What feeds it.
+    pub(crate) fn applied(&self) -> Box<dyn Applied> {
+        Box::new(Feed { store: self.store.clone() })
+    }
+
+    /// The tables that it knows.
+    pub(crate) fn catalog(&self) -> Catalog {
+        self.store.catalog()
+    }
+
+    /// What answers queries.
+    pub(crate) fn engine(&self) -> Arc<Engine> {
+        Arc::clone(&self.engine)
+    }
+
+    /// The store itself.
+    pub(crate) fn store(&self) -> Store {
+        self.store.clone()
+    }
+
+    /// Logs what it holds.
+    pub(crate) fn tell(&self) {
+        let stats = self.store.stats();
+        tracing::info!(
+            files = stats.files,
+            file_bytes = stats.file_bytes,
+            rows = stats.file_rows,
+            memory_rows = stats.memory_rows,
+            memory_bytes = stats.memory_bytes,
+            "the store"
+        );
+    }
+
+    /// Ends the upkeep. What is in memory stays in the journal.
+    pub(crate) async fn close(self, within: Duration) {
+        *self.stop.asked.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.stop.changed.notify_all();
+        if tokio::time::timeout(within, self.ended).await.is_err() {
+            tracing::warn!("ended in the middle of a flush or compaction: it begins anew at the next start");
+        }
+    }
+}
+
+fn is_rollup(table: &str) -> bool {
+    ROLLUP_SUFFIXES.iter().any(|suffix| table.ends_with(suffix))
+}
+
+/// Applies the entries after the store's cursor.
+fn catch_up(store: &Store, journal: &Journal, losses: &Losses) -> anyhow::Result<()> {
+    let mut after = store.cursor();
+    // Before anything is appended: numbers that the store has seen are not given again.
+    journal.advance(STORE, after);
+    loop {
+        let read = journal.read(after, READ_BYTES)?;
+        for gap in &read.damaged {
+            losses.add([gap.loss(STORE)]);
+        }
+        if read.through == after {
+            return Ok(());
+        }
+        after = read.through;
+        for (seq, entry) in &read.entries {
+            let lines = match entry::decode(&entry.payload) {
+                Ok(lines) => lines,
+                Err(fault) => {
+                    tracing::error!(
+                        seq,
+                        lines = entry.lines,
+                        "the store leaves an entry of the journal out: {fault}"
+                    );
+                    continue;
+                }
+            };
+            // Its lines were checked when they were accepted.
+            let parsed = parse(&lines.text, Precision::Nanosecond, i64::MAX);
+            match Catalog::default().admit(&lines.database, parsed, true) {
+                Ok(admitted) => store.apply(*seq, &lines.database, &admitted.batch)?,
+                Err(refused) => {
+                    tracing::error!(seq, "the store leaves an entry of the journal out: {refused}")
+                }
+            }
+        }
+    }
+}
+
+struct Feed {
+    store: Store,
+}
+
+impl Applied for Feed {
+    fn apply(&mut self, seq: Seq, database: &str, batch: Batch) {
+        if let Err(error) = self.store.apply(seq, database, &batch) {
+            // The schema check lets no such line through.
+            tracing::error!(seq, lines = batch.lines, "the store cannot take an entry: {error}");
+        }
+    }
+}
+
+struct Upkeep {
+    store: Store,
+    journal: Arc<Journal>,
+    clock: Arc<dyn Clock>,
+    told: OncePerCause,
+    room: Room,
+}
+
+impl Upkeep {
+    fn run(mut self, stop: &Stop) {
+        let mut asked = stop.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*asked {
+            drop(asked);
+            self.maintain();
+            asked = stop.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            if !*asked {
+                let waited = stop.changed.wait_timeout(asked, MAINTAIN_EVERY);
+                asked = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+    }
+
+    fn maintain(&mut self) {
+        let done = match self.store.maintain(self.clock.wall_ns(), 0) {
+            Ok(done) => done,
+            Err(error) => {
+                if let Some(held_back) = self.told.tell("upkeep", self.clock.monotonic()) {
+                    let error = anyhow::Error::from(error);
+                    tracing::error!(held_back, "the store cannot write; rows stay in the journal: {error:#}");
+                }
+                return;
+            }
+        };
+        self.journal.advance(STORE, done.cursor);
+        if !done.dropped_days.is_empty() {
+            let (days, bytes) = (done.dropped_days.join(", "), done.dropped_bytes);
+            tracing::warn!(
+                days,
+                bytes,
+                "the store is at its max_size: its oldest days were removed; see [store] max_size and retention"
+            );
+        }
+        if done.dropped_rows > 0 {
+            tracing::error!(rows = done.dropped_rows, "no room to write: the store has lost its oldest rows");
+        }
+        if done.room != self.room {
+            match done.room {
+                Room::Enough => tracing::info!("the disk has room again: the store grows on"),
+                Room::Short { free, min_free } => tracing::error!(
+                    free,
+                    min_free,
+                    "the disk is nearly full: the store stops growing, the journal drops its oldest entries instead of \
+                     growing; free some space, or see [store] min_free"
+                ),
+            }
+            self.journal.set_may_grow(done.room == Room::Enough);
+            self.room = done.room;
+        }
+    }
+}

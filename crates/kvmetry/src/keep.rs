@@ -1,0 +1,207 @@
+//! What survives the end of the process, and who may ask for it: journal, servers, store, HTTP port.
+//!
+//! ```text
+//!                ┌▶ Deliveries ──▶ InfluxDB
+//! Writer ▸ journal (on disk)
+//!    ▲     └▶ Embedded (store, SQL) ◀──┐
+//!    └──────────── Port (HTTP) ────────┘
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use disk::{Disk, RealDisk};
+use journal::{Journal, Limits};
+use tokio::time::Instant;
+
+use crate::backoff::Pauses;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::datadir::DataDir;
+use crate::deliver::{self, Deliveries, DeliveryStats, Rejects};
+#[cfg(feature = "store")]
+use crate::embedded::{self, Embedded};
+use crate::http;
+use crate::losses::{JOURNAL, Losses};
+use crate::serve::Served;
+use crate::write::{self, Retentions, Writer};
+
+/// Of the time to end, at its end, for what was delivered last to be noted down.
+const LAST_CURSORS: Duration = Duration::from_millis(150);
+
+/// What survives the end of the process.
+pub(crate) struct Kept {
+    pub(crate) writer: Writer,
+    journal: Arc<Journal>,
+    deliveries: Deliveries,
+    #[cfg(feature = "store")]
+    embedded: Option<Embedded>,
+    port: Option<http::Server>,
+    losses: Arc<Losses>,
+    clock: Arc<dyn Clock>,
+    /// Ours as long as this lives.
+    dir: DataDir,
+}
+
+impl Kept {
+    /// Opens the data directory and starts all that is configured.
+    ///
+    /// # Errors
+    /// A directory, port or server that cannot be used.
+    pub(crate) async fn open(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
+        let dir = DataDir::open(&config.data_dir)?;
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let mut readers: Vec<_> = config.influxdb.iter().map(deliver::reader).collect();
+        if config.store.enabled {
+            readers.push(STORE.to_owned());
+        }
+        let readers: Vec<_> = readers.iter().map(String::as_str).collect();
+        let limits = Limits { max_bytes: config.journal.max_size, max_age: config.journal.max_age };
+        let opened = Journal::open(Arc::clone(&disk), &dir.path().join("journal"), limits, &readers)?;
+        let (journal, opened) = (Arc::new(opened.0), opened.1);
+        for damage in &opened.damage {
+            tracing::error!("the journal is damaged, what is whole in it is read: {damage}");
+        }
+        let losses = Arc::new(Losses::new(Arc::clone(clock)));
+        losses.add(opened.losses);
+        let retentions = Arc::new(Retentions::default());
+        #[cfg(feature = "store")]
+        let embedded = match config.store.enabled {
+            false => None,
+            true => {
+                let setup = embedded::Setup {
+                    disk: Arc::clone(&disk),
+                    dir: dir.path().join("store"),
+                    journal: Arc::clone(&journal),
+                    config: config.store.clone(),
+                    retentions: Arc::clone(&retentions),
+                    losses: Arc::clone(&losses),
+                    clock: Arc::clone(clock),
+                };
+                Some(Embedded::start(setup)?)
+            }
+        };
+        let writer = Writer::start(write::Setup {
+            journal: Arc::clone(&journal),
+            #[cfg(feature = "store")]
+            applied: embedded.as_ref().map(Embedded::applied),
+            #[cfg(not(feature = "store"))]
+            applied: None,
+            #[cfg(feature = "store")]
+            known: embedded.as_ref().map(Embedded::catalog).unwrap_or_default(),
+            #[cfg(not(feature = "store"))]
+            known: Default::default(),
+            retentions,
+            losses: Arc::clone(&losses),
+            clock: Arc::clone(clock),
+        })?;
+        let shared = deliver::Shared {
+            journal: Arc::clone(&journal),
+            last: writer.last(),
+            rejects: Arc::new(Rejects::new(disk, dir.path().join("rejects"))),
+            losses: Arc::clone(&losses),
+            clock: Arc::clone(clock),
+            pauses: Pauses::NORMAL,
+        };
+        let deliveries = Deliveries::start(&config.influxdb, shared)?;
+        let mut kept = Self {
+            writer,
+            journal,
+            deliveries,
+            #[cfg(feature = "store")]
+            embedded,
+            port: None,
+            losses,
+            clock: Arc::clone(clock),
+            dir,
+        };
+        kept.open_port(config).await?;
+        let dir = kept.dir.path().display();
+        if config.store.enabled {
+            tracing::info!(%dir, "keeping every point; ask with kvmetry query 'SHOW TABLES'");
+        } else {
+            tracing::info!(%dir, "keeping what is still to be delivered");
+        }
+        Ok(kept)
+    }
+
+    async fn open_port(&mut self, config: &Config) -> anyhow::Result<()> {
+        let Some(listen) = config.http.listen else { return Ok(()) };
+        let served = Served {
+            writer: self.writer.clone(),
+            clock: Arc::clone(&self.clock),
+            #[cfg(feature = "store")]
+            embedded: self.embedded.as_ref().map(|it| (it.store(), it.engine())),
+        };
+        let port = http::start(http::Setup {
+            config: config.http.clone(),
+            listen,
+            tokens: config.http.tokens_file(self.dir.path()),
+            backend: Arc::new(served),
+            mounts: Vec::new(),
+            clock: Arc::clone(&self.clock),
+            turns: Arc::new(http::Turns::new(&http::limits::Limits::default())),
+            limits: http::limits::Limits::default(),
+        })
+        .await?;
+        let scheme = if config.http.tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}{}", port.address(), config.http.base_path);
+        self.dir.tell(&[("url", &url)])?;
+        self.port = Some(port);
+        Ok(())
+    }
+
+    /// Logs what was delivered, kept and lost since the start.
+    pub(crate) fn tell(&self) {
+        tell(&self.journal, &self.losses, &self.deliveries.stats());
+        #[cfg(feature = "store")]
+        if let Some(embedded) = &self.embedded {
+            embedded.tell();
+        }
+    }
+
+    /// What was collected goes to disk first, then to the servers, as far as the time allows.
+    pub(crate) async fn shutdown(self, end: Instant) {
+        let left = || end.saturating_duration_since(Instant::now());
+        if let Some(port) = self.port {
+            let _ = tokio::time::timeout(left() / 2, port.stop()).await;
+        }
+        if !self.writer.close(left()).await {
+            tracing::error!("the disk does not answer: what was collected last is lost");
+            return;
+        }
+        let Self { deliveries, journal, losses, clock, dir, writer, .. } = self;
+        #[cfg(feature = "store")]
+        if let Some(embedded) = self.embedded {
+            embedded.close(left() / 2).await;
+        }
+        let last = deliveries.shutdown(left().saturating_sub(LAST_CURSORS)).await;
+        // The cursors: without them the last deliveries are made once more, which is harmless.
+        let now_ns = clock.wall_ns();
+        let last_journal = Arc::clone(&journal);
+        let maintain = tokio::task::spawn_blocking(move || last_journal.maintain(now_ns));
+        let _ = tokio::time::timeout(left(), maintain).await;
+        tell(&journal, &losses, &last);
+        drop((writer, dir));
+    }
+}
+
+/// The journal's reader for the embedded store.
+pub(crate) const STORE: &str = "store";
+
+fn tell(journal: &Journal, losses: &Losses, deliveries: &[DeliveryStats]) {
+    for stats in deliveries {
+        tracing::info!(
+            output = stats.name,
+            delivered = stats.delivered_lines,
+            refused = stats.refused_lines,
+            lost = stats.lost_lines,
+            failures = stats.failures,
+            waiting_entries = stats.waiting_entries,
+            trouble = stats.trouble,
+            "lines since the start"
+        );
+    }
+    let (stats, lost) = (journal.stats(), losses.lines_of(JOURNAL));
+    tracing::info!(entries = stats.last + 1 - stats.first, bytes = stats.file_bytes, lost, "the journal");
+}

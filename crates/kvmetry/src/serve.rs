@@ -1,0 +1,184 @@
+//! What the HTTP port serves: writes go the one way, queries go to the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use telemetry::lines::Refused;
+
+use crate::clock::Clock;
+use crate::http::backend::{
+    Answer, Backend, Database, DatabaseFailure, Query, QueryFailure, QueryFault, Write, WriteFailure,
+};
+use crate::write::{WriteError, Writer};
+
+/// When a client may try again, whose write had no room.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The program behind the port.
+pub(crate) struct Served {
+    pub(crate) writer: Writer,
+    pub(crate) clock: Arc<dyn Clock>,
+    #[cfg(feature = "store")]
+    pub(crate) embedded: Option<(store::Store, Arc<store::sql::Engine>)>,
+}
+
+impl Backend for Served {
+    async fn write(&self, write: Write) -> Result<(), WriteFailure> {
+        let Write { database, body, precision, accept_partial } = write;
+        let written = self.writer.write(&database, body, precision, accept_partial).await;
+        let written = written.map_err(write_failure)?;
+        if written.errors.is_empty() {
+            return Ok(());
+        }
+        Err(WriteFailure::Lines { errors: written.errors, untold: written.untold_errors })
+    }
+
+    async fn query(&self, query: Query) -> Result<Answer, QueryFailure> {
+        #[cfg(feature = "store")]
+        if let Some((_, engine)) = &self.embedded {
+            return sql::answer(engine, query).await;
+        }
+        drop(query);
+        Err(QueryFailure {
+            fault: QueryFault::Wrong,
+            message:
+                "there is no store here to ask (--no-store): ask the InfluxDB server that gets the points"
+                    .to_owned(),
+        })
+    }
+
+    async fn compact(&self) -> Result<String, String> {
+        #[cfg(feature = "store")]
+        if let Some((store, _)) = &self.embedded {
+            let (store, now_ns) = (store.clone(), self.clock.wall_ns());
+            let done = tokio::task::spawn_blocking(move || store.compact(now_ns)).await;
+            return match done {
+                Ok(Ok(done)) => Ok(sql::told(&done)),
+                Ok(Err(error)) => Err(format!("{:#}", anyhow::Error::from(error))),
+                Err(error) => Err(error.to_string()),
+            };
+        }
+        Err("there is no store here (--no-store)".to_owned())
+    }
+
+    async fn databases(&self) -> Result<Vec<Database>, DatabaseFailure> {
+        let all = self.writer.databases().into_iter();
+        Ok(all.map(|(name, retention)| Database { name, retention }).collect())
+    }
+
+    async fn create_database(
+        &self,
+        name: String,
+        retention: Option<Duration>,
+    ) -> Result<(), DatabaseFailure> {
+        match self.writer.create_database(&name, retention).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(DatabaseFailure::Exists),
+            Err(error) => Err(database_failure(error)),
+        }
+    }
+
+    async fn set_retention(&self, name: String, retention: Option<Duration>) -> Result<(), DatabaseFailure> {
+        match self.writer.set_retention(&name, retention).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(DatabaseFailure::Unknown),
+            Err(error) => Err(database_failure(error)),
+        }
+    }
+}
+
+fn write_failure(error: WriteError) -> WriteFailure {
+    match error {
+        WriteError::Refused(Refused::Empty) => WriteFailure::Empty,
+        WriteError::Refused(Refused::DatabaseName(why)) => WriteFailure::DatabaseName(why),
+        WriteError::Refused(Refused::Lines { errors, untold }) => WriteFailure::Lines { errors, untold },
+        WriteError::Refused(refused @ Refused::TooManyDatabases) => {
+            WriteFailure::TooMany(refused.to_string())
+        }
+        WriteError::DiskFull(_) => WriteFailure::DiskFull(error.to_string()),
+        // Its reason is in the log; the client may try again as after any outage.
+        WriteError::Disk(_) => WriteFailure::Failed(error.to_string()),
+        WriteError::TooLarge { .. } => WriteFailure::TooLarge(error.to_string()),
+        error if error.is_retryable() => WriteFailure::Busy { retry_after: RETRY_AFTER },
+        error => WriteFailure::Failed(error.to_string()),
+    }
+}
+
+fn database_failure(error: WriteError) -> DatabaseFailure {
+    match error {
+        WriteError::Refused(Refused::DatabaseName(why)) => DatabaseFailure::Name(why),
+        WriteError::Refused(refused @ Refused::TooManyDatabases) => {
+            DatabaseFailure::TooMany(refused.to_string())
+        }
+        error => DatabaseFailure::Failed(error.to_string()),
+    }
+}
+
+/// Answers from the embedded store.
+#[cfg(feature = "store")]
+pub(crate) mod sql {
+    use futures_util::StreamExt as _;
+    use serde_json::Value;
+    use store::sql::{Engine, Format, Param, QueryError};
+
+    use super::*;
+    use crate::http::backend;
+
+    pub(crate) async fn answer(engine: &Engine, query: Query) -> Result<Answer, QueryFailure> {
+        let params = query.params.into_iter().map(|(name, value)| Ok((name, param(value)?)));
+        let params = params.collect::<Result<_, QueryFailure>>()?;
+        let format = match query.format {
+            backend::Format::Json => Format::Json,
+            backend::Format::JsonLines => Format::JsonLines,
+            backend::Format::Csv => Format::Csv,
+            backend::Format::Pretty => Format::Pretty,
+            backend::Format::Parquet => Format::Parquet,
+        };
+        let rows = engine.query(&query.database, &query.sql, params).await.map_err(failure)?;
+        Ok(rows.write(format).map(|it| it.map_err(failure)).boxed())
+    }
+
+    /// What a compaction did, for a person.
+    pub(crate) fn told(done: &store::Done) -> String {
+        format!(
+            "{} rows written to files, {} files merged into one a day, {} expired",
+            done.flushed_rows, done.compacted_files, done.expired_files
+        )
+    }
+
+    fn param(value: Value) -> Result<Param, QueryFailure> {
+        Ok(match value {
+            Value::Null => Param::Null,
+            Value::Bool(value) => Param::Boolean(value),
+            Value::String(value) => Param::Text(value),
+            Value::Number(value) => match (value.as_i64(), value.as_f64()) {
+                (Some(value), _) => Param::Integer(value),
+                (None, Some(value)) => Param::Float(value),
+                (None, None) => return Err(wrong(format!("parameter {value} is too large"))),
+            },
+            Value::Array(_) | Value::Object(_) => {
+                return Err(wrong("a parameter is a text, a number, true, false or null".to_owned()));
+            }
+        })
+    }
+
+    fn wrong(message: String) -> QueryFailure {
+        QueryFailure { fault: QueryFault::Wrong, message }
+    }
+
+    fn failure(error: QueryError) -> QueryFailure {
+        let fault = match &error {
+            QueryError::UnknownDatabase(_) => QueryFault::UnknownDatabase,
+            QueryError::UnknownTable(_) => QueryFault::UnknownTable,
+            QueryError::UnknownColumn(_) => QueryFault::UnknownColumn,
+            QueryError::ManyStatements => QueryFault::TwoStatements,
+            QueryError::NotReadOnly => QueryFault::NotReadOnly,
+            QueryError::TooLong { .. } | QueryError::Invalid(_) => QueryFault::Wrong,
+            QueryError::TooSlow { .. } => QueryFault::TimedOut,
+            QueryError::TooManyRows { .. } | QueryError::TooMuchMemory(_) => QueryFault::TooBig,
+            QueryError::Failed(_) => QueryFault::Failed,
+            QueryError::Ended => QueryFault::Busy,
+        };
+        QueryFailure { fault, message: error.to_string() }
+    }
+}
