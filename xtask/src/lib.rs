@@ -4,4 +4,5 @@ pub mod docs;
 pub mod generate;
 pub mod lab;
 pub mod perf;
+pub mod store_perf;
 pub mod tidy;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use xtask::lab::{Accel, Lab, LabOptions};
-use xtask::{docs, generate, perf, tidy};
+use xtask::{docs, generate, perf, store_perf, tidy};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own tools")]
@@ -31,6 +31,12 @@ enum Task {
         /// Sizes of the lab, one after another
         #[arg(long, value_delimiter = ',', default_values_t = [10, 50, 100, 200])]
         sizes: Vec<usize>,
+        /// The binary to measure
+        #[arg(long, default_value = "target/release/kvmetry")]
+        binary: PathBuf,
+    },
+    /// What the embedded store costs: the figures of docs/PERFORMANCE.md; takes minutes and a few GB
+    StorePerf {
         /// The binary to measure
         #[arg(long, default_value = "target/release/kvmetry")]
         binary: PathBuf,
@@ -134,6 +140,7 @@ fn main() -> ExitCode {
         Task::Docs { action: DocsAction { write: true, .. } } => docs::write(),
         Task::Docs { .. } => docs::check(),
         Task::Perf { sizes, binary } => perf::run(&binary, &sizes),
+        Task::StorePerf { binary } => store_perf::run(&binary),
         Task::Gen(options) => generate::run(&options),
         Task::Tidy => tidy::tidy(),
     };

@@ -9,9 +9,11 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, UInt32Array, new_null_array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, DictionaryArray, Int32Array, StringArray, UInt32Array, new_null_array,
+};
 use arrow::compute::{concat_batches, interleave_record_batch, partition, take, take_record_batch};
-use arrow::datatypes::{Int32Type, SchemaRef, TimestampNanosecondType};
+use arrow::datatypes::{Int32Type, Schema, SchemaRef, TimestampNanosecondType};
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 
 use crate::error::{Result, StoreError};
@@ -131,6 +133,9 @@ pub(crate) fn tag_names(schema: &SchemaRef) -> Vec<String> {
 
 /// Chunks of memory as one source.
 pub(crate) struct Chunks {
+    schema: SchemaRef,
+    /// Time and fields: the tags of a series are in its key, and putting dictionaries together costs more than making
+    /// one anew.
     batches: Vec<RecordBatch>,
     /// By key, the last first; each with its rows as `(chunk, row)`, in the journal's order.
     series: Vec<(Key, Vec<(usize, usize)>)>,
@@ -140,11 +145,13 @@ impl Chunks {
     /// The rows of these chunks, given in the journal's order, that `keep` says yes to by their time.
     pub(crate) fn new(schema: &SchemaRef, chunks: &[Arc<Chunk>], keep: impl Fn(i64) -> bool) -> Result<Self> {
         let tags = tag_names(schema);
+        let untagged = schema.fields().iter().filter(|it| !tags.contains(it.name()));
+        let untagged: SchemaRef = Arc::new(Schema::new(untagged.cloned().collect::<Vec<_>>()));
         let mut places: HashMap<Key, usize> = HashMap::new();
         let mut series: Vec<(Key, Vec<(usize, usize)>)> = Vec::new();
         let mut batches = Vec::with_capacity(chunks.len());
         for (number, chunk) in chunks.iter().enumerate() {
-            batches.push(adapt(&chunk.rows, schema)?);
+            batches.push(adapt(&chunk.rows, &untagged)?);
             let mut of_chunk: Vec<Option<usize>> = vec![None; chunk.keys.len()];
             for (row, (&id, &time)) in chunk.series.iter().zip(times(&chunk.rows)?).enumerate() {
                 if !keep(time) {
@@ -163,7 +170,7 @@ impl Chunks {
             }
         }
         series.sort_by(|a, b| b.0.cmp(&a.0));
-        Ok(Self { batches, series })
+        Ok(Self { schema: Arc::clone(schema), batches, series })
     }
 }
 
@@ -173,9 +180,22 @@ impl Source for Chunks {
     }
 
     fn rows(&mut self) -> Result<Vec<RecordBatch>> {
-        let Some((_, places)) = self.series.pop() else { return Ok(Vec::new()) };
+        let Some((key, places)) = self.series.pop() else { return Ok(Vec::new()) };
         let batches: Vec<&RecordBatch> = self.batches.iter().collect();
-        Ok(vec![interleave_record_batch(&batches, &places)?])
+        let rows = interleave_record_batch(&batches, &places)?;
+        let mut columns = Vec::with_capacity(self.schema.fields().len());
+        for value in &key {
+            columns.push(match value {
+                Some(value) => {
+                    let codes = Int32Array::from(vec![0; places.len()]);
+                    let values = Arc::new(StringArray::from_iter_values([value]));
+                    Arc::new(DictionaryArray::try_new(codes, values)?) as ArrayRef
+                }
+                None => new_null_array(&tag_type(), places.len()),
+            });
+        }
+        columns.extend(rows.columns().iter().cloned());
+        Ok(vec![RecordBatch::try_new(Arc::clone(&self.schema), columns)?])
     }
 }
 
