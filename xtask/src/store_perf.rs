@@ -166,7 +166,9 @@ impl Server {
             .find_map(|line| line.split_once("http://").map(|it| it.1.trim().to_owned()))
             .context("it does not listen")?;
         std::thread::spawn(move || lines.for_each(drop));
-        let connection = BufReader::new(TcpStream::connect(&address)?);
+        let connection = TcpStream::connect(&address)?;
+        connection.set_nodelay(true)?;
+        let connection = BufReader::new(connection);
         Ok(Self { child, address, connection })
     }
 

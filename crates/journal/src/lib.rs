@@ -686,9 +686,7 @@ impl Journal {
                 }
                 Err(error) if fresh => return Err(error),
                 // The file may be at fault, not the disk: once more, in a new one.
-                Err(e) => {
-                    eprintln!("XXX {e} {:?}", std::error::Error::source(&e).map(|it| it.to_string()))
-                }
+                Err(_) => {}
             }
         }
     }
@@ -1035,7 +1033,8 @@ impl Journal {
             (shared.segments[from..].to_vec(), shared.last)
         };
         let Some(low) = segments.first().map(|it| it.first.max(after + 1)).filter(|it| *it <= end) else {
-            return Ok(Read { through: after.min(end), ..Read::default() });
+            // What was between is gone: nothing is to be waited for there.
+            return Ok(Read { through: after.max(end), ..Read::default() });
         };
         let mut walk = Walk::new(low, self.sums_before(low));
         let mut entries: Vec<(Seq, Entry)> = Vec::new();

@@ -21,6 +21,7 @@ use crate::http::backend::{Format, Query};
 use crate::keep::STORE;
 use crate::losses::Losses;
 use crate::serve::sql::{answer, told};
+use crate::write::Retentions;
 
 /// The token for a port that demands one.
 pub(crate) const TOKEN_VARIABLE: &str = "KVMETRY_TOKEN";
@@ -52,13 +53,14 @@ impl Data {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         // Nothing is appended, so the other readers' cursors stay as they are.
         let limits = Limits { max_bytes: config.journal.max_size, max_age: config.journal.max_age };
-        let (journal, _) = Journal::open(Arc::clone(&disk), &dir.path().join("journal"), limits, &[STORE])?;
+        let opened = Journal::open(Arc::clone(&disk), &dir.path().join("journal"), limits, &[STORE])?;
+        let journal = Arc::new(opened.0);
         let (store, engine) = embedded::open(&embedded::Setup {
             disk,
             dir: dir.path().join("store"),
-            journal: Arc::new(journal),
+            retentions: Arc::new(Retentions::of_journal(&journal)?),
+            journal,
             config: config.store.clone(),
-            retentions: Arc::default(),
             losses: Arc::new(Losses::new(Arc::clone(clock))),
             clock: Arc::clone(clock),
         })?;
@@ -96,7 +98,8 @@ async fn ask_here(engine: &Engine, database: &str, sql: &str, format: QueryForma
             QueryFormat::Parquet => Format::Parquet,
         },
     };
-    let mut answer = answer(engine, query).await?;
+    let exists = database == DATABASE;
+    let mut answer = answer(engine, query, exists).await?;
     let mut last = None;
     while let Some(bytes) = answer.next().await {
         let bytes = bytes?;

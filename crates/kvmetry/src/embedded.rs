@@ -18,11 +18,13 @@ use crate::config;
 use crate::entry;
 use crate::keep::STORE;
 use crate::logging::OncePerCause;
-use crate::losses::Losses;
+use crate::losses::{Losses, Lost};
 use crate::write::{Applied, Retentions};
 
 /// How often the store is looked after.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked whether files should be merged.
+const COMPACT_EVERY: Duration = Duration::from_secs(10);
 /// Bytes of the journal that are read at once at the start.
 const READ_BYTES: usize = 8 << 20;
 
@@ -76,7 +78,8 @@ pub(crate) fn open(setup: &Setup) -> anyhow::Result<(Store, Engine)> {
     for complaint in complaints {
         tracing::error!("the store: {complaint}");
     }
-    catch_up(&store, &setup.journal, &setup.losses).context("reading the journal into the embedded store")?;
+    catch_up(&store, &setup.journal, &setup.losses, setup.clock.wall_ns())
+        .context("reading the journal into the embedded store")?;
     let engine = Engine::new(&store, QueryLimits::default()).context("no threads for queries")?;
     Ok((store, engine))
 }
@@ -91,13 +94,13 @@ impl Embedded {
         let Setup { journal, clock, .. } = setup;
         let stop = Arc::new(Stop::default());
         let (end, ended) = tokio::sync::oneshot::channel();
-        let upkeep = Upkeep {
-            store: store.clone(),
-            journal,
-            clock,
-            told: OncePerCause::default(),
-            room: Room::Enough,
-        };
+        let compactor =
+            Compactor { store: store.clone(), clock: Arc::clone(&clock), told: OncePerCause::default() };
+        let compactor_stop = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("compact".to_owned());
+        thread.spawn(move || compactor.run(&compactor_stop)).context("no thread for the store")?;
+        let upkeep =
+            Upkeep { store: store.clone(), journal, clock, told: OncePerCause::default(), has_room: true };
         let upkeep_stop = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("store".to_owned());
         thread
@@ -158,7 +161,7 @@ fn is_rollup(table: &str) -> bool {
 }
 
 /// Applies the entries after the store's cursor.
-fn catch_up(store: &Store, journal: &Journal, losses: &Losses) -> anyhow::Result<()> {
+fn catch_up(store: &Store, journal: &Journal, losses: &Losses, now_ns: i64) -> anyhow::Result<()> {
     let mut after = store.cursor();
     // Before anything is appended: numbers that the store has seen are not given again.
     journal.advance(STORE, after);
@@ -172,25 +175,27 @@ fn catch_up(store: &Store, journal: &Journal, losses: &Losses) -> anyhow::Result
         }
         after = read.through;
         for (seq, entry) in &read.entries {
+            let lost = |lines: u32, why: String| {
+                losses.add([Lost { who: STORE.to_owned(), why, lines: lines.into(), span: entry.span }]);
+            };
             let lines = match entry::decode(&entry.payload) {
                 Ok(lines) => lines,
                 Err(fault) => {
-                    tracing::error!(
-                        seq,
-                        lines = entry.lines,
-                        "the store leaves an entry of the journal out: {fault}"
-                    );
+                    lost(entry.lines, fault.to_string());
                     continue;
                 }
             };
-            // Its lines were checked when they were accepted.
-            let parsed = parse(&lines.text, Precision::Nanosecond, i64::MAX);
-            match Catalog::default().admit(&lines.database, parsed, true) {
-                Ok(admitted) => store.apply(*seq, &lines.database, &admitted.batch)?,
-                Err(refused) => {
-                    tracing::error!(seq, "the store leaves an entry of the journal out: {refused}")
-                }
+            // They were accepted once, and are not judged again.
+            let (batch, bad) = parse(&lines.text, Precision::Nanosecond, i64::MAX).into_batch();
+            if bad > 0 {
+                lost(bad, "they cannot be read back from the journal".to_owned());
             }
+            if let Err(error) = store.apply(*seq, &lines.database, &batch) {
+                lost(batch.lines, format!("the store cannot take them: {error}"));
+            }
+        }
+        if store.is_behind() {
+            store.flush(now_ns)?;
         }
     }
 }
@@ -200,6 +205,10 @@ struct Feed {
 }
 
 impl Applied for Feed {
+    fn is_behind(&self) -> bool {
+        self.store.is_behind()
+    }
+
     fn apply(&mut self, seq: Seq, database: &str, batch: Batch) {
         if let Err(error) = self.store.apply(seq, database, &batch) {
             // The schema check lets no such line through.
@@ -213,19 +222,58 @@ struct Upkeep {
     journal: Arc<Journal>,
     clock: Arc<dyn Clock>,
     told: OncePerCause,
-    room: Room,
+    has_room: bool,
+}
+
+impl Stop {
+    /// Does something again and again, with this pause between, until it is told to stop.
+    fn until(&self, pause: Duration, mut act: impl FnMut()) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*asked {
+            drop(asked);
+            act();
+            asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            if !*asked {
+                let waited = self.changed.wait_timeout(asked, pause);
+                asked = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+    }
+}
+
+/// Merges files, beside all else. Nobody waits for its end: what it has not committed does not count.
+struct Compactor {
+    store: Store,
+    clock: Arc<dyn Clock>,
+    told: OncePerCause,
+}
+
+impl Compactor {
+    fn run(self, stop: &Stop) {
+        stop.until(COMPACT_EVERY, || match self.store.compact_some(self.clock.wall_ns()) {
+            Ok(0) => {}
+            Ok(files) => tracing::debug!(files, "merged files of the store"),
+            Err(error) => {
+                if let Some(held_back) = self.told.tell("compact", self.clock.monotonic()) {
+                    let error = anyhow::Error::from(error);
+                    tracing::warn!(
+                        held_back,
+                        "files of the store cannot be merged, which costs room only: {error:#}"
+                    );
+                }
+            }
+        });
+    }
 }
 
 impl Upkeep {
     fn run(mut self, stop: &Stop) {
-        let mut asked = stop.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        while !*asked {
-            drop(asked);
-            self.maintain();
-            asked = stop.asked.lock().unwrap_or_else(PoisonError::into_inner);
-            if !*asked {
-                let waited = stop.changed.wait_timeout(asked, MAINTAIN_EVERY);
-                asked = waited.unwrap_or_else(PoisonError::into_inner).0;
+        stop.until(MAINTAIN_EVERY, || self.maintain());
+        // So that the files are whole for whoever reads them without us. If the time does not suffice, the journal has it.
+        if self.has_room {
+            match self.store.flush(self.clock.wall_ns()) {
+                Ok(done) => self.journal.advance(STORE, done.cursor),
+                Err(error) => tracing::debug!("the last flush: {error}"),
             }
         }
     }
@@ -233,15 +281,18 @@ impl Upkeep {
     fn maintain(&mut self) {
         let done = match self.store.maintain(self.clock.wall_ns(), 0) {
             Ok(done) => done,
-            Err(error) => {
+            Err(failed) => {
+                let (error, done) = *failed;
                 if let Some(held_back) = self.told.tell("upkeep", self.clock.monotonic()) {
                     let error = anyhow::Error::from(error);
                     tracing::error!(held_back, "the store cannot write; rows stay in the journal: {error:#}");
                 }
-                return;
+                done
             }
         };
-        self.journal.advance(STORE, done.cursor);
+        if done.cursor > 0 {
+            self.journal.advance(STORE, done.cursor);
+        }
         if !done.dropped_days.is_empty() {
             let (days, bytes) = (done.dropped_days.join(", "), done.dropped_bytes);
             tracing::warn!(
@@ -250,10 +301,17 @@ impl Upkeep {
                 "the store is at its max_size: its oldest days were removed; see [store] max_size and retention"
             );
         }
-        if done.dropped_rows > 0 {
-            tracing::error!(rows = done.dropped_rows, "no room to write: the store has lost its oldest rows");
+        if done.dropped_rows > 0
+            && let Some(held_back) = self.told.tell("dropped", self.clock.monotonic())
+        {
+            tracing::error!(
+                held_back,
+                rows = done.dropped_rows,
+                "no room to write: the store has lost its oldest rows"
+            );
         }
-        if done.room != self.room {
+        let has_room = done.room == Room::Enough;
+        if has_room != self.has_room {
             match done.room {
                 Room::Enough => tracing::info!("the disk has room again: the store grows on"),
                 Room::Short { free, min_free } => tracing::error!(
@@ -263,8 +321,8 @@ impl Upkeep {
                      growing; free some space, or see [store] min_free"
                 ),
             }
-            self.journal.set_may_grow(done.room == Room::Enough);
-            self.room = done.room;
+            self.journal.set_may_grow(has_room);
+            self.has_room = has_room;
         }
     }
 }

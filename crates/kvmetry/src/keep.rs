@@ -7,6 +7,7 @@
 //!    └──────────── Port (HTTP) ────────┘
 //! ```
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,7 +65,8 @@ impl Kept {
         }
         let losses = Arc::new(Losses::new(Arc::clone(clock)));
         losses.add(opened.losses);
-        let retentions = Arc::new(Retentions::default());
+        // Before the store is opened: it must not take longer-lived points for expired ones.
+        let retentions = Arc::new(Retentions::of_journal(&journal)?);
         #[cfg(feature = "store")]
         let embedded = match config.store.enabled {
             false => None,
@@ -145,7 +147,16 @@ impl Kept {
         })
         .await?;
         let scheme = if config.http.tls.is_some() { "https" } else { "http" };
-        let url = format!("{scheme}://{}{}", port.address(), config.http.base_path);
+        let mut address = port.address();
+        if address.ip().is_unspecified() {
+            // Whoever asks from this machine can do so over loopback.
+            address.set_ip(if address.is_ipv6() {
+                Ipv6Addr::LOCALHOST.into()
+            } else {
+                Ipv4Addr::LOCALHOST.into()
+            });
+        }
+        let url = format!("{scheme}://{address}{}", config.http.base_path);
         self.dir.tell(&[("url", &url)])?;
         self.port = Some(port);
         Ok(())

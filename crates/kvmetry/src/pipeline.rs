@@ -65,6 +65,11 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
     if config.http.listen.is_none() {
         anyhow::bail!("there is nothing to serve without the HTTP port: see --listen");
     }
+    if !config.store.enabled && config.influxdb.is_empty() {
+        anyhow::bail!(
+            "nobody would get what is written: leave --no-store out, or name a server with [[influxdb]]"
+        );
+    }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let sinks = Sinks {
         outputs: Outputs::start(&[], Arc::clone(&clock))?,

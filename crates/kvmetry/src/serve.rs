@@ -6,6 +6,8 @@ use std::time::Duration;
 use telemetry::lines::Refused;
 
 use crate::clock::Clock;
+#[cfg(feature = "store")]
+use crate::config::DATABASE;
 use crate::http::backend::{
     Answer, Backend, Database, DatabaseFailure, Query, QueryFailure, QueryFault, Write, WriteFailure,
 };
@@ -36,7 +38,9 @@ impl Backend for Served {
     async fn query(&self, query: Query) -> Result<Answer, QueryFailure> {
         #[cfg(feature = "store")]
         if let Some((_, engine)) = &self.embedded {
-            return sql::answer(engine, query).await;
+            let mut databases = self.writer.databases().into_iter();
+            let exists = query.database == DATABASE || databases.any(|it| it.0 == query.database);
+            return sql::answer(engine, query, exists).await;
         }
         drop(query);
         Err(QueryFailure {
@@ -124,7 +128,7 @@ pub(crate) mod sql {
     use super::*;
     use crate::http::backend;
 
-    pub(crate) async fn answer(engine: &Engine, query: Query) -> Result<Answer, QueryFailure> {
+    pub(crate) async fn answer(engine: &Engine, query: Query, exists: bool) -> Result<Answer, QueryFailure> {
         let params = query.params.into_iter().map(|(name, value)| Ok((name, param(value)?)));
         let params = params.collect::<Result<_, QueryFailure>>()?;
         let format = match query.format {
@@ -134,7 +138,7 @@ pub(crate) mod sql {
             backend::Format::Pretty => Format::Pretty,
             backend::Format::Parquet => Format::Parquet,
         };
-        let rows = engine.query(&query.database, &query.sql, params).await.map_err(failure)?;
+        let rows = engine.query(&query.database, &query.sql, params, exists).await.map_err(failure)?;
         Ok(rows.write(format).map(|it| it.map_err(failure)).boxed())
     }
 

@@ -56,6 +56,11 @@ pub(crate) trait Applied: Send {
     /// Takes the lines of the entry `seq`. Called in the order of the journal, without gaps. It must not fail: the
     /// lines are durable already.
     fn apply(&mut self, seq: Seq, database: &str, batch: Batch);
+
+    /// Whether it has more in memory than it should: then those who can wait do so.
+    fn is_behind(&self) -> bool {
+        false
+    }
 }
 
 /// A write that is durable.
@@ -138,9 +143,13 @@ struct Shared {
     room: Arc<Semaphore>,
     /// The same for the collector, whom no client can starve.
     collectors_room: Arc<Semaphore>,
+    /// Clients' writes wait: [`Applied::is_behind`].
+    behind: watch::Sender<bool>,
     /// Whether batches are wanted ([`Applied`]).
     keeps_batches: bool,
     retentions: Arc<Retentions>,
+    /// What the store knows although the journal may not.
+    known: Catalog,
     /// The last durable entry.
     last: watch::Sender<Seq>,
     ended: watch::Sender<bool>,
@@ -193,6 +202,16 @@ impl Job {
 pub(crate) struct Retentions(RwLock<BTreeMap<String, Duration>>);
 
 impl Retentions {
+    /// As the journal has them.
+    ///
+    /// # Errors
+    /// A catalogue that a newer version wrote or that is damaged.
+    pub(crate) fn of_journal(journal: &Journal) -> Result<Self, StartError> {
+        let retentions = Self::default();
+        retentions.take(&read_catalog(journal)?);
+        Ok(retentions)
+    }
+
     /// Zero: for ever.
     pub(crate) fn of(&self, database: &str) -> Option<Duration> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(database).copied()
@@ -235,6 +254,8 @@ impl Writer {
             collectors_room: Arc::new(Semaphore::new(MAX_WAITING_BYTES / UNIT)),
             keeps_batches: applied.is_some(),
             retentions,
+            known,
+            behind: watch::Sender::new(false),
             last: watch::Sender::new(journal.stats().last),
             ended: watch::Sender::new(false),
         });
@@ -258,6 +279,9 @@ impl Writer {
         partial: bool,
     ) -> Result<Written, WriteError> {
         let bytes = body.as_ref().len();
+        let mut behind = self.shared.behind.subscribe();
+        let caught_up = tokio::time::timeout(MAX_WAIT, behind.wait_for(|behind| !behind));
+        caught_up.await.map_err(|_| WriteError::Busy)?.map_err(|_| WriteError::Ended)?;
         let room = Arc::clone(&self.shared.room).acquire_many_owned(units(bytes));
         let room = tokio::time::timeout(MAX_WAIT, room).await.map_err(|_| WriteError::Busy)?;
         let room = room.map_err(|_| WriteError::Ended)?;
@@ -365,7 +389,6 @@ impl Writer {
             self.shared.changed.notify_all();
         }
         acknowledged.await.map_err(|_| WriteError::Ended)??;
-        self.shared.retentions.take(&self.shared.state().catalog);
         Ok(true)
     }
 
@@ -478,6 +501,8 @@ impl Thread {
             if !jobs.is_empty() {
                 self.append(jobs, catalog);
             }
+            let behind = self.applied.as_ref().is_some_and(|it| it.is_behind());
+            self.shared.behind.send_if_modified(|was| std::mem::replace(was, behind) != behind);
             if clock.monotonic().saturating_sub(maintained) >= MAINTAIN_EVERY {
                 maintained = clock.monotonic();
                 self.maintain();
@@ -509,6 +534,9 @@ impl Thread {
             Err(error) => return self.failed(kept, error),
         };
         losses.add(appended.losses);
+        if let Some(durable) = catalog.and_then(|bytes| Catalog::from_bytes(&bytes).ok()) {
+            self.shared.retentions.take(&durable);
+        }
         for (seq, job) in (appended.first..).zip(kept.iter_mut().filter(|it| it.lines > 0)) {
             if let (Some(applied), Some(batch)) = (&mut self.applied, job.batch.take()) {
                 applied.apply(seq, &job.database, batch);
@@ -524,7 +552,11 @@ impl Thread {
         let error = if is_full { WriteError::DiskFull(error) } else { WriteError::Disk(error) };
         let mut state = self.shared.fail_waiting(&error);
         match read_catalog(&self.journal) {
-            Ok(catalog) => state.catalog = catalog,
+            Ok(mut catalog) => {
+                // They agreed when this program started, and neither has changed its mind.
+                let _ = catalog.merge(&self.shared.known);
+                state.catalog = catalog;
+            }
             // It was written by this program and is held in memory by the journal.
             Err(fault) => tracing::error!("{}", chain(&fault)),
         }

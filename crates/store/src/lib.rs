@@ -24,4 +24,4 @@ mod table;
 
 pub use error::{Result, StoreError};
 pub use layout::{MAX_NAME_BYTES, name_fits};
-pub use store::{Complaints, Done, Options, Retention, Room, Stats, Store, default_retention};
+pub use store::{Complaints, Done, MaintainError, Options, Retention, Room, Stats, Store, default_retention};

@@ -9,14 +9,15 @@
 //! rows can repeat a point, so units without them need no merging.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, DictionaryArray, Float64Array, Int32Array, Int64Array, StringArray,
+    Array, ArrayRef, BooleanArray, DictionaryArray, Float64Array, Int32Array, Int64Array, StringArray,
     TimestampNanosecondArray, UInt64Array,
 };
 use arrow::buffer::NullBuffer;
-use arrow::datatypes::{Field, Schema};
+use arrow::datatypes::{DataType, Field, Schema};
 use arrow::record_batch::RecordBatch;
 use telemetry::lines::{FieldColumn, SeriesKey, TableBatch, Values};
 
@@ -28,6 +29,9 @@ pub(crate) const CHUNK_ROWS: usize = 8_192;
 
 /// How long a series without new rows is remembered: two flushes, so that no living series is taken for a new one.
 const REMEMBERED_NS: i64 = 3_600_000_000_000;
+
+/// Bytes of texts in a chunk, roughly: they may be long.
+const CHUNK_TEXT_BYTES: usize = 8 << 20;
 
 /// The place of a series in its table's [`Registry`].
 pub(crate) type SeriesId = u32;
@@ -133,6 +137,7 @@ struct Rows {
     places: HashMap<String, usize>,
     span: Option<Times>,
     late: Option<Times>,
+    text_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -152,6 +157,18 @@ pub(crate) struct Chunk {
     pub(crate) keys: Arc<Vec<Arc<SeriesKey>>>,
     pub(crate) times: Times,
     pub(crate) late: Option<Times>,
+}
+
+impl Chunk {
+    /// What it takes in memory, bytes, roughly: the values of tags are shared by all chunks of a table.
+    fn bytes(&self) -> usize {
+        let columns = self.rows.columns().iter().map(|column| match column.data_type() {
+            DataType::Dictionary(..) => 4 * column.len(),
+            DataType::Utf8 => column.get_array_memory_size(),
+            _ => 8 * column.len(),
+        });
+        columns.sum::<usize>() + 4 * self.series.len()
+    }
 }
 
 /// The rows of one table that no file has yet.
@@ -177,9 +194,22 @@ impl Memory {
     /// Adds rows, in the journal's order.
     pub(crate) fn append(&mut self, batch: &TableBatch) -> Result<()> {
         let ids: Vec<SeriesId> = batch.series.iter().map(|key| self.registry.id(key, self.floor)).collect();
+        let mut rows = 0..0;
+        while rows.end < batch.times.len() {
+            rows = rows.end..batch.times.len().min(rows.end + CHUNK_ROWS);
+            self.append_some(batch, &ids, rows.clone());
+            if self.open.times.len() >= CHUNK_ROWS || self.open.text_bytes >= CHUNK_TEXT_BYTES {
+                self.seal()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn append_some(&mut self, batch: &TableBatch, ids: &[SeriesId], rows: Range<usize>) {
         self.shown = None;
         let open = &mut self.open;
-        for (&row, &time) in batch.rows.iter().zip(&batch.times) {
+        let before = open.times.len();
+        for (&row, &time) in batch.rows[rows.clone()].iter().zip(&batch.times[rows.clone()]) {
             let id = ids[row as usize];
             open.series.push(id);
             open.times.push(time);
@@ -191,15 +221,10 @@ impl Memory {
                 widen(&mut open.late, (time, time));
             }
         }
-        let before = open.times.len() - batch.times.len();
         for field in &batch.fields {
-            open.append_field(before, field);
+            open.append_field(before, field, rows.clone());
         }
         open.fill_up();
-        if open.times.len() >= CHUNK_ROWS {
-            self.seal()?;
-        }
-        Ok(())
     }
 
     /// Closes the open rows.
@@ -268,14 +293,14 @@ impl Memory {
     /// What they take, bytes, roughly.
     pub(crate) fn bytes(&self) -> usize {
         let chunks = self.flushing.iter().chain(&self.chunks);
-        let sealed: usize = chunks.map(|it| it.rows.get_array_memory_size() + 4 * it.series.len()).sum();
-        sealed + self.open.times.len() * (12 + 8 * self.open.fields.len())
+        let sealed: usize = chunks.map(|it| it.bytes()).sum();
+        sealed + self.open.text_bytes + self.open.times.len() * (12 + 8 * self.open.fields.len())
     }
 }
 
 impl Rows {
     /// Appends the column; rows before it lack the field, rows after it are filled by [`Rows::fill_up`].
-    fn append_field(&mut self, before: usize, column: &FieldColumn) {
+    fn append_field(&mut self, before: usize, column: &FieldColumn, rows: Range<usize>) {
         let place = match self.places.get(&column.name) {
             Some(&place) => place,
             None => {
@@ -286,7 +311,10 @@ impl Rows {
                 place
             }
         };
-        self.fields[place].extend(before, column);
+        if let Values::String(texts) = &column.values {
+            self.text_bytes += texts[rows.clone()].iter().map(String::len).sum::<usize>();
+        }
+        self.fields[place].extend(before, column, rows);
     }
 
     /// Fields that the last batch lacked are absent in its rows.
@@ -322,29 +350,29 @@ impl Rows {
 }
 
 impl OpenField {
-    /// Appends a column whose first row is row `before`.
-    fn extend(&mut self, before: usize, column: &FieldColumn) {
+    /// Appends these rows of a column; the first one becomes row `before`.
+    fn extend(&mut self, before: usize, column: &FieldColumn, rows: Range<usize>) {
         let had = self.values.len();
         if had < before {
             self.present.get_or_insert_with(|| vec![true; had]).resize(before, false);
             fill(&mut self.values, before);
         }
         match (&mut self.values, &column.values) {
-            (Values::Float(to), Values::Float(from)) => to.extend_from_slice(from),
-            (Values::Integer(to), Values::Integer(from)) => to.extend_from_slice(from),
-            (Values::Unsigned(to), Values::Unsigned(from)) => to.extend_from_slice(from),
-            (Values::String(to), Values::String(from)) => to.extend_from_slice(from),
-            (Values::Boolean(to), Values::Boolean(from)) => to.extend_from_slice(from),
+            (Values::Float(to), Values::Float(from)) => to.extend_from_slice(&from[rows.clone()]),
+            (Values::Integer(to), Values::Integer(from)) => to.extend_from_slice(&from[rows.clone()]),
+            (Values::Unsigned(to), Values::Unsigned(from)) => to.extend_from_slice(&from[rows.clone()]),
+            (Values::String(to), Values::String(from)) => to.extend_from_slice(&from[rows.clone()]),
+            (Values::Boolean(to), Values::Boolean(from)) => to.extend_from_slice(&from[rows.clone()]),
             // The schema check lets no column change its type; if it did, the column's rows stay absent.
             _ => return,
         }
         match (&mut self.present, &column.present) {
             (None, None) => {}
-            (Some(to), Some(from)) => to.extend_from_slice(from),
+            (Some(to), Some(from)) => to.extend_from_slice(&from[rows]),
             (Some(to), None) => to.resize(self.values.len(), true),
             (to @ None, Some(from)) => {
                 let mut all = vec![true; before];
-                all.extend_from_slice(from);
+                all.extend_from_slice(&from[rows]);
                 *to = Some(all);
             }
         }

@@ -74,7 +74,13 @@ fn shape(table: &str, field: &str, kind: Kind) -> Shape {
 pub(crate) fn columns(table: &str, of: &Columns) -> Columns {
     let mut columns = Columns { tags: of.tags.clone(), fields: BTreeMap::new() };
     for (field, &kind) in &of.fields {
-        let mut add = |tail: &str, kind: Kind| columns.fields.insert(format!("{field}_{tail}"), kind);
+        let mut add = |tail: &str, kind: Kind| {
+            let name = format!("{field}_{tail}");
+            // A tag of that name goes first.
+            if !of.tags.contains(&name) {
+                columns.fields.insert(name, kind);
+            }
+        };
         add("last", kind);
         match shape(table, field, kind) {
             Shape::Gauge => {
@@ -297,7 +303,16 @@ fn is_closed(start: i64, bucket: Bucket, newest: Option<i64>) -> bool {
 }
 
 /// Takes the chunks of a snapshot in, whose files are those of the carry.
-pub(crate) fn advance(table: &str, carry: &Carry, snapshot: &Snapshot, give: Give) -> Result<Advanced> {
+///
+/// Rows before `oldest` are left out: the raw rows around them are gone, and a bucket made of what is left would take the
+/// place of a better one.
+pub(crate) fn advance(
+    table: &str,
+    carry: &Carry,
+    snapshot: &Snapshot,
+    oldest: i64,
+    give: Give,
+) -> Result<Advanced> {
     let fields = Fields::new(table, &snapshot.columns, &carry.fields);
     let newest = snapshot.chunks.iter().map(|it| it.times.1).max().max(carry.newest);
     let mut next = carry.clone();
@@ -307,7 +322,7 @@ pub(crate) fn advance(table: &str, carry: &Carry, snapshot: &Snapshot, give: Giv
     let mut anew: BTreeMap<Key, Anew> = BTreeMap::new();
 
     let new_rows = Snapshot { files: Arc::default(), ..snapshot.clone() };
-    read(&new_rows, &fields, (i64::MIN, i64::MAX), |key, rows| {
+    read(&new_rows, &fields, (oldest, i64::MAX), |key, rows| {
         let all = times(rows)?;
         let (Some(&first), Some(&last)) = (all.first(), all.last()) else { return Ok(()) };
         let name = fields.key(key);
@@ -512,7 +527,12 @@ impl Finished {
                 let summaries = self.rows.iter().map(|it| it.1.fields.get(place).and_then(Option::as_ref));
                 array(summaries.map(|it| it.and_then(take)), kind)
             };
-            let mut add = |tail: &str, array: ArrayRef| columns.push((format!("{name}_{tail}"), array));
+            let mut add = |tail: &str, array: ArrayRef| {
+                let name = format!("{name}_{tail}");
+                if !fields.tags.contains(&name) {
+                    columns.push((name, array));
+                }
+            };
             add("last", of(&|it| Some(it.last.clone()), *kind));
             match shape {
                 Shape::Gauge => {

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use disk::{Disk, Space};
+use arrow::datatypes::SchemaRef;
+use disk::{Disk, Entry, Space};
 use telemetry::lines::{Batch, Catalog, Column};
 
 use crate::error::{Result, StoreError};
@@ -101,6 +102,8 @@ pub(crate) struct Inner {
     /// Held while a commit takes effect in memory: whoever looks at two tables sees both before it or both after it.
     pub(crate) swap: RwLock<()>,
     work: Mutex<Work>,
+    /// Held while files are merged.
+    compacting: Mutex<()>,
 }
 
 /// What only maintenance touches.
@@ -174,6 +177,9 @@ pub struct Done {
     pub room: Room,
 }
 
+/// Why maintenance failed, and what it did before.
+pub type MaintainError = Box<(StoreError, Done)>;
+
 /// Whether the store may grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Room {
@@ -200,7 +206,19 @@ impl Store {
     /// A folder of a later release, a damaged manifest, the file system.
     pub fn open(disk: Arc<dyn Disk>, root: &Path, options: Options) -> Result<(Self, Complaints)> {
         disk.create_dir_all(root).map_err(StoreError::io("making", root))?;
-        let manifest = manifest::read(&*disk, root)?.unwrap_or_default();
+        let manifest = manifest::read(&*disk, root)?;
+        if manifest.is_none()
+            && let Some(file) = find_stranger(&*disk, root)?
+        {
+            let problem = "there are files of a store beside it, and without it nobody knows which of them count: put \
+                           it back, or move them away";
+            let path = file.path;
+            return Err(StoreError::Damaged {
+                path: root.join("manifest.json"),
+                problem: format!("it is missing, but {problem} ({})", path.display()),
+            });
+        }
+        let manifest = manifest.unwrap_or_default();
         let mut complaints = Vec::new();
         let mut tables: BTreeMap<String, BTreeMap<String, Arc<Table>>> = BTreeMap::new();
         let mut known = BTreeSet::new();
@@ -208,18 +226,15 @@ impl Store {
             let mut files = Vec::new();
             for entry in std::mem::take(&mut table.files) {
                 let path = entry.path(root, &table.database, &table.table);
-                match settle(&*disk, &path, &entry) {
-                    Ok(()) => {
-                        known.insert(path.clone());
-                        files.push(Arc::new(StoredFile::new(&disk, path, entry)));
-                    }
-                    Err(error) => complaints.push(format!(
-                        "{} rows of {} are lost: {}: {error}",
-                        entry.rows,
-                        table.table,
-                        path.display()
-                    )),
+                // What cannot be had now may be had later: it stays in the manifest, and is looked at when it is used.
+                if let Err(error) = settle(&*disk, &path, &entry) {
+                    let (rows, table) = (entry.rows, &table.table);
+                    complaints
+                        .push(format!("{rows} rows of {table} are missing: {}: {error}", path.display()));
                 }
+                known.insert(path.clone());
+                known.insert(unborn(&path));
+                files.push(Arc::new(StoredFile::new(&disk, path, entry)));
             }
             let role = role_of(&table)?;
             let opened = Table::new(&table.database, &table.table, role, table.columns, files);
@@ -242,6 +257,7 @@ impl Store {
             applied: Mutex::new(cursor),
             swap: RwLock::default(),
             work: Mutex::new(work),
+            compacting: Mutex::default(),
         };
         Ok((Self { inner: Arc::new(inner) }, complaints))
     }
@@ -287,40 +303,52 @@ impl Store {
         if seq <= *applied {
             return Ok(());
         }
+        let mut result = Ok(());
         for rows in &batch.tables {
-            self.inner.table(database, &rows.table).append(rows)?;
+            // The other tables' rows are good all the same.
+            result = result.and(self.inner.table(database, &rows.table).append(rows));
         }
         *applied = seq;
-        Ok(())
+        result
     }
 
-    /// Flushes, compacts and removes what is due, within the limits of the disk. To be called every second or so, from a
+    /// Flushes and removes what is due, within the limits of the disk. To be called every second or so, from a
     /// thread that may wait. `others`: bytes that other things of ours take beside the files.
     ///
     /// # Errors
-    /// The file system; nothing is lost by it, the next call tries again.
-    pub fn maintain(&self, now_ns: i64, others: u64) -> Result<Done> {
+    /// The file system; nothing in files is lost by it, the next call tries again. What was done until then comes with
+    /// it.
+    pub fn maintain(&self, now_ns: i64, others: u64) -> Result<Done, MaintainError> {
+        let room = self.inner.room().map_err(|error| Box::new((error, Done::default())))?;
+        let mut done = Done { room, ..Done::default() };
+        let worked = self.work_within(now_ns, others, &mut done);
+        if (done.room != Room::Enough || worked.is_err()) && self.is_behind() {
+            done.dropped_rows = self.inner.drop_oldest_rows();
+        }
+        match worked {
+            Ok(()) => Ok(done),
+            Err(error) => Err(Box::new((error, done))),
+        }
+    }
+
+    fn work_within(&self, now_ns: i64, others: u64, done: &mut Done) -> Result<()> {
         let mut work = self.inner.begin()?;
-        let last = *work.last_flush_ns.get_or_insert(now_ns);
-        let is_due = now_ns.saturating_sub(last) >= FLUSH_EVERY.as_nanos() as i64;
-        let mut done = Done::default();
         self.inner.bury(&mut work);
-        self.inner.keep_within(&mut work, others, &mut done)?;
-        done.room = self.inner.room()?;
-        let memory = self.inner.memory_bytes();
-        if done.room != Room::Enough {
-            if memory >= MEMORY_BYTES {
-                done.dropped_rows = self.inner.drop_oldest_rows();
-            }
-        } else if is_due || memory >= FLUSH_BYTES {
+        let last = work.last_flush_ns.filter(|&last| last <= now_ns).unwrap_or(now_ns);
+        work.last_flush_ns = Some(last);
+        let is_due = now_ns - last >= FLUSH_EVERY.as_nanos() as i64;
+        done.cursor = work.cursor;
+        self.inner.keep_within(&mut work, others, done)?;
+        if is_due {
+            done.expired_files = self.inner.expire(&mut work, now_ns)?;
+        }
+        if done.room == Room::Enough && (is_due || self.inner.memory_bytes() >= FLUSH_BYTES) {
             done.flushed_rows = self.inner.flush(&mut work, now_ns)?;
             work.last_flush_ns = Some(now_ns);
-            done.expired_files = self.inner.expire(&mut work, now_ns)?;
-            done.compacted_files = self.inner.compact(&mut work, now_ns, false)?;
         }
         self.inner.bury(&mut work);
         done.cursor = work.cursor;
-        Ok(done)
+        Ok(())
     }
 
     /// Writes all rows into files now.
@@ -335,18 +363,39 @@ impl Store {
         Ok(Done { cursor: work.cursor, flushed_rows, ..Done::default() })
     }
 
+    /// Merges small files where that is worth it. To be called every few seconds from another thread than
+    /// [`Store::maintain`]: it may take minutes, and holds nothing up. Returns how many files went into others.
+    ///
+    /// # Errors
+    /// As [`Store::maintain`].
+    pub fn compact_some(&self, now_ns: i64) -> Result<usize> {
+        if self.inner.room()? != Room::Enough {
+            return Ok(0);
+        }
+        self.inner.compact(now_ns, false)
+    }
+
     /// Writes all rows into files and merges the files of each day into one.
     ///
     /// # Errors
     /// As [`Store::maintain`].
     pub fn compact(&self, now_ns: i64) -> Result<Done> {
+        let (flushed_rows, expired_files) = {
+            let mut work = self.inner.begin()?;
+            let flushed_rows = self.inner.flush(&mut work, now_ns)?;
+            work.last_flush_ns = Some(now_ns);
+            (flushed_rows, self.inner.expire(&mut work, now_ns)?)
+        };
+        let compacted_files = self.inner.compact(now_ns, true)?;
         let mut work = self.inner.begin()?;
-        let flushed_rows = self.inner.flush(&mut work, now_ns)?;
-        let expired_files = self.inner.expire(&mut work, now_ns)?;
-        let compacted_files = self.inner.compact(&mut work, now_ns, true)?;
         self.inner.bury(&mut work);
         let cursor = work.cursor;
         Ok(Done { cursor, flushed_rows, compacted_files, expired_files, ..Done::default() })
+    }
+
+    /// Whether there are more rows in memory than there should be: whoever can wait with more of them should.
+    pub fn is_behind(&self) -> bool {
+        self.inner.memory_bytes() >= MEMORY_BYTES
     }
 }
 
@@ -368,6 +417,26 @@ fn settle(disk: &dyn Disk, path: &Path, entry: &FileEntry) -> std::io::Result<()
             false => Err(std::io::Error::other(format!("not {} bytes long any more", entry.bytes))),
         },
     }
+}
+
+/// A file that only a store writes.
+fn find_stranger(disk: &dyn Disk, root: &Path) -> Result<Option<Entry>> {
+    let list = |dir: &Path| disk.list(dir).map_err(StoreError::io("listing", dir));
+    for database in list(root)?.into_iter().filter(|it| it.is_dir) {
+        for table in list(&database.path)?.into_iter().filter(|it| it.is_dir) {
+            for day in list(&table.path)?.into_iter().filter(|it| it.is_dir) {
+                let found = list(&day.path)?.into_iter().find(|it| is_ours(&it.path) && !is_unborn(&it.path));
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn is_unborn(path: &Path) -> bool {
+    path.extension().is_some_and(|it| it == "new")
 }
 
 /// Removes Parquet files that do not count: a flush that was not committed, what compaction or retention replaced.
@@ -465,6 +534,20 @@ impl Inner {
         Ok(work)
     }
 
+    /// The start of the oldest day of a table that its retention keeps at this time.
+    pub(crate) fn oldest_ns(&self, table: &Table, now_ns: Option<i64>) -> i64 {
+        let keep = (self.options.retention)(&table.database, &table.name);
+        let keep = i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX);
+        let Some(now_ns) = now_ns else { return i64::MIN };
+        now_ns.checked_sub(keep).map_or(i64::MIN, |oldest| day_start_ns(day_of(oldest)))
+    }
+
+    /// The latest time of a row; `None` without rows.
+    fn newest_ns(&self) -> Option<i64> {
+        let newest = |table: &Arc<Table>| table.snapshot().ok()?.newest();
+        self.all_tables().iter().filter_map(newest).max()
+    }
+
     /// Writes all rows into files. Returns how many.
     fn flush(&self, work: &mut Work, now_ns: i64) -> Result<u64> {
         let (last, taken) = {
@@ -506,7 +589,8 @@ impl Inner {
         for (table, chunks) in taken {
             let snapshot = Snapshot { chunks: chunks.clone(), ..table.snapshot()? };
             let carry = table.carry(&snapshot)?;
-            let advanced = rollup::advance(&table.name, &carry, &snapshot, Give::Closed)?;
+            let oldest = self.oldest_ns(table, Some(now_ns));
+            let advanced = rollup::advance(&table.name, &carry, &snapshot, oldest, Give::Closed)?;
             carries.push((Arc::clone(table), Arc::new(advanced.carry)));
             for (bucket, rows) in BUCKETS.iter().zip(advanced.rows) {
                 let Some(rows) = rows else { continue };
@@ -537,7 +621,7 @@ impl Inner {
                     all
                 });
                 let sources: Vec<Box<dyn Source>> = vec![Box::new(source)];
-                new.extend(self.write_file(table, entry, sources, late, Effort::Flush)?);
+                new.extend(self.write_file(table, entry, &schema, sources, late, Effort::Flush)?);
             }
         }
         Ok(new)
@@ -548,6 +632,8 @@ impl Inner {
         &self,
         table: &Arc<Table>,
         mut entry: FileEntry,
+        // That of the sources: by now the table may have more columns.
+        schema: &SchemaRef,
         sources: Vec<Box<dyn Source + '_>>,
         late: Option<Times>,
         effort: Effort,
@@ -556,9 +642,8 @@ impl Inner {
         if let Some(dir) = path.parent() {
             self.disk.create_dir_all(dir).map_err(StoreError::io("making", dir))?;
         }
-        let schema = table.lock().columns.resting_schema();
-        let mut writer = FileWriter::create(&*self.disk, &unborn(&path), &schema, effort)?;
-        merge(&schema, sources, table.rule(), |_, rows| writer.write(&rows))?;
+        let mut writer = FileWriter::create(&*self.disk, &unborn(&path), schema, effort)?;
+        merge(schema, sources, table.rule(), |_, rows| writer.write(&rows))?;
         let Some(written) = writer.finish()? else { return Ok(None) };
         (entry.rows, entry.bytes, entry.times) = (written.rows, written.bytes, written.times);
         entry.crc32 = written.crc32;
@@ -635,7 +720,9 @@ impl Inner {
     }
 
     /// Merges files where that is worth it; `all` makes one file of each day. Returns how many files went into others.
-    fn compact(&self, work: &mut Work, now_ns: i64, all: bool) -> Result<usize> {
+    /// Files are read and written without holding anything that a flush or a query waits for.
+    fn compact(&self, now_ns: i64, all: bool) -> Result<usize> {
+        let _one_at_a_time = lock(&self.compacting);
         let today = day_of(now_ns);
         let mut merged = 0;
         for table in self.all_tables() {
@@ -648,19 +735,19 @@ impl Inner {
                     }
                 }
                 let set = worth_merging(&whole, all || of_day[0].entry.day < today);
-                if set.len() < 2 {
-                    continue;
+                if set.len() >= 2 {
+                    merged += self.merge_files(&table, set)?;
                 }
-                self.merge_files(work, &table, set)?;
-                merged += set.len();
-                self.bury(work);
             }
         }
         Ok(merged)
     }
 
-    /// Makes one file of these, which stand side by side in the journal's order.
-    fn merge_files(&self, work: &mut Work, table: &Arc<Table>, set: &[Arc<StoredFile>]) -> Result<()> {
+    /// Makes one file of these, which stand side by side in the journal's order. Returns how many they were; 0 if one of
+    /// them was removed meanwhile.
+    fn merge_files(&self, table: &Arc<Table>, set: &[Arc<StoredFile>]) -> Result<usize> {
+        // A name that a failed commit may have made durable is settled before it is written.
+        drop(self.begin()?);
         let (first, last) = (&set[0].entry, &set[set.len() - 1].entry);
         let entry = FileEntry { day: first.day, first: first.first, last: last.last, ..FileEntry::default() };
         let schema = table.lock().columns.resting_schema();
@@ -669,13 +756,28 @@ impl Inner {
         for file in set {
             sources.push(Box::new(Sorted::new(&schema, file.rows(&schema, (i64::MIN, i64::MAX))?)));
         }
-        let new = self.write_file(table, entry, sources, late, Effort::Compaction)?;
-        let new = new.into_iter().collect();
-        self.commit(work, Commit { cursor: work.cursor, new, old: set.to_vec(), ..Commit::default() })
+        let new: Vec<New> =
+            self.write_file(table, entry, &schema, sources, late, Effort::Compaction)?.into_iter().collect();
+        let mut work = self.begin()?;
+        let files = Arc::clone(&table.lock().files);
+        if !set.iter().all(|it| is_one_of(it, &files)) {
+            for (_, file) in new {
+                // What stays is removed at the next start.
+                let _ = self.disk.remove_file(&unborn(&file.path));
+            }
+            return Ok(0);
+        }
+        let cursor = work.cursor;
+        self.commit(&mut work, Commit { cursor, new, old: set.to_vec(), ..Commit::default() })?;
+        self.bury(&mut work);
+        Ok(set.len())
     }
 
     /// Removes days that are older than their table's retention. Returns how many files that were.
     fn expire(&self, work: &mut Work, now_ns: i64) -> Result<usize> {
+        // A clock that is far ahead of all points is not believed.
+        let Some(newest) = self.newest_ns() else { return Ok(0) };
+        let now_ns = now_ns.min(newest.saturating_add(DAY_NS));
         let mut old = Vec::new();
         for table in self.all_tables() {
             let files = Arc::clone(&table.lock().files);
@@ -711,8 +813,8 @@ impl Inner {
             let is_hours = matches!(&table.role, Role::RollUp { size, .. } if *size + 1 == BUCKETS.len());
             files.extend(table.lock().files.iter().map(|it| (is_hours, Arc::clone(it))));
         }
-        let doomed = work.doomed.iter().map(|it| it.entry.bytes);
-        let mut bytes: u64 = others + files.iter().map(|it| it.1.entry.bytes).chain(doomed).sum::<u64>();
+        // Files that a query still reads go by themselves.
+        let mut bytes: u64 = others + files.iter().map(|it| it.1.entry.bytes).sum::<u64>();
         if bytes <= max_size {
             return Ok(());
         }

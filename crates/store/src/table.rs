@@ -127,7 +127,9 @@ impl Table {
     }
 
     /// The roll-ups of the rows of a snapshot that are not in files, as of now.
-    pub(crate) fn live_rollups(&self, snapshot: &Snapshot) -> Result<[Option<Arc<Chunk>>; 2]> {
+    ///
+    /// Rows before `oldest` are left out.
+    pub(crate) fn live_rollups(&self, snapshot: &Snapshot, oldest: i64) -> Result<[Option<Arc<Chunk>>; 2]> {
         let carry = self.carry(snapshot)?;
         let last_chunk = snapshot.chunks.last().cloned();
         // One at a time: whoever asks the same meanwhile waits and takes the answer.
@@ -138,7 +140,7 @@ impl Table {
         {
             return Ok(live.rows.clone());
         }
-        let rows = rollup::advance(&self.name, &carry, snapshot, Give::All)?.rows;
+        let rows = rollup::advance(&self.name, &carry, snapshot, oldest, Give::All)?.rows;
         let rows = rows.map(|it| it.map(Arc::new));
         *live = Some(Live { carry, last_chunk, rows: rows.clone() });
         Ok(rows)
@@ -213,6 +215,12 @@ pub(crate) struct Groups {
 }
 
 impl Snapshot {
+    /// The latest time of a row.
+    pub(crate) fn newest(&self) -> Option<i64> {
+        let files = self.files.iter().map(|it| it.entry.times.1);
+        files.chain(self.chunks.iter().map(|it| it.times.1)).max()
+    }
+
     /// The pieces that have rows of these times, perhaps among others, in the journal's order. (Files stand by day, but
     /// those of two days share no point.)
     ///

@@ -12,11 +12,16 @@ use futures_util::{Stream, StreamExt as _};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 use super::{QueryError, Rows};
 
 /// Rows of a `pretty` table at most: its columns are as wide as the widest value, so all are held.
 const MAX_PRETTY_ROWS: usize = 100_000;
+
+/// Pieces of an answer between the encoder and the client.
+const PIECES_AHEAD: usize = 2;
 
 /// How an answer is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,23 +76,41 @@ impl Rows {
             Ok(encoder) => encoder,
             Err(error) => return futures_util::stream::once(async { Err(error) }).boxed(),
         };
-        let state = Some((self, encoder));
-        futures_util::stream::unfold(state, async |state| {
-            let (mut rows, mut encoder) = state?;
-            loop {
-                return match rows.next().await {
-                    Some(Ok(batch)) => match encoder.write(&batch) {
-                        Ok(bytes) if bytes.is_empty() => continue,
-                        Ok(bytes) => Some((Ok(bytes), Some((rows, encoder)))),
-                        Err(error) => Some((Err(error), None)),
-                    },
-                    Some(Err(error)) => Some((Err(error), None)),
-                    None => Some((encoder.finish(), None)),
-                };
-            }
-        })
-        .boxed()
+        // On the query's threads: whoever asks may have one thread for all there is.
+        let (pieces, from) = mpsc::channel(PIECES_AHEAD);
+        let task = self.threads.clone().spawn(encode(self, encoder, pieces)).abort_handle();
+        let taken = Taken { from, _task: EndsTask(task) };
+        futures_util::stream::unfold(taken, async |mut taken| Some((taken.from.recv().await?, taken))).boxed()
     }
+}
+
+/// An answer on its way; the work on it ends when this is dropped.
+struct Taken {
+    from: mpsc::Receiver<Result<Bytes, QueryError>>,
+    _task: EndsTask,
+}
+
+struct EndsTask(AbortHandle);
+
+impl Drop for EndsTask {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn encode(mut rows: Rows, mut encoder: Encoder, to: mpsc::Sender<Result<Bytes, QueryError>>) {
+    while let Some(batch) = rows.next().await {
+        let bytes = batch.and_then(|batch| encoder.write(&batch));
+        if bytes.as_ref().is_ok_and(Bytes::is_empty) {
+            continue;
+        }
+        let failed = bytes.is_err();
+        if to.send(bytes).await.is_err() || failed {
+            return;
+        }
+    }
+    // Who asked may have gone.
+    let _ = to.send(encoder.finish()).await;
 }
 
 enum Encoder {

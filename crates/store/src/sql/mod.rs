@@ -27,7 +27,7 @@ use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::SessionState;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures_util::{Stream, StreamExt as _};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -41,7 +41,11 @@ const CATALOG: &str = "public";
 /// See [`CATALOG`].
 const SCHEMA: &str = "iox";
 /// The longest query, bytes.
-const MAX_SQL_BYTES: usize = 256 << 10;
+///
+/// A chain of a thousand ORs is as many levels deep: this, and the stack of query threads, keep it from overflowing.
+const MAX_SQL_BYTES: usize = 64 << 10;
+/// Stack of a query thread, bytes; what is not used is not taken.
+const STACK_BYTES: usize = 64 << 20;
 /// Batches between a query and its client: one is made while one is sent.
 const BATCHES_AHEAD: usize = 2;
 
@@ -99,6 +103,7 @@ impl Engine {
         let runtime = Builder::new_multi_thread()
             .worker_threads(limits.threads.max(1))
             .thread_name("query")
+            .thread_stack_size(STACK_BYTES)
             .enable_time()
             .build()?;
         let mut config = SessionConfig::new()
@@ -123,7 +128,8 @@ impl Engine {
         Ok(Self { store: Arc::clone(&store.inner), state, limits, runtime: Some(runtime) })
     }
 
-    /// Plans a query and starts it. Rows come as they are asked for.
+    /// Plans a query and starts it. Rows come as they are asked for. `exists`: the database does, though perhaps without a
+    /// table.
     ///
     /// # Errors
     /// A database, table or column that is not there, a statement that is no query, a query that cannot be planned.
@@ -132,12 +138,16 @@ impl Engine {
         database: &str,
         sql: &str,
         params: HashMap<String, Param>,
+        exists: bool,
     ) -> Result<Rows, QueryError> {
         if sql.len() > MAX_SQL_BYTES {
             return Err(QueryError::TooLong { most: MAX_SQL_BYTES });
         }
-        let tables = self.store.tables_of(database);
-        let tables = tables.ok_or_else(|| QueryError::UnknownDatabase(database.to_owned()))?;
+        let tables = match self.store.tables_of(database) {
+            Some(tables) => tables,
+            None if exists => Vec::new(),
+            None => return Err(QueryError::UnknownDatabase(database.to_owned())),
+        };
         let catalog = MemoryCatalogProvider::new();
         catalog.register_schema(SCHEMA, Arc::new(provider::Tables::new(&self.store, tables)))?;
         let context = SessionContext::new_with_state(self.state.clone());
@@ -169,9 +179,10 @@ impl Engine {
             // The channels close with it, and whoever reads is told by `Rows`.
             let _ = tokio::time::timeout(limits.time, run).await;
         };
+        let threads = runtime.handle().clone();
         let task = runtime.spawn(timed).abort_handle();
-        let mut rows =
-            Rows { schema: Arc::new(arrow::datatypes::Schema::empty()), from, task, limits, ended: false };
+        let schema_less = Arc::new(arrow::datatypes::Schema::empty());
+        let mut rows = Rows { schema: schema_less, from, task, threads, limits, ended: false };
         match schema.await {
             Ok(Ok(schema)) => rows.schema = schema,
             Ok(Err(error)) => return Err(error),
@@ -226,6 +237,10 @@ async fn send_all(
     let mut rows = 0;
     while let Some(batch) = stream.next().await {
         let batch = batch.map_err(QueryError::from);
+        // An empty one would say that this was all.
+        if batch.as_ref().is_ok_and(|it| it.num_rows() == 0) {
+            continue;
+        }
         rows += batch.as_ref().map_or(0, |it| it.num_rows() as u64);
         let too_many = rows > most;
         let batch = if too_many { Err(QueryError::TooManyRows { most }) } else { batch };
@@ -244,6 +259,8 @@ pub struct Rows {
     schema: SchemaRef,
     from: mpsc::Receiver<Result<RecordBatch, QueryError>>,
     task: AbortHandle,
+    /// Where it is written, too.
+    threads: Handle,
     limits: QueryLimits,
     ended: bool,
 }

@@ -76,7 +76,8 @@ impl Tables {
         if let Some((table, size)) = raw {
             let of = table.snapshot()?;
             snapshot.columns = rollup::columns(&table.name, &of.columns);
-            live = Some(LiveRollup { table, snapshot: of, size });
+            let oldest = self.store.oldest_ns(&table, of.newest());
+            live = Some(LiveRollup { table, snapshot: of, size, oldest });
         }
         let schema = snapshot.columns.sql_schema();
         Ok(Rows { snapshot, live, schema, rule })
@@ -116,6 +117,8 @@ struct LiveRollup {
     /// The raw rows.
     snapshot: Snapshot,
     size: usize,
+    /// See [`Inner::oldest_ns`].
+    oldest: i64,
 }
 
 #[async_trait]
@@ -143,7 +146,7 @@ impl TableProvider for Rows {
         let times = pruning::wanted(filters);
         let mut snapshot = self.snapshot.clone();
         if let Some(live) = &self.live {
-            let mut rows = live.table.live_rollups(&live.snapshot)?;
+            let mut rows = live.table.live_rollups(&live.snapshot, live.oldest)?;
             snapshot.chunks.extend(rows[live.size].take());
         }
         let groups = snapshot.groups(times)?;

@@ -106,7 +106,7 @@ fn line(columns: &BTreeMap<&str, String>) -> String {
 pub(crate) fn ask(engine: &Engine, database: &str, sql: &str, format: Format) -> Result<String, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
-        let rows = engine.query(database, sql, HashMap::new()).await.map_err(|it| it.to_string())?;
+        let rows = engine.query(database, sql, HashMap::new(), false).await.map_err(|it| it.to_string())?;
         let mut answer = rows.write(format);
         let mut text = Vec::new();
         while let Some(bytes) = answer.next().await {

@@ -166,7 +166,7 @@ fn whole(parsed: Parsed<'_>) -> Admitted<'_> {
     }
 }
 
-fn batch(tables: Vec<TableBatch>) -> Batch {
+pub(super) fn batch(tables: Vec<TableBatch>) -> Batch {
     let lines = tables.iter().map(|table| table.rows.len() as u32).sum();
     let earliest = tables.iter().filter_map(|table| table.times.iter().min()).min();
     let latest = tables.iter().filter_map(|table| table.times.iter().max()).max();
