@@ -28,8 +28,10 @@ kvmetry=$target/demo/kvmetry
 xtask=$target/demo/xtask
 
 started=
+data=
 clean_up() {
     trap '' INT TERM
+    [ -z "$data" ] || rm -rf "$data"
     if [ -n "$started" ]; then
         say "removing the demo's VMs"
         "${sudo[@]}" "$xtask" lab down --prefix "$PREFIX"
@@ -51,10 +53,12 @@ fi
 say "kvmetry once --format table"
 "$kvmetry" once --format table
 
-say "kvmetry run --output - (line protocol; Ctrl-C ends it)"
+data=$(mktemp -d)
+say "kvmetry run --output - (line protocol; Ctrl-C ends it). Meanwhile, in another terminal:"
+say "  $kvmetry query --data-dir $data 'SELECT time, name, memrss FROM vm_totals ORDER BY time DESC LIMIT 6'"
 # Words of DEMO_ARGS are arguments.
 read -r -a args <<<"${DEMO_ARGS:-}"
-command=("$kvmetry" run --output - "${args[@]}")
+command=("$kvmetry" run --output - --data-dir "$data" "${args[@]}")
 if [ -n "${DEMO_SECONDS:-}" ]; then
     command=(timeout --foreground --preserve-status --signal=INT --kill-after="$GRACE_SECONDS" "$DEMO_SECONDS" "${command[@]}")
 fi

@@ -219,7 +219,7 @@ struct Process(Child);
 impl Process {
     fn start(binary: &Path, file: &Path) -> Result<Self> {
         let child = Command::new(binary)
-            .args(["run", "--uri", "qemu:///system", "--output"])
+            .args(["run", "--no-store", "--listen", "off", "--uri", "qemu:///system", "--output"])
             .arg(format!("file:{}", file.display()))
             .stderr(Stdio::null())
             .spawn()

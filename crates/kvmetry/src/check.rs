@@ -46,7 +46,7 @@ pub(crate) async fn check(config: &Config) -> anyhow::Result<bool> {
         }
     }
     check_rejects(config, &mut page)?;
-    if config.influxdb.is_empty() && config.outputs.is_empty() {
+    if config.influxdb.is_empty() && config.outputs.is_empty() && !config.store.enabled {
         page.head("outputs")?;
         page.odd("none is configured: `kvmetry run` tells what it sees; see --output and --influxdb")?;
     }

@@ -28,7 +28,9 @@ const EXAMPLES: &str = "\
 Examples:
   kvmetry once --format table                     what every VM of this host does now
   kvmetry check                                   what works, what does not, what to do about it
-  kvmetry run --output - --interval 2s            line protocol on stdout, every 2 seconds
+  kvmetry run                                     every VM every 5 seconds, into the embedded store
+  kvmetry query 'SHOW TABLES'                      ask the store in SQL
+  kvmetry run --output - --interval 2s            line protocol on stdout, too, every 2 seconds
   kvmetry run --influxdb http://127.0.0.1:8181    into InfluxDB 3
   kvmetry run --uri qemu+ssh://root@kvm1/system --uri qemu+ssh://root@kvm2/system
   kvmetry token --scope write --name kvm1         who may write to this one's HTTP port
@@ -46,7 +48,8 @@ Exit codes:
 
 const RUN_EXAMPLES: &str = "\
 Examples:
-  kvmetry run                                         what is seen, a line a cycle
+  kvmetry run                                         every point into the embedded store; ask with kvmetry query
+  kvmetry run --no-store --listen off                 what is seen, a line a cycle
   kvmetry run --output - --interval 2s                line protocol on stdout
   kvmetry run --output file:/var/log/vms.lp           into a file; rename it and a new one is begun
   kvmetry run --influxdb http://127.0.0.1:8181        into InfluxDB 3

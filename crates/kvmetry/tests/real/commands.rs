@@ -139,7 +139,18 @@ fn outputs_get_the_same_lines_and_a_signal_or_a_closed_pipe_ends_it() {
     kvmetry.stop("TERM");
 
     let (reader, writer) = pipe().unwrap();
-    let mut run = command(&["run", "--uri", &uri, "--interval", "1s", "--output", "-"]);
+    let mut run = command(&[
+        "run",
+        "--no-store",
+        "--listen",
+        "off",
+        "--uri",
+        &uri,
+        "--interval",
+        "1s",
+        "--output",
+        "-",
+    ]);
     run.stdout(writer);
     let kvmetry = Kvmetry::spawn_with_its_stdout(run, tempfile::tempdir().unwrap());
     let mut first = String::new();

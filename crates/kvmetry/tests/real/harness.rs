@@ -290,7 +290,16 @@ impl Kvmetry {
         let dir = tempfile::tempdir().unwrap();
         let output = format!("file:{}", dir.path().join("out.lp").display());
         let data = dir.path().join("data");
-        let mut all = vec!["run", "--output", &output, "--data-dir", data.to_str().unwrap()];
+        let mut all = vec![
+            "run",
+            "--no-store",
+            "--listen",
+            "off",
+            "--output",
+            &output,
+            "--data-dir",
+            data.to_str().unwrap(),
+        ];
         all.extend(args);
         Self::spawn(command(&all), dir)
     }
@@ -300,7 +309,16 @@ impl Kvmetry {
         let dir = tempfile::tempdir().unwrap();
         let output = format!("file:{}", dir.path().join("out.lp").display());
         let data = dir.path().join("data");
-        let all = ["run", "--output", &output, "--data-dir", data.to_str().unwrap()];
+        let all = [
+            "run",
+            "--no-store",
+            "--listen",
+            "off",
+            "--output",
+            &output,
+            "--data-dir",
+            data.to_str().unwrap(),
+        ];
         let mut command = command(&[&all, args].concat());
         command.env("KVMETRY_LOG", "debug");
         Self::spawn(command, dir)
@@ -313,7 +331,16 @@ impl Kvmetry {
         fs::write(&file, config).unwrap();
         let output = format!("file:{}", dir.path().join("out.lp").display());
         let data = dir.path().join("data");
-        let mut all = vec!["run", "--output", &output, "--config", file.to_str().unwrap()];
+        let mut all = vec![
+            "run",
+            "--no-store",
+            "--listen",
+            "off",
+            "--output",
+            &output,
+            "--config",
+            file.to_str().unwrap(),
+        ];
         all.extend(["--data-dir", data.to_str().unwrap()]);
         all.extend(args);
         Self::spawn(command(&all), dir)
