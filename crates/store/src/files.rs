@@ -1,7 +1,10 @@
 //! Parquet files: how rows are written so that they take little room and are found fast, and read back.
 //!
-//! Sorted by tags, then time. Tags, texts and floats are dictionaries where that pays; integers and times are written
-//! as differences (`DELTA_BINARY_PACKED`): equal steps become nearly nothing. All is zstd.
+//! Sorted by tags, then time. Tags, texts and floats are dictionaries where that pays; integers are written as
+//! differences (`DELTA_BINARY_PACKED`): equal steps become nearly nothing. All is zstd.
+//!
+//! `time` is special. Where it goes in equal steps, as on the tick, differences are nearly nothing. Where it jitters, all
+//! series of a host still have the same times: written as they are, in a page that spans many series, zstd finds that.
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -32,8 +35,13 @@ use crate::schema::{TIME, tag_type};
 
 /// Rows of a row group: what a reader skips by statistics, and what is in memory while it is written.
 const ROW_GROUP_ROWS: usize = 131_072;
-/// Rows of a page of fields and tags: what a query for one VM's hour reads at least.
-const PAGE_ROWS: usize = 8_192;
+/// Bytes of a page, encoded and before zstd: some 8,000 rows of a counter, which is what a query for one VM's hour reads
+/// at least. What never changes has larger pages.
+const PAGE_BYTES: usize = 16 << 10;
+/// The same for times in equal steps: some 8,000 rows.
+const STEADY_TIME_PAGE_BYTES: usize = 200;
+/// The same for times that jitter: a row group.
+const JITTERING_TIME_PAGE_BYTES: usize = 8 * ROW_GROUP_ROWS;
 /// Rows that are read at once.
 const READ_ROWS: usize = 8_192;
 /// Bytes that are checked at once.
@@ -259,10 +267,20 @@ pub(crate) struct Written {
 
 /// A file being written: rows come sorted and merged.
 pub(crate) struct FileWriter {
-    writer: ArrowWriter<io::BufWriter<Appender>>,
+    state: State,
+    schema: SchemaRef,
+    effort: Effort,
     path: PathBuf,
     times: Option<Times>,
     rows: u64,
+}
+
+enum State {
+    /// Waits for the first rows, which tell how times go.
+    Empty(io::BufWriter<Appender>),
+    Writing(Box<ArrowWriter<io::BufWriter<Appender>>>),
+    /// It failed.
+    Broken,
 }
 
 impl FileWriter {
@@ -270,13 +288,9 @@ impl FileWriter {
     pub(crate) fn create(disk: &dyn Disk, path: &Path, schema: &SchemaRef, effort: Effort) -> Result<Self> {
         let file = disk.open(path).map_err(StoreError::io("making", path))?;
         file.set_len(0).map_err(StoreError::io("making", path))?;
-        let out = io::BufWriter::with_capacity(
-            WRITE_BYTES,
-            Appender { file, at: 0, crc: crc32fast::Hasher::new() },
-        );
-        let writer = ArrowWriter::try_new(out, Arc::clone(schema), Some(properties(schema, effort)))
-            .map_err(|error| failed(path, error))?;
-        Ok(Self { writer, path: path.to_owned(), times: None, rows: 0 })
+        let appender = Appender { file, at: 0, crc: crc32fast::Hasher::new() };
+        let state = State::Empty(io::BufWriter::with_capacity(WRITE_BYTES, appender));
+        Ok(Self { state, schema: Arc::clone(schema), effort, path: path.to_owned(), times: None, rows: 0 })
     }
 
     /// Appends rows of one series.
@@ -286,18 +300,37 @@ impl FileWriter {
             crate::memory::widen(&mut self.times, (first, last));
         }
         self.rows += rows.num_rows() as u64;
-        self.writer.write(rows).map_err(|error| failed(&self.path, error))
+        let mut writer = match std::mem::replace(&mut self.state, State::Broken) {
+            State::Writing(writer) => writer,
+            State::Empty(out) => {
+                let properties = properties(&self.schema, self.effort, is_steady(all));
+                let writer = ArrowWriter::try_new(out, Arc::clone(&self.schema), Some(properties));
+                Box::new(writer.map_err(|error| failed(&self.path, error))?)
+            }
+            State::Broken => return Err(StoreError::Internal("a file that failed is written to".to_owned())),
+        };
+        writer.write(rows).map_err(|error| failed(&self.path, error))?;
+        self.state = State::Writing(writer);
+        Ok(())
     }
 
-    /// Ends the file and makes its contents durable; its name is not yet. `None` if it got no rows.
+    /// Ends the file and makes its contents durable; its name is not yet. `None` if it got no rows: then it is no Parquet
+    /// file.
     pub(crate) fn finish(self) -> Result<Option<Written>> {
-        let Self { writer, path, times, rows } = self;
+        let Self { state, path, times, rows, .. } = self;
+        let State::Writing(writer) = state else { return Ok(None) };
         let out = writer.into_inner().map_err(|error| failed(&path, error))?;
         let out = out.into_inner().map_err(|error| StoreError::io("writing", &path)(error.into_error()))?;
         out.file.sync().map_err(StoreError::io("syncing", &path))?;
         let crc32 = out.crc.finalize();
         Ok(times.map(|times| Written { rows, bytes: out.at, times, crc32 }))
     }
+}
+
+/// Whether at least nine of ten steps between times are equal to the step before.
+fn is_steady(times: &[i64]) -> bool {
+    let equal = times.windows(3).filter(|it| it[1].wrapping_sub(it[0]) == it[2].wrapping_sub(it[1])).count();
+    equal * 10 >= times.len().saturating_sub(2) * 9
 }
 
 fn failed(path: &Path, error: ParquetError) -> StoreError {
@@ -323,7 +356,7 @@ fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
 }
 
-fn properties(schema: &SchemaRef, effort: Effort) -> WriterProperties {
+fn properties(schema: &SchemaRef, effort: Effort, steady: bool) -> WriterProperties {
     let level = match effort {
         Effort::Flush => 1,
         Effort::Compaction => 6,
@@ -335,12 +368,19 @@ fn properties(schema: &SchemaRef, effort: Effort) -> WriterProperties {
         .set_dictionary_enabled(false)
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
-        .set_data_page_row_count_limit(PAGE_ROWS)
+        .set_data_page_row_count_limit(ROW_GROUP_ROWS)
+        .set_data_page_size_limit(PAGE_BYTES)
         .set_write_batch_size(1_024);
     for field in schema.fields() {
         let column = ColumnPath::from(field.name().as_str());
         properties = match field.data_type() {
-            DataType::Timestamp(..) | DataType::Int64 | DataType::UInt64 => {
+            DataType::Timestamp(..) if !steady => {
+                properties.set_column_data_page_size_limit(column, JITTERING_TIME_PAGE_BYTES)
+            }
+            DataType::Timestamp(..) => properties
+                .set_column_data_page_size_limit(column.clone(), STEADY_TIME_PAGE_BYTES)
+                .set_column_encoding(column, Encoding::DELTA_BINARY_PACKED),
+            DataType::Int64 | DataType::UInt64 => {
                 properties.set_column_encoding(column, Encoding::DELTA_BINARY_PACKED)
             }
             kind if *kind == tag_type() || *kind == DataType::Utf8 => {
