@@ -47,6 +47,11 @@ pub(crate) fn widen(times: &mut Option<Times>, by: Times) {
     *times = Some(times.map_or(by, |it| (it.0.min(by.0), it.1.max(by.1))));
 }
 
+/// The span of all these.
+pub(crate) fn all_of(times: impl Iterator<Item = Times>) -> Option<Times> {
+    times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
+}
+
 /// The series of a table since memory was last empty.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
@@ -282,6 +287,12 @@ impl Memory {
     /// Gives up the oldest chunk. Returns how many rows it had.
     pub(crate) fn drop_oldest(&mut self) -> usize {
         if self.chunks.is_empty() { 0 } else { self.chunks.remove(0).series.len() }
+    }
+
+    /// The latest time.
+    pub(crate) fn newest(&self) -> Option<i64> {
+        let chunks = self.flushing.iter().chain(&self.chunks).map(|it| it.times);
+        all_of(chunks.chain(self.open.span)).map(|it| it.1)
     }
 
     /// How many rows.

@@ -16,11 +16,11 @@ use crate::error::{Result, StoreError};
 use crate::files::{Effort, FileWriter, StoredFile};
 use crate::layout::{self, DAY_NS, day_of, day_start_ns};
 use crate::manifest::{self, FileEntry, Manifest, TableEntry, unborn};
-use crate::memory::{Chunk, Times, overlap, widen};
+use crate::memory::{Chunk, Times, all_of, overlap};
 use crate::merge::{Chunks, Sorted, Source, merge};
 use crate::rollup::{self, BUCKETS, Carry, Give};
 use crate::schema::Columns;
-use crate::table::{Role, Snapshot, Table};
+use crate::table::{Role, Table};
 
 /// Rows rest this long in memory at most: the journal has them, and this is what a start reads again.
 const FLUSH_EVERY: Duration = Duration::from_secs(600);
@@ -419,17 +419,27 @@ fn settle(disk: &dyn Disk, path: &Path, entry: &FileEntry) -> std::io::Result<()
     }
 }
 
+/// The folders of all days of all tables.
+fn day_folders(disk: &dyn Disk, root: &Path) -> Result<Vec<PathBuf>> {
+    let mut folders = vec![root.to_owned()];
+    // Databases, their tables, their days.
+    for _ in 0..3 {
+        let mut below = Vec::new();
+        for folder in folders {
+            let entries = disk.list(&folder).map_err(StoreError::io("listing", &folder))?;
+            below.extend(entries.into_iter().filter(|it| it.is_dir).map(|it| it.path));
+        }
+        folders = below;
+    }
+    Ok(folders)
+}
+
 /// A file that only a store writes.
 fn find_stranger(disk: &dyn Disk, root: &Path) -> Result<Option<Entry>> {
-    let list = |dir: &Path| disk.list(dir).map_err(StoreError::io("listing", dir));
-    for database in list(root)?.into_iter().filter(|it| it.is_dir) {
-        for table in list(&database.path)?.into_iter().filter(|it| it.is_dir) {
-            for day in list(&table.path)?.into_iter().filter(|it| it.is_dir) {
-                let found = list(&day.path)?.into_iter().find(|it| is_ours(&it.path) && !is_unborn(&it.path));
-                if found.is_some() {
-                    return Ok(found);
-                }
-            }
+    for day in day_folders(disk, root)? {
+        let files = disk.list(&day).map_err(StoreError::io("listing", &day))?;
+        if let Some(found) = files.into_iter().find(|it| is_ours(&it.path) && !is_unborn(&it.path)) {
+            return Ok(Some(found));
         }
     }
     Ok(None)
@@ -441,22 +451,17 @@ fn is_unborn(path: &Path) -> bool {
 
 /// Removes Parquet files that do not count: a flush that was not committed, what compaction or retention replaced.
 fn remove_strangers(disk: &dyn Disk, root: &Path, known: &BTreeSet<PathBuf>) -> Result<()> {
-    let list = |dir: &Path| disk.list(dir).map_err(StoreError::io("listing", dir));
-    for database in list(root)?.into_iter().filter(|it| it.is_dir) {
-        for table in list(&database.path)?.into_iter().filter(|it| it.is_dir) {
-            for day in list(&table.path)?.into_iter().filter(|it| it.is_dir) {
-                let files = list(&day.path)?;
-                let all = files.len();
-                let strangers = files.into_iter().filter(|it| is_ours(&it.path) && !known.contains(&it.path));
-                let mut removed = 0;
-                for stranger in strangers {
-                    disk.remove_file(&stranger.path).map_err(StoreError::io("removing", &stranger.path))?;
-                    removed += 1;
-                }
-                if removed == all {
-                    disk.remove_dir(&day.path).map_err(StoreError::io("removing", &day.path))?;
-                }
-            }
+    for day in day_folders(disk, root)? {
+        let (strangers, others): (Vec<_>, Vec<_>) = disk
+            .list(&day)
+            .map_err(StoreError::io("listing", &day))?
+            .into_iter()
+            .partition(|it| is_ours(&it.path) && !known.contains(&it.path));
+        for stranger in strangers {
+            disk.remove_file(&stranger.path).map_err(StoreError::io("removing", &stranger.path))?;
+        }
+        if others.is_empty() {
+            disk.remove_dir(&day).map_err(StoreError::io("removing", &day))?;
         }
     }
     Ok(())
@@ -513,9 +518,7 @@ impl Inner {
 
     /// Whether the whole day is older than the table's retention.
     fn is_expired(&self, table: &Table, day: i32, now_ns: i64) -> bool {
-        let keep = (self.options.retention)(&table.database, &table.name);
-        let keep = i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX);
-        day_start_ns(day).saturating_add(DAY_NS) <= now_ns.saturating_sub(keep)
+        day_start_ns(day) < self.oldest_ns(table, now_ns)
     }
 
     /// Lets one maintenance begin. If the last commit failed half-way, the state before it is made the durable one:
@@ -535,17 +538,15 @@ impl Inner {
     }
 
     /// The start of the oldest day of a table that its retention keeps at this time.
-    pub(crate) fn oldest_ns(&self, table: &Table, now_ns: Option<i64>) -> i64 {
+    pub(crate) fn oldest_ns(&self, table: &Table, now_ns: i64) -> i64 {
         let keep = (self.options.retention)(&table.database, &table.name);
         let keep = i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX);
-        let Some(now_ns) = now_ns else { return i64::MIN };
         now_ns.checked_sub(keep).map_or(i64::MIN, |oldest| day_start_ns(day_of(oldest)))
     }
 
     /// The latest time of a row; `None` without rows.
     fn newest_ns(&self) -> Option<i64> {
-        let newest = |table: &Arc<Table>| table.snapshot().ok()?.newest();
-        self.all_tables().iter().filter_map(newest).max()
+        self.all_tables().iter().filter_map(|it| it.newest()).max()
     }
 
     /// Writes all rows into files. Returns how many.
@@ -587,9 +588,9 @@ impl Inner {
         let mut new = self.write_chunks(taken, span, now_ns)?;
         let mut carries = Vec::new();
         for (table, chunks) in taken {
-            let snapshot = Snapshot { chunks: chunks.clone(), ..table.snapshot()? };
+            let snapshot = table.lock().snapshot(chunks.clone());
             let carry = table.carry(&snapshot)?;
-            let oldest = self.oldest_ns(table, Some(now_ns));
+            let oldest = self.oldest_ns(table, now_ns);
             let advanced = rollup::advance(&table.name, &carry, &snapshot, oldest, Give::Closed)?;
             carries.push((Arc::clone(table), Arc::new(advanced.carry)));
             for (bucket, rows) in BUCKETS.iter().zip(advanced.rows) {
@@ -609,6 +610,7 @@ impl Inner {
         let mut new = Vec::new();
         for (table, chunks) in taken {
             let schema = table.lock().columns.resting_schema();
+            let late = all_of(chunks.iter().filter_map(|it| it.late));
             let mut days = BTreeSet::new();
             for chunk in chunks {
                 days.extend(crate::merge::times(&chunk.rows)?.iter().map(|&time| day_of(time)));
@@ -616,10 +618,6 @@ impl Inner {
             for day in days.into_iter().filter(|&day| !self.is_expired(table, day, now_ns)) {
                 let entry = FileEntry { day, first: span.0, last: span.1, ..FileEntry::default() };
                 let source = Chunks::new(&schema, chunks, |time| day_of(time) == day)?;
-                let late = chunks.iter().filter_map(|it| it.late).fold(None, |mut all, late| {
-                    widen(&mut all, late);
-                    all
-                });
                 let sources: Vec<Box<dyn Source>> = vec![Box::new(source)];
                 new.extend(self.write_file(table, entry, &schema, sources, late, Effort::Flush)?);
             }
@@ -751,7 +749,7 @@ impl Inner {
         let (first, last) = (&set[0].entry, &set[set.len() - 1].entry);
         let entry = FileEntry { day: first.day, first: first.first, last: last.last, ..FileEntry::default() };
         let schema = table.lock().columns.resting_schema();
-        let late = set.iter().filter_map(|it| it.entry.late).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+        let late = all_of(set.iter().filter_map(|it| it.entry.late));
         let mut sources: Vec<Box<dyn Source>> = Vec::new();
         for file in set {
             sources.push(Box::new(Sorted::new(&schema, file.rows(&schema, (i64::MIN, i64::MAX))?)));

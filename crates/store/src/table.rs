@@ -106,11 +106,16 @@ impl Table {
         state.memory.append(batch)
     }
 
+    /// The latest time of a row.
+    pub(crate) fn newest(&self) -> Option<i64> {
+        let state = self.lock();
+        state.files.iter().map(|it| it.entry.times.1).max().max(state.memory.newest())
+    }
+
     pub(crate) fn snapshot(&self) -> Result<Snapshot> {
         let mut state = self.lock();
         let chunks = state.memory.show()?;
-        let (columns, files) = (state.columns.clone(), Arc::clone(&state.files));
-        Ok(Snapshot { columns, files, chunks, carry: state.carry.clone() })
+        Ok(state.snapshot(chunks))
     }
 
     /// What the roll-ups of this table go on from, where its files are those of the snapshot.
@@ -144,6 +149,14 @@ impl Table {
         let rows = rows.map(|it| it.map(Arc::new));
         *live = Some(Live { carry, last_chunk, rows: rows.clone() });
         Ok(rows)
+    }
+}
+
+impl State {
+    /// The files, with these chunks in place of what is in memory.
+    pub(crate) fn snapshot(&self, chunks: Vec<Arc<Chunk>>) -> Snapshot {
+        let (columns, files) = (self.columns.clone(), Arc::clone(&self.files));
+        Snapshot { columns, files, chunks, carry: self.carry.clone() }
     }
 }
 

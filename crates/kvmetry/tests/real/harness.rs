@@ -277,6 +277,14 @@ pub(crate) struct Kvmetry {
     seen: Seen,
 }
 
+/// `kvmetry run` into `out.lp` in this folder, which is a collector's alone.
+fn run_command(dir: &TempDir, args: &[&str]) -> Command {
+    let output = format!("file:{}", dir.path().join("out.lp").display());
+    let mut command = command(&["run", "--no-store", "--listen", "off", "--output", &output, "--data-dir"]);
+    command.arg(dir.path().join("data")).args(args);
+    command
+}
+
 impl Kvmetry {
     /// `kvmetry run` on [`URI`] once a second, into a file, with these arguments more.
     pub(crate) fn run(args: &[&str]) -> Self {
@@ -288,38 +296,13 @@ impl Kvmetry {
     /// `kvmetry run` with these arguments alone, into a file.
     pub(crate) fn run_as(args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let output = format!("file:{}", dir.path().join("out.lp").display());
-        let data = dir.path().join("data");
-        let mut all = vec![
-            "run",
-            "--no-store",
-            "--listen",
-            "off",
-            "--output",
-            &output,
-            "--data-dir",
-            data.to_str().unwrap(),
-        ];
-        all.extend(args);
-        Self::spawn(command(&all), dir)
+        Self::spawn(run_command(&dir, args), dir)
     }
 
     /// The same with the log at its level debug.
     pub(crate) fn run_telling_all(args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let output = format!("file:{}", dir.path().join("out.lp").display());
-        let data = dir.path().join("data");
-        let all = [
-            "run",
-            "--no-store",
-            "--listen",
-            "off",
-            "--output",
-            &output,
-            "--data-dir",
-            data.to_str().unwrap(),
-        ];
-        let mut command = command(&[&all, args].concat());
+        let mut command = run_command(&dir, args);
         command.env("KVMETRY_LOG", "debug");
         Self::spawn(command, dir)
     }
@@ -329,21 +312,9 @@ impl Kvmetry {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("kvmetry.toml");
         fs::write(&file, config).unwrap();
-        let output = format!("file:{}", dir.path().join("out.lp").display());
-        let data = dir.path().join("data");
-        let mut all = vec![
-            "run",
-            "--no-store",
-            "--listen",
-            "off",
-            "--output",
-            &output,
-            "--config",
-            file.to_str().unwrap(),
-        ];
-        all.extend(["--data-dir", data.to_str().unwrap()]);
-        all.extend(args);
-        Self::spawn(command(&all), dir)
+        let mut command = run_command(&dir, &["--config", file.to_str().unwrap()]);
+        command.args(args);
+        Self::spawn(command, dir)
     }
 
     /// Any command that writes line protocol to `out.lp` in `dir`.

@@ -76,7 +76,7 @@ impl Tables {
         if let Some((table, size)) = raw {
             let of = table.snapshot()?;
             snapshot.columns = rollup::columns(&table.name, &of.columns);
-            let oldest = self.store.oldest_ns(&table, of.newest());
+            let oldest = of.newest().map_or(i64::MIN, |newest| self.store.oldest_ns(&table, newest));
             live = Some(LiveRollup { table, snapshot: of, size, oldest });
         }
         let schema = snapshot.columns.sql_schema();
