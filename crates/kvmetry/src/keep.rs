@@ -13,11 +13,15 @@ use std::time::Duration;
 
 use disk::{Disk, RealDisk};
 use journal::{Journal, Limits};
+#[cfg(feature = "store")]
+use store::sql::Engine;
 use tokio::time::Instant;
 
 use crate::backoff::Pauses;
 use crate::clock::Clock;
 use crate::config::Config;
+#[cfg(feature = "store")]
+use crate::config::DATABASE;
 use crate::datadir::DataDir;
 use crate::deliver::{self, Deliveries, DeliveryStats, Rejects};
 #[cfg(feature = "store")]
@@ -135,15 +139,22 @@ impl Kept {
             #[cfg(feature = "store")]
             embedded: self.embedded.as_ref().map(|it| (it.store(), it.engine())),
         };
+        let limits = http::limits::Limits::default();
+        let turns = Arc::new(http::Turns::new(&limits));
+        #[cfg(feature = "store")]
+        let mounts =
+            self.embedded.iter().map(|it| self.flight(it.engine(), &turns, limits.take_within)).collect();
+        #[cfg(not(feature = "store"))]
+        let mounts = Vec::new();
         let port = http::start(http::Setup {
             config: config.http.clone(),
             listen,
             tokens: config.http.tokens_file(self.dir.path()),
             backend: Arc::new(served),
-            mounts: Vec::new(),
+            mounts,
             clock: Arc::clone(&self.clock),
-            turns: Arc::new(http::Turns::new(&http::limits::Limits::default())),
-            limits: http::limits::Limits::default(),
+            turns,
+            limits,
         })
         .await?;
         let scheme = if config.http.tls.is_some() { "https" } else { "http" };
@@ -160,6 +171,15 @@ impl Kept {
         self.dir.tell(&[("url", &url)])?;
         self.port = Some(port);
         Ok(())
+    }
+
+    /// Arrow Flight over the store.
+    #[cfg(feature = "store")]
+    fn flight(&self, engine: Arc<Engine>, turns: &Arc<http::Turns>, take_within: Duration) -> http::Mount {
+        let writer = self.writer.clone();
+        let exists = move |name: &str| writer.has_database(name);
+        let service = store::flight::service(engine, DATABASE, Box::new(exists));
+        http::flight::mount(service, Arc::clone(turns), take_within)
     }
 
     /// Logs what was delivered, kept and lost since the start.

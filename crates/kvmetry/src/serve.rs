@@ -7,7 +7,6 @@ use telemetry::lines::Refused;
 
 use crate::clock::Clock;
 #[cfg(feature = "store")]
-use crate::config::DATABASE;
 use crate::http::backend::{
     Answer, Backend, Database, DatabaseFailure, Query, QueryFailure, QueryFault, Write, WriteFailure,
 };
@@ -38,8 +37,7 @@ impl Backend for Served {
     async fn query(&self, query: Query) -> Result<Answer, QueryFailure> {
         #[cfg(feature = "store")]
         if let Some((_, engine)) = &self.embedded {
-            let mut databases = self.writer.databases().into_iter();
-            let exists = query.database == DATABASE || databases.any(|it| it.0 == query.database);
+            let exists = self.writer.has_database(&query.database);
             return sql::answer(engine, query, exists).await;
         }
         drop(query);
@@ -129,7 +127,7 @@ pub(crate) mod sql {
     use crate::http::backend;
 
     pub(crate) async fn answer(engine: &Engine, query: Query, exists: bool) -> Result<Answer, QueryFailure> {
-        let params = query.params.into_iter().map(|(name, value)| Ok((name, param(value)?)));
+        let params = query.params.into_iter().map(|(name, value)| Ok((name, param(&value)?)));
         let params = params.collect::<Result<_, QueryFailure>>()?;
         let format = match query.format {
             backend::Format::Json => Format::Json,
@@ -150,20 +148,9 @@ pub(crate) mod sql {
         )
     }
 
-    fn param(value: Value) -> Result<Param, QueryFailure> {
-        Ok(match value {
-            Value::Null => Param::Null,
-            Value::Bool(value) => Param::Boolean(value),
-            Value::String(value) => Param::Text(value),
-            Value::Number(value) => match (value.as_i64(), value.as_f64()) {
-                (Some(value), _) => Param::Integer(value),
-                (None, Some(value)) => Param::Float(value),
-                (None, None) => return Err(wrong(format!("parameter {value} is too large"))),
-            },
-            Value::Array(_) | Value::Object(_) => {
-                return Err(wrong("a parameter is a text, a number, true, false or null".to_owned()));
-            }
-        })
+    fn param(value: &Value) -> Result<Param, QueryFailure> {
+        let wrong = || wrong("a parameter is a text, a number, true, false or null".to_owned());
+        Param::of_json(value).ok_or_else(wrong)
     }
 
     fn wrong(message: String) -> QueryFailure {

@@ -335,6 +335,12 @@ impl Writer {
         state.catalog.databases().map(|it| (it.to_owned(), state.catalog.retention(it))).collect()
     }
 
+    /// Whether a database can be asked: it was made or written to, or is the one that needs neither.
+    #[cfg(feature = "store")]
+    pub(crate) fn has_database(&self, name: &str) -> bool {
+        name == DATABASE || self.shared.state().catalog.databases().any(|it| it == name)
+    }
+
     /// Makes a database, durably. False if it is there.
     ///
     /// # Errors

@@ -2,16 +2,17 @@
 //!
 //! ```text
 //!  journal ▸ Store::apply ▸ memory (Arrow) ─┬─ flush ▸ Parquet by database, table, day ▸ compaction ▸ retention
-//!                                           └─ SQL (DataFusion) over memory and files
+//!                                           └─ SQL (DataFusion) over memory and files ▸ Flight
 //! ```
 //!
-//! *Invariant:* the only crate that names arrow, parquet or DataFusion. What is durable is what the manifest names;
+//! *Invariant:* the only crate that names arrow, parquet, Flight or DataFusion. What is durable is what the manifest names;
 //! rows that no file has yet are the journal's to keep.
 
 #[cfg(test)]
 mod crash;
 mod error;
 mod files;
+pub mod flight;
 mod layout;
 mod manifest;
 mod memory;

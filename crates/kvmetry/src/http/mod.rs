@@ -15,6 +15,8 @@ pub(crate) mod backend;
 mod body;
 mod connection;
 mod databases;
+#[cfg(feature = "store")]
+pub(crate) mod flight;
 mod guard;
 pub(crate) mod limits;
 mod params;

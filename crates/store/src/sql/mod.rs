@@ -15,9 +15,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
-use datafusion::catalog::{CatalogProvider, MemoryCatalogProvider};
+use datafusion::catalog::information_schema::InformationSchemaProvider;
+use datafusion::catalog::{
+    CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList, SchemaProvider,
+};
 use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::context::SQLOptions;
@@ -25,11 +28,12 @@ use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::SessionState;
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures_util::{Stream, StreamExt as _};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::store::{Inner, Store};
 
@@ -37,13 +41,15 @@ pub use answer::{Answer, Format};
 pub use error::QueryError;
 
 /// The catalog and the schema that InfluxDB 3 calls a database's tables by.
-const CATALOG: &str = "public";
+pub(crate) const CATALOG: &str = "public";
 /// See [`CATALOG`].
-const SCHEMA: &str = "iox";
+pub(crate) const SCHEMA: &str = "iox";
+/// Where SQL keeps what it knows of itself.
+pub(crate) const INFORMATION_SCHEMA: &str = "information_schema";
 /// The longest query, bytes.
 ///
 /// A chain of a thousand ORs is as many levels deep: this, and the stack of query threads, keep it from overflowing.
-const MAX_SQL_BYTES: usize = 64 << 10;
+pub(crate) const MAX_SQL_BYTES: usize = 64 << 10;
 /// Stack of a query thread, bytes; what is not used is not taken.
 const STACK_BYTES: usize = 64 << 20;
 /// Batches between a query and its client: one is made while one is sent.
@@ -70,7 +76,7 @@ impl Default for QueryLimits {
 }
 
 /// A value for a `$name` in a query.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum Param {
     /// `null`
     Null,
@@ -82,6 +88,42 @@ pub enum Param {
     Float(f64),
     /// `"text"`
     Text(String),
+    /// Nanoseconds since 1970.
+    Time(i64),
+}
+
+impl Param {
+    /// A value as JSON has it; `None` for a list, an object and a number that is too large.
+    pub fn of_json(value: &serde_json::Value) -> Option<Self> {
+        use serde_json::Value;
+        Some(match value {
+            Value::Null => Self::Null,
+            Value::Bool(value) => Self::Boolean(*value),
+            Value::String(value) => Self::Text(value.clone()),
+            Value::Number(value) => match value.as_i64() {
+                Some(value) => Self::Integer(value),
+                None => Self::Float(value.as_f64().filter(|it| it.is_finite())?),
+            },
+            Value::Array(_) | Value::Object(_) => return None,
+        })
+    }
+}
+
+/// What a query takes and gives.
+#[derive(Debug)]
+pub(crate) struct Described {
+    pub(crate) columns: SchemaRef,
+    /// `$1`, `$2` or by name; `Null` where any type will do.
+    pub(crate) parameters: Schema,
+}
+
+/// A table as catalogs list it.
+#[derive(Debug)]
+pub(crate) struct ListedTable {
+    /// [`SCHEMA`] or [`INFORMATION_SCHEMA`].
+    pub(crate) schema: String,
+    pub(crate) name: String,
+    pub(crate) columns: SchemaRef,
 }
 
 /// What asks queries; one a process.
@@ -143,21 +185,7 @@ impl Engine {
         if sql.len() > MAX_SQL_BYTES {
             return Err(QueryError::TooLong { most: MAX_SQL_BYTES });
         }
-        let tables = match self.store.tables_of(database) {
-            Some(tables) => tables,
-            None if exists => Vec::new(),
-            None => return Err(QueryError::UnknownDatabase(database.to_owned())),
-        };
-        let catalog = MemoryCatalogProvider::new();
-        catalog.register_schema(SCHEMA, Arc::new(provider::Tables::new(&self.store, tables)))?;
-        let context = SessionContext::new_with_state(self.state.clone());
-        let list = datafusion::catalog::MemoryCatalogProviderList::new();
-        datafusion::catalog::CatalogProviderList::register_catalog(
-            &list,
-            CATALOG.to_owned(),
-            Arc::new(catalog),
-        );
-        context.register_catalog_list(Arc::new(list));
+        let context = self.context(database, exists)?;
         let sql = sql.to_owned();
         let (rows, from) = mpsc::channel(BATCHES_AHEAD);
         let (told, schema) = tokio::sync::oneshot::channel();
@@ -181,7 +209,7 @@ impl Engine {
         };
         let threads = runtime.handle().clone();
         let task = runtime.spawn(timed).abort_handle();
-        let schema_less = Arc::new(arrow::datatypes::Schema::empty());
+        let schema_less = Arc::new(Schema::empty());
         let mut rows = Rows { schema: schema_less, from, task, threads, limits, ended: false };
         match schema.await {
             Ok(Ok(schema)) => rows.schema = schema,
@@ -189,6 +217,77 @@ impl Engine {
             Err(_) => return Err(QueryError::TooSlow { after: limits.time }),
         }
         Ok(rows)
+    }
+
+    /// Plans a query without running it. Values may be missing.
+    ///
+    /// # Errors
+    /// As [`Engine::query`].
+    pub(crate) async fn describe(
+        &self,
+        database: &str,
+        sql: &str,
+        params: HashMap<String, Param>,
+        exists: bool,
+    ) -> Result<Described, QueryError> {
+        let (context, sql) = (self.context(database, exists)?, sql.to_owned());
+        self.on_query_threads(async move { describe(&context, &sql, params).await }).await
+    }
+
+    /// The tables of a database, those of `information_schema` too.
+    ///
+    /// # Errors
+    /// A database that is not there.
+    pub(crate) async fn tables(&self, database: &str, exists: bool) -> Result<Vec<ListedTable>, QueryError> {
+        let context = self.context(database, exists)?;
+        self.on_query_threads(async move {
+            let mut tables = Vec::new();
+            let catalog = context.catalog(CATALOG);
+            let own = catalog.and_then(|it| it.schema(SCHEMA)).map(|it| (SCHEMA, it));
+            let views: Arc<dyn SchemaProvider> =
+                Arc::new(InformationSchemaProvider::new(Arc::clone(context.state().catalog_list())));
+            for (schema, provider) in own.into_iter().chain([(INFORMATION_SCHEMA, views)]) {
+                for name in provider.table_names() {
+                    // It may be gone meanwhile.
+                    let Some(table) = provider.table(&name).await? else { continue };
+                    tables.push(ListedTable { schema: schema.to_owned(), name, columns: table.schema() });
+                }
+            }
+            Ok(tables)
+        })
+        .await
+    }
+
+    fn context(&self, database: &str, exists: bool) -> Result<SessionContext, QueryError> {
+        let tables = match self.store.tables_of(database) {
+            Some(tables) => tables,
+            None if exists => Vec::new(),
+            None => return Err(QueryError::UnknownDatabase(database.to_owned())),
+        };
+        let catalog = MemoryCatalogProvider::new();
+        catalog.register_schema(SCHEMA, Arc::new(provider::Tables::new(&self.store, tables)))?;
+        let context = SessionContext::new_with_state(self.state.clone());
+        let list = MemoryCatalogProviderList::new();
+        list.register_catalog(CATALOG.to_owned(), Arc::new(catalog));
+        context.register_catalog_list(Arc::new(list));
+        Ok(context)
+    }
+
+    /// Ends when nobody waits for it, and within the time that a query has.
+    async fn on_query_threads<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, QueryError>> + Send + 'static,
+    ) -> Result<T, QueryError> {
+        let Some(runtime) = &self.runtime else { return Err(QueryError::Ended) };
+        let after = self.limits.time;
+        let mut tasks = JoinSet::new();
+        tasks.spawn_on(tokio::time::timeout(after, work), runtime.handle());
+        match tasks.join_next().await {
+            Some(Ok(Ok(done))) => done,
+            Some(Ok(Err(_))) => Err(QueryError::TooSlow { after }),
+            Some(Err(error)) => Err(QueryError::Failed(error.to_string())),
+            None => Err(QueryError::Ended),
+        }
     }
 }
 
@@ -201,17 +300,43 @@ impl Drop for Engine {
     }
 }
 
-async fn plan(
-    context: &SessionContext,
-    sql: &str,
-    params: HashMap<String, Param>,
-) -> Result<datafusion::execution::SendableRecordBatchStream, QueryError> {
+/// The statement, if it only reads.
+async fn read_only(context: &SessionContext, sql: &str) -> Result<LogicalPlan, QueryError> {
     let read_only =
         SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     let state = context.state();
     error::only_one_statement(&state, sql)?;
     let plan = state.create_logical_plan(sql).await?;
     read_only.verify_plan(&plan).map_err(|_| QueryError::NotReadOnly)?;
+    Ok(plan)
+}
+
+async fn describe(
+    context: &SessionContext,
+    sql: &str,
+    params: HashMap<String, Param>,
+) -> Result<Described, QueryError> {
+    let plan = read_only(context, sql).await?;
+    let mut parameters: Vec<_> = plan.get_parameter_types()?.into_iter().collect();
+    // `$2` before `$10`.
+    parameters.sort_by(|(a, _), (b, _)| (a.len(), a).cmp(&(b.len(), b)));
+    let fields =
+        parameters.into_iter().map(|(name, kind)| Field::new(name, kind.unwrap_or(DataType::Null), true));
+    let parameters = Schema::new(fields.collect::<Vec<_>>());
+    let values: HashMap<String, ScalarValue> =
+        params.into_iter().map(|(name, value)| (name, scalar(value))).collect();
+    let plan = if values.is_empty() { plan } else { plan.with_param_values(ParamValues::from(values))? };
+    // The types are settled by the analyzer.
+    let plan = context.state().optimize(&plan)?;
+    Ok(Described { columns: Arc::clone(plan.schema().inner()), parameters })
+}
+
+async fn plan(
+    context: &SessionContext,
+    sql: &str,
+    params: HashMap<String, Param>,
+) -> Result<datafusion::execution::SendableRecordBatchStream, QueryError> {
+    let plan = read_only(context, sql).await?;
     let values: HashMap<String, ScalarValue> =
         params.into_iter().map(|(name, value)| (name, scalar(value))).collect();
     let plan = if values.is_empty() { plan } else { plan.with_param_values(ParamValues::from(values))? };
@@ -226,6 +351,7 @@ fn scalar(param: Param) -> ScalarValue {
         Param::Integer(value) => ScalarValue::Int64(Some(value)),
         Param::Float(value) => ScalarValue::Float64(Some(value)),
         Param::Text(value) => ScalarValue::Utf8(Some(value)),
+        Param::Time(ns) => ScalarValue::TimestampNanosecond(Some(ns), None),
     }
 }
 
