@@ -2,12 +2,12 @@
 # Installs what is missing on Debian 12/13 and Ubuntu 24.04, and sees to it that libvirt answers.
 #
 #   install-deps.sh demo    what `make demo` needs: compiler, QEMU, libvirt
-#   install-deps.sh test    that, and what the tests need: sshd, SASL, certificates, servers to write to, cargo-nextest,
-#                           cargo-deny
+#   install-deps.sh test    that, and what the tests need: sshd, SASL, certificates, servers to write to, clients for
+#                           Python, cargo-nextest, cargo-deny
 #
 # Says what it installs before it does. Needs no network, and no root, where everything is there. Uses sudo where it
-# is not root. Rust comes by rustup, only where there is no cargo; cargo's tools and the servers are kept in
-# KVMETRY_TOOLS (default ~/.cache/kvmetry-tools).
+# is not root. Rust comes by rustup, only where there is no cargo; cargo's tools, the servers and the clients are
+# kept in KVMETRY_TOOLS (default ~/.cache/kvmetry-tools).
 set -euo pipefail
 
 readonly URI=qemu:///system
@@ -19,7 +19,7 @@ readonly LIBVIRT_SECONDS=30
 readonly DEMO_PACKAGES=(gcc libc6-dev make iproute2 procps ca-certificates
     qemu-system-x86 qemu-utils ipxe-qemu seabios
     libvirt-clients libvirt-daemon libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-daemon-log)
-readonly TEST_PACKAGES=(openssh-client openssh-server netcat-openbsd openssl sasl2-bin libsasl2-modules)
+readonly TEST_PACKAGES=(openssh-client openssh-server netcat-openbsd openssl sasl2-bin libsasl2-modules python3-venv)
 
 say() { printf 'install-deps: %s\n' "$*"; }
 
@@ -138,11 +138,27 @@ unpack_server() { # package, program
     ln -sf "../servers/$1/usr/bin/$2" "$TOOLS/bin/$2"
 }
 
+# The clients that the server is tried with, in a Python of their own.
+install_clients() {
+    local wanted=$1 clients=$TOOLS/clients
+    cmp -s "$wanted" "$clients/requirements.txt" && return
+    say "installing with pip into $clients: $(sed '/^#/d' "$wanted" | paste -sd ' ')"
+    rm -rf "$clients"
+    mkdir -p "$TOOLS"
+    python3 -m venv "$clients"
+    "$clients/bin/pip" install --quiet --disable-pip-version-check --no-input -r "$wanted"
+    # Last: what was broken off is begun anew.
+    cp "$wanted" "$clients/requirements.txt"
+}
+
 # What the packages are for. sbin may be missing from an ordinary user's PATH.
 everything_works() {
     local command
     local commands=(gcc make ip qemu-system-x86_64 qemu-img virsh virtlogd pgrep)
-    [ "$1" = demo ] || commands+=(ssh ssh-keygen sshd nc openssl saslpasswd2)
+    if [ "$1" = test ]; then
+        commands+=(ssh ssh-keygen sshd nc openssl saslpasswd2 python3)
+        python3 -c 'import ensurepip, venv' 2>/dev/null || return 1
+    fi
     for command in "${commands[@]}"; do
         PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null || return 1
     done
@@ -230,6 +246,7 @@ install_rust
 if [ "$MODE" = test ]; then
     unpack_server influxdb influxd
     unpack_server victoria-metrics victoria-metrics
+    install_clients "$(dirname "$0")/../crates/kvmetry/tests/served/requirements.txt"
     install_cargo_tool cargo-nextest '^0.9'
     install_cargo_tool cargo-deny '^0.20'
 fi

@@ -16,7 +16,8 @@ use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode};
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use super::params::Params;
 use super::reply::Problem;
@@ -186,6 +187,12 @@ fn is_origin_of(origin: &str, host: &Authority) -> bool {
     bare(authority.host()) == bare(host.host()) && port(&authority) == port(host)
 }
 
+/// Arrow's client for Go leaves the padding out.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
 fn check_token(request: &Parts, known: Option<&Known>, needs: Needs) -> Result<(), Problem> {
     let secret = presented(request)?;
     let token = secret.and_then(|secret| known?.find(&secret));
@@ -225,7 +232,7 @@ fn presented(request: &Parts) -> Result<Option<String>, Problem> {
         Some((_, token)) if token.contains(' ') => Err(malformed("there are spaces in its token")),
         Some(("Bearer" | "Token", token)) => Ok(Some(token.to_owned())),
         Some(("Basic", encoded)) => {
-            let decoded = STANDARD.decode(encoded).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+            let decoded = BASE64.decode(encoded).ok().and_then(|bytes| String::from_utf8(bytes).ok());
             match decoded.as_deref().and_then(|text| text.split_once(':')) {
                 Some((_user, token)) => Ok(Some(token.to_owned())),
                 None => Err(malformed("after Basic there must be base64 of USER:TOKEN")),

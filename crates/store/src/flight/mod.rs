@@ -39,7 +39,8 @@ use arrow_flight::{
     HandshakeRequest, HandshakeResponse, IpcMessage, PollInfo, PutResult, SchemaAsIpc, SchemaResult, Ticket,
 };
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -314,9 +315,15 @@ const CREATE: &str = "CreatePreparedStatement";
 /// See [`CREATE`].
 const CLOSE: &str = "ClosePreparedStatement";
 
+/// Arrow's client for Go leaves the padding out.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
 /// `Basic …` with a token for password as `Bearer TOKEN`.
 fn bearer(header: &str) -> Option<String> {
-    let decoded = STANDARD.decode(header.strip_prefix("Basic ")?).ok()?;
+    let decoded = BASE64.decode(header.strip_prefix("Basic ")?).ok()?;
     let (_, token) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
     Some(format!("Bearer {token}"))
 }

@@ -1,7 +1,6 @@
-//! docs/API.md does what it says, before the double: its answers to SQL are the store's to test.
+//! docs/API.md names every endpoint and limit. Its examples are run in tests/served.
 
 use std::path::Path;
-use std::process::Stdio;
 
 use super::super::body::MAX_MEMBERS;
 use super::super::limits::{MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_HEADERS, MAX_JSON_BYTES};
@@ -10,48 +9,6 @@ use super::*;
 fn page() -> String {
     let path = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("../../docs/API.md");
     std::fs::read_to_string(path).unwrap()
-}
-
-/// The `sh` blocks, each with the `text` block behind it.
-fn examples(page: &str) -> Vec<(String, Option<String>)> {
-    let mut found: Vec<(String, Option<String>)> = Vec::new();
-    let mut lines = page.lines();
-    while let Some(line) = lines.next() {
-        let Some(kind) = line.strip_prefix("```") else { continue };
-        let block: String =
-            lines.by_ref().take_while(|line| *line != "```").map(|line| format!("{line}\n")).collect();
-        match (kind, found.last_mut()) {
-            ("sh", _) => found.push((block, None)),
-            ("text", Some((_, expect @ None))) => *expect = Some(block),
-            other => panic!("a block that is neither an example nor its answer: {other:?}"),
-        }
-    }
-    found
-}
-
-#[tokio::test]
-async fn the_examples_work() {
-    let port = Port::open().await;
-    let folder = tempfile::tempdir().unwrap();
-    let all = examples(&page());
-    assert!(all.len() >= 10, "{}", all.len());
-    for (script, expect) in all {
-        let mut bash = tokio::process::Command::new("bash");
-        bash.args(["-euo", "pipefail", "-c", &script]).current_dir(folder.path()).stdin(Stdio::null());
-        bash.env("KVMETRY_URL", port.url("")).env("NO_PROXY", "*");
-        let ended = timeout(SOON, bash.kill_on_drop(true).output()).await.expect(&script).unwrap();
-        assert!(ended.status.success(), "{script}{}", text(&ended.stderr));
-        if let Some(expect) = expect.filter(|_| !script.contains("query_sql")) {
-            let found = text(&ended.stdout);
-            let found = if found.ends_with('\n') { found } else { found + "\n" };
-            assert_eq!(found, expect, "{script}");
-        }
-    }
-    let asked = port.double.asked.lock().unwrap();
-    assert_eq!(asked.len(), 5);
-    assert_eq!(asked[0].params["limit"], 10);
-    let written: String = port.written().into_iter().map(|(_, lines)| lines).collect();
-    assert_eq!(written.lines().count(), 6, "{written}");
 }
 
 #[test]
