@@ -34,12 +34,21 @@ enum Task {
         /// The binary to measure
         #[arg(long, default_value = "target/release/kvmetry")]
         binary: PathBuf,
+        /// With the embedded store and its port, not into a file alone
+        #[arg(long)]
+        store: bool,
+        /// Cycles to measure at each size
+        #[arg(long, default_value_t = 12)]
+        cycles: usize,
     },
     /// What the embedded store costs: the figures of docs/PERFORMANCE.md; takes minutes and a few GB
     StorePerf {
         /// The binary to measure
         #[arg(long, default_value = "target/release/kvmetry")]
         binary: PathBuf,
+        /// What other servers take of the disk for the same day, too (half an hour)
+        #[arg(long)]
+        peers: bool,
     },
     /// Made-up telemetry of VMs, as line protocol to stdout: the same options, the same lines
     Gen(generate::Options),
@@ -139,8 +148,8 @@ fn main() -> ExitCode {
         Task::Lab(task) => run_lab(task),
         Task::Docs { action: DocsAction { write: true, .. } } => docs::write(),
         Task::Docs { .. } => docs::check(),
-        Task::Perf { sizes, binary } => perf::run(&binary, &sizes),
-        Task::StorePerf { binary } => store_perf::run(&binary),
+        Task::Perf { sizes, binary, store, cycles } => perf::run(&binary, &sizes, store, cycles),
+        Task::StorePerf { binary, peers } => store_perf::run(&binary, peers),
         Task::Gen(options) => generate::run(&options),
         Task::Tidy => tidy::tidy(),
     };

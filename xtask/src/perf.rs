@@ -14,8 +14,6 @@ use libvirt_rpc::{Access, Budget, Connection, DomainRef, Groups, Options, StatsF
 
 use crate::lab::{Lab, LabOptions};
 
-/// Cycles measured for each size, after two that are not.
-const CYCLES: usize = 12;
 /// kvmetry's default interval, seconds.
 const INTERVAL: u64 = 5;
 /// The six groups: state, cpu-total, balloon, vcpu, interface, block.
@@ -39,18 +37,19 @@ struct Figures {
     lines: u64,
 }
 
-/// Brings the lab to each of `sizes` in turn, measures `binary`, prints a Markdown table.
+/// Brings the lab to each of `sizes` in turn, measures `binary` over so many cycles, after two that do not count, and
+/// prints a Markdown table. `store`: with the embedded store; what a flush costs is in it from 120 cycles on.
 ///
 /// # Errors
 /// The lab cannot be made, kvmetry does not write, libvirtd does not answer.
-pub fn run(binary: &Path, sizes: &[usize]) -> Result<()> {
+pub fn run(binary: &Path, sizes: &[usize], store: bool, count: usize) -> Result<()> {
     let lab = Lab::new(LabOptions { prefix: "kvmetry-perf".into(), ..LabOptions::default() })?.guard();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut all = Vec::new();
     for &size in sizes {
         let vms = lab.up(size)?;
         lab.wait_for_answers(&vms)?;
-        all.push(runtime.block_on(measure(binary, size))?);
+        all.push(runtime.block_on(measure(binary, size, store, count))?);
     }
     let mut out = io::stdout().lock();
     writeln!(
@@ -89,14 +88,15 @@ pub fn run(binary: &Path, sizes: &[usize]) -> Result<()> {
     Ok(())
 }
 
-async fn measure(binary: &Path, vms: usize) -> Result<Figures> {
+async fn measure(binary: &Path, vms: usize, store: bool, count: usize) -> Result<Figures> {
     let connection = connect().await?;
     let daemon = connection.daemon_process().context("libvirtd's process is not known")?.pid as u32;
     let file = std::env::temp_dir().join(format!("kvmetry-perf-{}.lp", std::process::id()));
     let _ = fs::remove_file(&file);
 
     let started = Instant::now();
-    let mut kvmetry = Process::start(binary, &file)?;
+    let data = tempfile::tempdir()?;
+    let mut kvmetry = Process::start(binary, &file, store.then(|| data.path()))?;
     let first = loop {
         if let Some(cycle) = cycles(&file)?.first() {
             break started.elapsed().as_secs_f64() * 1e3 - cycle.ms;
@@ -113,7 +113,7 @@ async fn measure(binary: &Path, vms: usize) -> Result<Figures> {
     let mut daemon_bulk = Vec::new();
     let begun = cycles(&file)?.len();
     let cpu_before = cpu_ns(kvmetry.0.id())?;
-    for n in 1..=CYCLES {
+    for n in 1..=count {
         // From just after one cycle to just after the next: nothing else asks libvirtd meanwhile.
         let before = cpu_ns(daemon)?;
         wait_for(&file, begun + n).await?;
@@ -217,9 +217,15 @@ fn median(mut values: Vec<f64>) -> f64 {
 struct Process(Child);
 
 impl Process {
-    fn start(binary: &Path, file: &Path) -> Result<Self> {
-        let child = Command::new(binary)
-            .args(["run", "--no-store", "--listen", "off", "--uri", "qemu:///system", "--output"])
+    /// With the store in this folder, or without one.
+    fn start(binary: &Path, file: &Path, store: Option<&Path>) -> Result<Self> {
+        let mut command = Command::new(binary);
+        match store {
+            Some(dir) => command.args(["run", "--listen", "127.0.0.1:0", "--data-dir"]).arg(dir),
+            None => command.args(["run", "--no-store", "--listen", "off"]),
+        };
+        let child = command
+            .args(["--uri", "qemu:///system", "--output"])
             .arg(format!("file:{}", file.display()))
             .stderr(Stdio::null())
             .spawn()

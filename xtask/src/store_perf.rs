@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use influxdb_line_protocol::parse_lines;
 use telemetry::workload::{Options, Workload};
 
 /// Lines of one write.
@@ -19,12 +20,14 @@ const ASKED: usize = 60;
 /// See [`ASKED`].
 const WARM_UP: usize = 10;
 const DAY: Duration = Duration::from_secs(86_400);
+/// Of these threads of kvmetry no write waits: flushes, roll-ups, compactions.
+const BACKGROUND: [&str; 2] = ["store", "compact"];
 
-/// Measures this binary and prints what it found.
+/// Measures this binary and prints what it found; the servers of Debian beside it where `peers` says so.
 ///
 /// # Errors
 /// It does not start, or does not answer as it should.
-pub fn run(binary: &Path) -> Result<()> {
+pub fn run(binary: &Path, peers: bool) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut server = Server::start(binary, dir.path())?;
     let ten = Options::default();
@@ -33,12 +36,15 @@ pub fn run(binary: &Path) -> Result<()> {
         server.post("/api/v3/compact", b"")?;
         let (raw, rolled) = sizes(&dir.path().join("store").join(database))?;
         say(&format!(
-            "{database}: {} lines of {:.0} bytes, {:.0} lines/s of server CPU, {:.0} lines/s; on disk {:.2} bytes a line, \
-             roll-ups {:.2}; RSS {} MiB",
+            "{database}: {} lines of {:.0} bytes; lines/s: {:.0} of the CPU that writes wait for, {:.0} of all of the \
+             server's CPU, {:.0} by the clock, {:.0} by the bare parser; on disk {:.2} bytes a line, roll-ups {:.2}; RSS {} \
+             MiB",
             fed.lines,
             fed.bytes as f64 / fed.lines as f64,
+            fed.lines as f64 / (fed.cpu - fed.background).as_secs_f64(),
             fed.lines as f64 / fed.cpu.as_secs_f64(),
             fed.lines as f64 / fed.wall.as_secs_f64(),
+            fed.lines as f64 / fed.parser.as_secs_f64(),
             raw as f64 / fed.lines as f64,
             rolled as f64 / fed.lines as f64,
             server.rss_kib()? >> 10,
@@ -97,7 +103,120 @@ pub fn run(binary: &Path) -> Result<()> {
             times[times.len() * 9 / 10].as_secs_f64() * 1e3
         ))?;
     }
-    say(&format!("RSS at the end: {} MiB", server.rss_kib()? >> 10))
+    say(&format!("RSS at the end: {} MiB", server.rss_kib()? >> 10))?;
+    for end in ["killed", "stopped"] {
+        if end == "stopped" {
+            server.stop()?
+        } else {
+            drop(server)
+        }
+        let begun = Instant::now();
+        server = Server::start(binary, dir.path())?;
+        let started = begun.elapsed();
+        let rows = server.ask("month", "SELECT count(*) FROM vm_totals_1h")?;
+        let rows = rows.lines().nth(1).context("no count")?;
+        say(&format!(
+            "start with all of it after being {end}: {:.0} ms until it listens, RSS {} MiB ({rows} hours)",
+            started.as_secs_f64() * 1e3,
+            server.rss_kib()? >> 10
+        ))?;
+    }
+    drop(server);
+    if peers {
+        for jitter_ns in [0, 4_000_000] {
+            peer_sizes(&Options { jitter_ns, ..Options::default() })?;
+        }
+    }
+    Ok(())
+}
+
+/// The same day in the servers that Debian has: bytes a line on disk after they were stopped.
+fn peer_sizes(options: &Options) -> Result<()> {
+    for name in ["victoria-metrics", "influxd"] {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().display();
+        let mut command = Command::new(name);
+        let address = "127.0.0.1:18428";
+        match name {
+            "influxd" => {
+                let conf = dir.path().join("influxdb.conf");
+                let text = format!(
+                    "reporting-disabled = true\nbind-address = \"127.0.0.1:18088\"\n[meta]\ndir = \"{path}/meta\"\n\
+                     [data]\ndir = \"{path}/data\"\nwal-dir = \"{path}/wal\"\ncompact-full-write-cold-duration = \"1s\"\n\
+                     cache-snapshot-write-cold-duration = \"1s\"\n[http]\nbind-address = \"{address}\"\nlog-enabled = false\n"
+                );
+                fs::write(&conf, text)?;
+                command.arg("run").arg("-config").arg(conf)
+            }
+            _ => command.args([
+                format!("-storageDataPath={path}/data"),
+                format!("-httpListenAddr={address}"),
+                "-retentionPeriod=100y".to_owned(),
+            ]),
+        };
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = child.with_context(|| format!("{name}: scripts/install-deps.sh test"))?;
+        let mut server = Server { child, address: address.to_owned(), connection: connect_within(address)? };
+        if name == "influxd" {
+            server.post("/query?q=CREATE+DATABASE+day", b"")?;
+        }
+        let fed = server.feed_at("/write?db=day", options.clone(), DAY)?;
+        let data = dir.path().join("data");
+        if name == "influxd" {
+            settled(&data)?;
+        } else {
+            server.post("/internal/force_flush", b"")?;
+            server.post("/internal/force_merge", b"")?;
+            settled(&data)?;
+        }
+        server.stop()?;
+        say(&format!(
+            "{name}, jitter {} ms: {:.2} bytes a line, {:.0} lines/s of its CPU",
+            options.jitter_ns / 1_000_000,
+            bytes_under(&data)? as f64 / fed.lines as f64,
+            fed.lines as f64 / fed.cpu.as_secs_f64()
+        ))?;
+    }
+    Ok(())
+}
+
+/// Waits until a folder has had the same size for ten seconds: the server has merged what it merges.
+fn settled(dir: &Path) -> Result<()> {
+    let (mut last, mut since) = (bytes_under(dir)?, Instant::now());
+    let patience = Instant::now() + Duration::from_secs(180);
+    while since.elapsed() < Duration::from_secs(10) {
+        if Instant::now() > patience {
+            bail!("{} still changes after three minutes", dir.display());
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        let now = bytes_under(dir)?;
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+    }
+    Ok(())
+}
+
+fn bytes_under(dir: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        // A file may go while it is looked at.
+        let Ok(metadata) = entry.metadata() else { continue };
+        bytes += if metadata.is_dir() { bytes_under(&entry.path()).unwrap_or(0) } else { metadata.len() };
+    }
+    Ok(bytes)
+}
+
+fn connect_within(address: &str) -> Result<BufReader<TcpStream>> {
+    let patience = Instant::now() + Duration::from_secs(30);
+    loop {
+        match TcpStream::connect(address) {
+            Ok(connection) => return Ok(BufReader::new(connection)),
+            Err(error) if Instant::now() > patience => return Err(error.into()),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
 }
 
 /// All numeric fields of vm_totals of one VM's day in 300 buckets.
@@ -137,7 +256,11 @@ struct Fed {
     lines: u64,
     bytes: u64,
     cpu: Duration,
+    /// Of it, what threads took that no write waits for.
+    background: Duration,
     wall: Duration,
+    /// What the bare parser takes for the same bodies, here.
+    parser: Duration,
 }
 
 struct Server {
@@ -172,27 +295,36 @@ impl Server {
         Ok(Self { child, address, connection })
     }
 
-    /// Writes a workload of this length, all of it made before the clock starts for each batch.
     fn feed(&mut self, database: &str, options: Options, length: Duration) -> Result<Fed> {
+        self.feed_at(&format!("/api/v3/write_lp?db={database}&precision=ns"), options, length)
+    }
+
+    /// Writes a workload of this length, all of it made before the clock starts for each batch.
+    fn feed_at(&mut self, path: &str, options: Options, length: Duration) -> Result<Fed> {
         let end = options.start_ns + i64::try_from(length.as_nanos())?;
         let mut workload = Workload::new(options);
-        let mut fed = Fed { lines: 0, bytes: 0, cpu: Duration::ZERO, wall: Duration::ZERO };
-        let path = format!("/api/v3/write_lp?db={database}&precision=ns");
-        let cpu = self.cpu()?;
+        let zero = Duration::ZERO;
+        let mut fed = Fed { lines: 0, bytes: 0, cpu: zero, background: zero, wall: zero, parser: zero };
+        let (cpu, background) = (self.cpu()?, self.background()?);
         let (mut body, mut lines) = (Vec::new(), 0);
         while workload.next_tick_ns() < end {
             lines += workload.cycle(&mut body);
             if lines >= BATCH_LINES || workload.next_tick_ns() >= end {
                 let begun = Instant::now();
-                self.post(&path, &body)?;
+                self.post(path, &body)?;
                 fed.wall += begun.elapsed();
+                let (text, begun) = (std::str::from_utf8(&body)?, Instant::now());
+                for line in parse_lines(text) {
+                    std::hint::black_box(line)?;
+                }
+                fed.parser += begun.elapsed();
                 fed.lines += u64::from(lines);
                 fed.bytes += body.len() as u64;
                 body.clear();
                 lines = 0;
             }
         }
-        fed.cpu = self.cpu()? - cpu;
+        (fed.cpu, fed.background) = (self.cpu()? - cpu, self.background()? - background);
         Ok(fed)
     }
 
@@ -256,6 +388,28 @@ impl Server {
         let fields: Vec<&str> = stat.rsplit(')').next().context("no stat")?.split_whitespace().collect();
         let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
         Ok(Duration::from_millis(ticks * 10))
+    }
+
+    /// Of it, that of [`BACKGROUND`], which live as long as the server.
+    fn background(&self) -> Result<Duration> {
+        let mut total = 0;
+        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let task = task?.path();
+            // Others may end between the listing and the reading.
+            let Ok(name) = fs::read_to_string(task.join("comm")) else { continue };
+            let Ok(times) = fs::read_to_string(task.join("schedstat")) else { continue };
+            if BACKGROUND.contains(&name.trim()) {
+                total += times.split_whitespace().next().context("schedstat")?.parse::<u64>()?;
+            }
+        }
+        Ok(Duration::from_nanos(total))
+    }
+
+    /// As Ctrl-C does.
+    fn stop(mut self) -> Result<()> {
+        Command::new("kill").args(["-INT", &self.child.id().to_string()]).status()?;
+        self.child.wait()?;
+        Ok(())
     }
 
     fn rss_kib(&self) -> Result<u64> {
