@@ -1,0 +1,448 @@
+//! Upkeep: rows from memory into files, the commit that makes files count, retention, and the limits of the disk.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arrow::datatypes::SchemaRef;
+use disk::Space;
+
+use super::{Inner, Options, Store, lock};
+use crate::error::{Result, StoreError};
+use crate::files::{Effort, FileWriter, StoredFile};
+use crate::layout::{self, DAY_NS, day_of, day_start_ns};
+use crate::manifest::{self, FileEntry, Manifest, TableEntry, unborn};
+use crate::memory::{Chunk, Times, all_of, overlap};
+use crate::merge::{Chunks, Source, merge};
+use crate::rollup::{self, BUCKETS, Carry, Give};
+use crate::table::{Role, Table};
+
+/// Rows rest this long in memory at most: the journal has them, and this is what a start reads again.
+const FLUSH_EVERY: Duration = Duration::from_secs(600);
+/// Memory for rows beyond which they are flushed at once, bytes.
+const FLUSH_BYTES: usize = 48 << 20;
+/// Memory for rows that cannot be flushed, bytes; beyond it the oldest go.
+const MEMORY_BYTES: usize = 2 * FLUSH_BYTES;
+
+/// What only maintenance touches.
+#[derive(Debug)]
+pub(super) struct Work {
+    /// The last journal entry whose rows are all in files.
+    pub(super) cursor: u64,
+    pub(super) last_flush_ns: Option<i64>,
+    /// A commit failed half-way: which manifest is durable is not known before the old one is written again.
+    pub(super) is_uncertain: bool,
+    /// The files of that commit.
+    pub(super) orphans: Vec<PathBuf>,
+    /// Files that no longer count; each is removed when the last query that reads it is done.
+    pub(super) doomed: Vec<Arc<StoredFile>>,
+}
+
+/// Rows of a table that are taken for a flush.
+type Taken = (Arc<Table>, Vec<Arc<Chunk>>);
+/// A file that was written and does not count yet.
+pub(super) type New = (Arc<Table>, StoredFile);
+/// What a table's roll-ups go on from after a flush.
+pub(super) type NewCarry = (Arc<Table>, Arc<Carry>);
+
+/// What a commit changes.
+#[derive(Default)]
+pub(super) struct Commit {
+    /// The last journal entry whose rows are all in files then.
+    pub(super) cursor: u64,
+    pub(super) new: Vec<New>,
+    pub(super) carries: Vec<NewCarry>,
+    /// Files that no longer count.
+    pub(super) old: Vec<Arc<StoredFile>>,
+}
+
+/// What maintenance did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// The last journal entry whose rows are all in files.
+    pub cursor: u64,
+    /// Rows that were written into files.
+    pub flushed_rows: u64,
+    /// Files that were merged into others.
+    pub compacted_files: usize,
+    /// Files that retention removed.
+    pub expired_files: usize,
+    /// The days whose rows went because the files took too much, as `YYYY-MM-DD`, and the bytes that this freed.
+    pub dropped_days: Vec<String>,
+    /// See `dropped_days`.
+    pub dropped_bytes: u64,
+    /// Rows in memory that went because there was no room to write them.
+    pub dropped_rows: u64,
+    /// Whether there is room to grow.
+    pub room: Room,
+}
+
+/// Why maintenance failed, and what it did before.
+pub type MaintainError = Box<(StoreError, Done)>;
+
+/// Whether the store may grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Room {
+    /// It may.
+    #[default]
+    Enough,
+    /// The file system has less than `min_free` left: nothing is written until it has more.
+    Short {
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that must be.
+        min_free: u64,
+    },
+}
+
+impl Store {
+    /// Flushes and removes what is due, within the limits of the disk. To be called every second or so, from a
+    /// thread that may wait. `others`: bytes that other things of ours take beside the files.
+    ///
+    /// # Errors
+    /// The file system; nothing in files is lost by it, the next call tries again. What was done until then comes with
+    /// it.
+    pub fn maintain(&self, now_ns: i64, others: u64) -> Result<Done, MaintainError> {
+        let room = self.inner.room().map_err(|error| Box::new((error, Done::default())))?;
+        let mut done = Done { room, ..Done::default() };
+        let worked = self.work_within(now_ns, others, &mut done);
+        if (done.room != Room::Enough || worked.is_err()) && self.is_behind() {
+            done.dropped_rows = self.inner.drop_oldest_rows();
+        }
+        match worked {
+            Ok(()) => Ok(done),
+            Err(error) => Err(Box::new((error, done))),
+        }
+    }
+
+    fn work_within(&self, now_ns: i64, others: u64, done: &mut Done) -> Result<()> {
+        let mut work = self.inner.begin()?;
+        self.inner.bury(&mut work);
+        let last = work.last_flush_ns.filter(|&last| last <= now_ns).unwrap_or(now_ns);
+        work.last_flush_ns = Some(last);
+        let is_due = now_ns - last >= FLUSH_EVERY.as_nanos() as i64;
+        done.cursor = work.cursor;
+        self.inner.keep_within(&mut work, others, done)?;
+        if is_due {
+            done.expired_files = self.inner.expire(&mut work, now_ns)?;
+        }
+        if done.room == Room::Enough && (is_due || self.inner.memory_bytes() >= FLUSH_BYTES) {
+            done.flushed_rows = self.inner.flush(&mut work, now_ns)?;
+            work.last_flush_ns = Some(now_ns);
+        }
+        self.inner.bury(&mut work);
+        done.cursor = work.cursor;
+        Ok(())
+    }
+
+    /// Writes all rows into files now.
+    ///
+    /// # Errors
+    /// As [`Store::maintain`].
+    pub fn flush(&self, now_ns: i64) -> Result<Done> {
+        let mut work = self.inner.begin()?;
+        let flushed_rows = self.inner.flush(&mut work, now_ns)?;
+        work.last_flush_ns = Some(now_ns);
+        self.inner.bury(&mut work);
+        Ok(Done { cursor: work.cursor, flushed_rows, ..Done::default() })
+    }
+
+    /// Merges small files where that is worth it. To be called every few seconds from another thread than
+    /// [`Store::maintain`]: it may take minutes, and holds nothing up. Returns how many files went into others.
+    /// Whether there are more rows in memory than there should be: whoever can wait with more of them should.
+    pub fn is_behind(&self) -> bool {
+        self.inner.memory_bytes() >= MEMORY_BYTES
+    }
+}
+
+impl Inner {
+    fn memory_bytes(&self) -> usize {
+        self.all_tables().iter().map(|it| it.lock().memory.bytes()).sum()
+    }
+
+    /// Whether the whole day is older than the table's retention.
+    fn is_expired(&self, table: &Table, day: i32, now_ns: i64) -> bool {
+        day_start_ns(day) < self.oldest_ns(table, now_ns)
+    }
+
+    /// Lets one maintenance begin. If the last commit failed half-way, the state before it is made the durable one:
+    /// before that no file may be written under a name that a durable manifest may give.
+    pub(super) fn begin(&self) -> Result<MutexGuard<'_, Work>> {
+        let mut work = lock(&self.work);
+        if work.is_uncertain {
+            manifest::write(&*self.disk, &self.root, &self.manifest(work.cursor, &[], &[]))?;
+            work.is_uncertain = false;
+            for path in std::mem::take(&mut work.orphans) {
+                // One of the two names is not there; what stays is removed at the next start.
+                let _ = self.disk.remove_file(&path);
+                let _ = self.disk.remove_file(&unborn(&path));
+            }
+        }
+        Ok(work)
+    }
+
+    /// The start of the oldest day of a table that its retention keeps at this time.
+    pub(crate) fn oldest_ns(&self, table: &Table, now_ns: i64) -> i64 {
+        let keep = (self.options.retention)(&table.database, &table.name);
+        let keep = i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX);
+        now_ns.checked_sub(keep).map_or(i64::MIN, |oldest| day_start_ns(day_of(oldest)))
+    }
+
+    /// The latest time of a row; `None` without rows.
+    fn newest_ns(&self) -> Option<i64> {
+        self.all_tables().iter().filter_map(|it| it.newest()).max()
+    }
+
+    /// Writes all rows into files. Returns how many.
+    pub(super) fn flush(&self, work: &mut Work, now_ns: i64) -> Result<u64> {
+        let (last, taken) = {
+            let applied = lock(&self.applied);
+            let mut taken = Vec::new();
+            for table in self.all_tables() {
+                let chunks = table.lock().memory.take()?;
+                if !chunks.is_empty() {
+                    taken.push((table, chunks));
+                }
+            }
+            (*applied, taken)
+        };
+        if last == work.cursor {
+            return Ok(0);
+        }
+        let span = (work.cursor + 1, last);
+        let written = self.write_flush(&taken, span, now_ns);
+        let committed = written.and_then(|(new, carries)| {
+            let raw = new.iter().filter(|it| it.0.role == Role::Raw);
+            let rows = raw.map(|it| it.1.entry.rows).sum();
+            self.commit(work, Commit { cursor: last, new, carries, ..Commit::default() }).map(|()| rows)
+        });
+        if committed.is_err() {
+            taken.iter().for_each(|(table, _)| table.lock().memory.not_flushed());
+        }
+        committed
+    }
+
+    /// Writes the files of a flush: rows as they are, and the roll-ups that they bring to an end.
+    fn write_flush(
+        &self,
+        taken: &[Taken],
+        span: (u64, u64),
+        now_ns: i64,
+    ) -> Result<(Vec<New>, Vec<NewCarry>)> {
+        let mut new = self.write_chunks(taken, span, now_ns)?;
+        let mut carries = Vec::new();
+        for (table, chunks) in taken {
+            let snapshot = table.lock().snapshot(chunks.clone());
+            let carry = table.carry(&snapshot)?;
+            let oldest = self.oldest_ns(table, now_ns);
+            let advanced = rollup::advance(&table.name, &carry, &snapshot, oldest, Give::Closed)?;
+            carries.push((Arc::clone(table), Arc::new(advanced.carry)));
+            for (bucket, rows) in BUCKETS.iter().zip(advanced.rows) {
+                let Some(rows) = rows else { continue };
+                let name = format!("{}{}", table.name, bucket.suffix);
+                let Some(target) = self.find(&table.database, &name).filter(|it| it.role != Role::Raw) else {
+                    continue;
+                };
+                target.lock().columns = rollup::columns(&table.name, &snapshot.columns);
+                new.extend(self.write_chunks(&[(target, vec![Arc::new(rows)])], span, now_ns)?);
+            }
+        }
+        Ok((new, carries))
+    }
+
+    fn write_chunks(&self, taken: &[Taken], span: (u64, u64), now_ns: i64) -> Result<Vec<New>> {
+        let mut new = Vec::new();
+        for (table, chunks) in taken {
+            let schema = table.lock().columns.resting_schema();
+            let late = all_of(chunks.iter().filter_map(|it| it.late));
+            let mut days = BTreeSet::new();
+            for chunk in chunks {
+                days.extend(crate::merge::times(&chunk.rows)?.iter().map(|&time| day_of(time)));
+            }
+            for day in days.into_iter().filter(|&day| !self.is_expired(table, day, now_ns)) {
+                let entry = FileEntry { day, first: span.0, last: span.1, ..FileEntry::default() };
+                let source = Chunks::new(&schema, chunks, |time| day_of(time) == day)?;
+                let sources: Vec<Box<dyn Source>> = vec![Box::new(source)];
+                new.extend(self.write_file(table, entry, &schema, sources, late, Effort::Flush)?);
+            }
+        }
+        Ok(new)
+    }
+
+    /// Writes one file from sources that are older before newer. It does not count yet.
+    pub(super) fn write_file(
+        &self,
+        table: &Arc<Table>,
+        mut entry: FileEntry,
+        // That of the sources: by now the table may have more columns.
+        schema: &SchemaRef,
+        sources: Vec<Box<dyn Source + '_>>,
+        late: Option<Times>,
+        effort: Effort,
+    ) -> Result<Option<New>> {
+        let path = entry.path(&self.root, &table.database, &table.name);
+        if let Some(dir) = path.parent() {
+            self.disk.create_dir_all(dir).map_err(StoreError::io("making", dir))?;
+        }
+        let mut writer = FileWriter::create(&*self.disk, &unborn(&path), schema, effort)?;
+        merge(schema, sources, table.rule(), |_, rows| writer.write(&rows))?;
+        let Some(written) = writer.finish()? else { return Ok(None) };
+        (entry.rows, entry.bytes, entry.times) = (written.rows, written.bytes, written.times);
+        entry.crc32 = written.crc32;
+        // Only what an older file may hold too is late.
+        let files = Arc::clone(&table.lock().files);
+        entry.late = late.filter(|&late| {
+            let older = files.iter().filter(|it| it.entry.day == entry.day && it.entry.last < entry.first);
+            overlap(late, entry.times) && older.into_iter().any(|it| overlap(it.entry.times, late))
+        });
+        Ok(Some((Arc::clone(table), StoredFile::new(&self.disk, path, entry))))
+    }
+
+    /// Makes new files count and old ones not, at once and durably.
+    pub(super) fn commit(&self, work: &mut Work, commit: Commit) -> Result<()> {
+        let Commit { cursor, new, carries, old } = commit;
+        let is_flush = cursor > work.cursor;
+        let old = &old[..];
+        let dirs: BTreeSet<&Path> = new.iter().filter_map(|it| it.1.path.parent()).collect();
+        for dir in dirs {
+            self.disk.sync_dir(dir).map_err(StoreError::io("syncing", dir))?;
+        }
+        work.orphans = new.iter().map(|it| it.1.path.clone()).collect();
+        work.is_uncertain = true;
+        manifest::write(&*self.disk, &self.root, &self.manifest(cursor, &new, old))?;
+        for (_, file) in &new {
+            let named = self.disk.rename(&unborn(&file.path), &file.path);
+            named.map_err(StoreError::io("renaming", &file.path))?;
+        }
+        // The new names need no sync: a start finds either.
+        work.is_uncertain = false;
+        work.orphans.clear();
+        work.cursor = cursor;
+        let mut new: Vec<(Arc<Table>, Arc<StoredFile>)> =
+            new.into_iter().map(|(table, file)| (table, Arc::new(file))).collect();
+        let _swapping = self.swap.write().unwrap_or_else(PoisonError::into_inner);
+        for (table, carry) in carries {
+            table.lock().carry = Some(carry);
+        }
+        for table in self.all_tables() {
+            let mut state = table.lock();
+            let mut files: Vec<_> = state.files.iter().filter(|it| !is_one_of(it, old)).cloned().collect();
+            files.extend(new.extract_if(.., |it| Arc::ptr_eq(&it.0, &table)).map(|it| it.1));
+            files.sort_by_key(|it| (it.entry.day, it.entry.first));
+            state.files = Arc::new(files);
+            if is_flush {
+                state.memory.flushed();
+            }
+        }
+        work.doomed.extend(old.iter().cloned());
+        Ok(())
+    }
+
+    /// What is durable after a commit of these.
+    fn manifest(&self, cursor: u64, new: &[New], old: &[Arc<StoredFile>]) -> Manifest {
+        let mut manifest = Manifest { cursor, tables: Vec::new() };
+        for table in self.all_tables() {
+            let state = table.lock();
+            let kept = state.files.iter().filter(|it| !is_one_of(it, old)).map(|it| &it.entry);
+            let added = new.iter().filter(|it| Arc::ptr_eq(&it.0, &table)).map(|it| &it.1.entry);
+            let mut files: Vec<FileEntry> = kept.chain(added).cloned().collect();
+            files.sort_by_key(|it| (it.day, it.first));
+            manifest.tables.push(TableEntry {
+                database: table.database.clone(),
+                table: table.name.clone(),
+                columns: state.columns.clone(),
+                rollup_of: match &table.role {
+                    Role::Raw => None,
+                    Role::RollUp { of, size } => Some((of.clone(), BUCKETS[*size].ns)),
+                },
+                files,
+            });
+        }
+        manifest
+    }
+
+    /// Merges files where that is worth it; `all` makes one file of each day. Returns how many files went into others.
+    /// Removes days that are older than their table's retention. Returns how many files that were.
+    pub(super) fn expire(&self, work: &mut Work, now_ns: i64) -> Result<usize> {
+        // A clock that is far ahead of all points is not believed.
+        let Some(newest) = self.newest_ns() else { return Ok(0) };
+        let now_ns = now_ns.min(newest.saturating_add(DAY_NS));
+        let mut old = Vec::new();
+        for table in self.all_tables() {
+            let files = Arc::clone(&table.lock().files);
+            old.extend(files.iter().filter(|it| self.is_expired(&table, it.entry.day, now_ns)).cloned());
+        }
+        let expired = old.len();
+        if expired > 0 {
+            self.commit(work, Commit { cursor: work.cursor, old, ..Commit::default() })?;
+        }
+        Ok(expired)
+    }
+
+    fn space(&self) -> Result<Space> {
+        self.disk.space(&self.root).map_err(StoreError::io("asking for the free space of", &self.root))
+    }
+
+    /// Whether the file system has room.
+    pub(super) fn room(&self) -> Result<Room> {
+        let space = self.space()?;
+        let min_free = self.options.min_free.unwrap_or_else(|| Options::default_min_free(space));
+        let is_short = space.free < min_free;
+        Ok(if is_short { Room::Short { free: space.free, min_free } } else { Room::Enough })
+    }
+
+    /// Removes the oldest days while the files take too much: raw rows and minutes first, of hours what is left.
+    fn keep_within(&self, work: &mut Work, others: u64, done: &mut Done) -> Result<()> {
+        let max_size = match self.options.max_size {
+            Some(max_size) => max_size,
+            None => Options::default_max_size(self.space()?),
+        };
+        let mut files: Vec<(bool, Arc<StoredFile>)> = Vec::new();
+        for table in self.all_tables() {
+            let is_hours = matches!(&table.role, Role::RollUp { size, .. } if *size + 1 == BUCKETS.len());
+            files.extend(table.lock().files.iter().map(|it| (is_hours, Arc::clone(it))));
+        }
+        // Files that a query still reads go by themselves.
+        let mut bytes: u64 = others + files.iter().map(|it| it.1.entry.bytes).sum::<u64>();
+        if bytes <= max_size {
+            return Ok(());
+        }
+        files.sort_by_key(|(is_hours, file)| (*is_hours, file.entry.day));
+        let mut old = Vec::new();
+        for day in files.chunk_by(|a, b| (a.0, a.1.entry.day) == (b.0, b.1.entry.day)) {
+            if bytes <= max_size {
+                break;
+            }
+            let freed: u64 = day.iter().map(|it| it.1.entry.bytes).sum();
+            bytes = bytes.saturating_sub(freed);
+            done.dropped_bytes += freed;
+            done.dropped_days.push(layout::day_name(day[0].1.entry.day));
+            old.extend(day.iter().map(|it| Arc::clone(&it.1)));
+        }
+        self.commit(work, Commit { cursor: work.cursor, old, ..Commit::default() })
+    }
+
+    /// Gives up the oldest chunk of each table. Returns how many rows that were.
+    fn drop_oldest_rows(&self) -> u64 {
+        self.all_tables().iter().map(|it| it.lock().memory.drop_oldest() as u64).sum()
+    }
+
+    /// Removes files that no longer count and that no query reads.
+    pub(super) fn bury(&self, work: &mut Work) {
+        work.doomed.retain(|file| {
+            if Arc::strong_count(file) > 1 {
+                return true;
+            }
+            // What cannot be removed now is removed at the next start.
+            if let Err(error) = self.disk.remove_file(&file.path) {
+                tracing::warn!(path = %file.path.display(), "cannot remove a file that was replaced: {error}");
+            }
+            false
+        });
+    }
+}
+
+pub(super) fn is_one_of(file: &Arc<StoredFile>, files: &[Arc<StoredFile>]) -> bool {
+    files.iter().any(|it| Arc::ptr_eq(it, file))
+}
