@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::StatusCode;
-use reqwest::header::{LOCATION, RETRY_AFTER};
+use reqwest::header::{DATE, LOCATION, RETRY_AFTER};
 use serde_json::Value;
 
 use super::client::{CONNECT_TIMEOUT, TOTAL_TIMEOUT};
@@ -86,10 +86,7 @@ impl Answer {
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         let mut answer = Self {
             status: response.status(),
-            // Seconds; the other form, a date, is not used by InfluxDB and needs a clock that is right.
-            retry_after: header(RETRY_AFTER)
-                .and_then(|text| text.trim().parse().ok())
-                .map(Duration::from_secs),
+            retry_after: header(RETRY_AFTER).and_then(|text| asked_pause(text, header(DATE))),
             location: header(LOCATION).map(str::to_owned),
             body: Vec::new(),
         };
@@ -146,6 +143,17 @@ impl Answer {
         let status = StatusCode::from_u16(status).unwrap();
         Self { status, retry_after: None, location: None, body: body.as_bytes().to_vec() }
     }
+}
+
+/// The pause that `Retry-After` asks for: seconds, or a date (RFC 9110, 10.2.3), as proxies write it. A date counts
+/// from the answer's own `Date`, so that no two clocks must agree; without that one it says nothing.
+fn asked_pause(retry_after: &str, date: Option<&str>) -> Option<Duration> {
+    let text = retry_after.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let (then, now) = (httpdate::parse_http_date(text).ok()?, httpdate::parse_http_date(date?.trim()).ok()?);
+    then.duration_since(now).ok()
 }
 
 /// What an answer to a write into this database means.
@@ -463,6 +471,25 @@ mod tests {
             "person: the server does not know the organisation (status 404, organization name \"kvm\" not found); \
              set org",
         );
+    }
+
+    #[test]
+    fn a_pause_is_asked_for_in_seconds_or_by_a_date() {
+        #[track_caller]
+        fn check(retry_after: &str, date: Option<&str>, expect: Option<u64>) {
+            assert_eq!(asked_pause(retry_after, date), expect.map(Duration::from_secs), "{retry_after}");
+        }
+        let now = Some("Sun, 22 Nov 2026 21:48:59 GMT");
+        check(" 17 ", None, Some(17));
+        check("Sun, 22 Nov 2026 21:49:30 GMT", now, Some(31));
+        // The form that was common before.
+        check("Sunday, 22-Nov-26 21:49:30 GMT", now, Some(31));
+        check("Sun, 22 Nov 2026 21:48:59 GMT", now, Some(0));
+        check("Sun, 22 Nov 2026 21:48:58 GMT", now, None);
+        check("Sun, 22 Nov 2026 21:49:30 GMT", None, None);
+        check("Sun, 22 Nov 2026 21:49:30 GMT", Some("now"), None);
+        check("soon", now, None);
+        check("-1", now, None);
     }
 
     #[test]
