@@ -7,7 +7,8 @@
 //! | v1, v2: 400 (or InfluxDB 2's 422) that is about lines | [`Verdict::Lines`], not known which |
 //! | 413 | [`Verdict::TooLarge`] |
 //! | 408, 429, 5xx, rubbish | [`Verdict::Retry`] |
-//! | none | [`Verdict::NoAnswer`] |
+//! | none | [`Verdict::NoAnswer`]; none in time [`Verdict::TimedOut`] |
+//! | 400, 403, 404 or 422 of another kind | [`Verdict::NotThisDatabase`]: its lines are kept, the others' go on |
 //! | any other | [`Verdict::NeedsAPerson`]: the lines are kept until somebody has changed something |
 
 use std::path::PathBuf;
@@ -43,6 +44,10 @@ pub(super) enum Verdict {
     Retry { why: String, after: Option<Duration> },
     /// No answer came.
     NoAnswer { why: String },
+    /// The server was reached, but no answer came in time. It may be too much for the link.
+    TimedOut { why: String },
+    /// Nothing goes into this database before a person has changed something; others may be taken.
+    NotThisDatabase { why: String },
     /// Not before a person has changed something.
     NeedsAPerson { why: String },
 }
@@ -65,6 +70,8 @@ impl Verdict {
             | Self::TooLarge { why }
             | Self::Retry { why, .. }
             | Self::NoAnswer { why }
+            | Self::TimedOut { why }
+            | Self::NotThisDatabase { why }
             | Self::NeedsAPerson { why } => why,
         }
     }
@@ -176,18 +183,22 @@ pub(super) fn judge(server: &InfluxDb, database: &str, answer: &Answer) -> Verdi
             None if asks_for_org(answer) => Verdict::NeedsAPerson {
                 why: format!("the server wants to know the organisation ({why}); set org"),
             },
-            None => Verdict::NeedsAPerson { why: format!("the server does not accept the request ({why})") },
+            None => {
+                Verdict::NotThisDatabase { why: format!("the server does not accept the request ({why})") }
+            }
         },
-        401 | 403 => Verdict::NeedsAPerson {
-            why: format!(
+        status @ (401 | 403) => {
+            let why = format!(
                 "the server refuses the token ({why}); put one that may write to {database:?} into {}",
                 server.token_file.as_ref().map_or(PathBuf::from(TOKEN_VARIABLE), Clone::clone).display()
-            ),
-        },
+            );
+            // 401: it is no token at all. 403: it may not do this, but perhaps that.
+            if status == 401 { Verdict::NeedsAPerson { why } } else { Verdict::NotThisDatabase { why } }
+        }
         404 if answer.words().contains("organization") => Verdict::NeedsAPerson {
             why: format!("the server does not know the organisation ({why}); set org"),
         },
-        404 => Verdict::NeedsAPerson {
+        404 => Verdict::NotThisDatabase {
             why: format!(
                 "the server does not know the database {database:?} or has no such API ({why}); make the database, \
                  or set api and url"
@@ -262,8 +273,11 @@ pub(super) fn is_empty_write(answer: &Answer) -> bool {
 pub(super) fn no_answer(error: &reqwest::Error) -> Verdict {
     let why = chain(error);
     if error.is_timeout() {
-        let limit = if error.is_connect() { CONNECT_TIMEOUT } else { TOTAL_TIMEOUT };
-        return Verdict::NoAnswer { why: format!("no answer within {} s", limit.as_secs()) };
+        let told = |limit: Duration| format!("no answer within {} s", limit.as_secs());
+        return match error.is_connect() {
+            true => Verdict::NoAnswer { why: told(CONNECT_TIMEOUT) },
+            false => Verdict::TimedOut { why: told(TOTAL_TIMEOUT) },
+        };
     }
     if why.contains("certificate") {
         let why = format!(
@@ -312,7 +326,8 @@ mod tests {
             }
             Verdict::TooLarge { why } => format!("too large: {why}"),
             Verdict::Retry { why, .. } => format!("retry: {why}"),
-            Verdict::NoAnswer { why } => format!("no answer: {why}"),
+            Verdict::NoAnswer { why } | Verdict::TimedOut { why } => format!("no answer: {why}"),
+            Verdict::NotThisDatabase { why } => format!("database: {why}"),
             Verdict::NeedsAPerson { why } => format!("person: {why}"),
         };
         assert_eq!(verdict, expect);
@@ -340,7 +355,7 @@ mod tests {
             V3,
             400,
             r#"{"error":"invalid database name"}"#,
-            "person: the server does not accept the request (status 400, invalid database name)",
+            "database: the server does not accept the request (status 400, invalid database name)",
         );
         // The words alone are no list of lines.
         for text in [
@@ -351,7 +366,7 @@ mod tests {
         ] {
             let answer = Answer::of(400, text);
             let verdict = judge(&server("http://a", V3), "kvmetry", &answer);
-            assert!(matches!(verdict, Verdict::NeedsAPerson { .. }), "{text}: {verdict:?}");
+            assert!(matches!(verdict, Verdict::NotThisDatabase { .. }), "{text}: {verdict:?}");
         }
         check(
             V3,
@@ -370,7 +385,7 @@ mod tests {
             V3,
             422,
             "too many columns",
-            "person: the server does not accept the request (status 422, too many columns)",
+            "database: the server does not accept the request (status 422, too many columns)",
         );
         check(
             V3,
@@ -443,13 +458,13 @@ mod tests {
             Api::V2,
             400,
             r#"{"code":"empty","message":"no"}"#,
-            "person: the server does not accept the request (status 400, no)",
+            "database: the server does not accept the request (status 400, no)",
         );
         check(
             Api::V2,
             422,
             r#"{"code":"invalid","message":"no"}"#,
-            "person: the server does not accept the request (status 422, no)",
+            "database: the server does not accept the request (status 422, no)",
         );
         check(
             Api::V2,
@@ -461,7 +476,7 @@ mod tests {
             Api::V2,
             404,
             r#"{"code":"not found","message":"bucket \"kvmetry\" not found"}"#,
-            "person: the server does not know the database \"kvmetry\" or has no such API (status 404, bucket \
+            "database: the server does not know the database \"kvmetry\" or has no such API (status 404, bucket \
              \"kvmetry\" not found); make the database, or set api and url",
         );
         check(

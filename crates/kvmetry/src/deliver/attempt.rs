@@ -5,8 +5,12 @@
 //! all of it ─┼─ lines, by number ─▶ the rest, all or nothing ─┬─ 204 ─▶ delivered; the named ones refused
 //!            │                                                └─ lines ─┐
 //!            ├─ lines, not known which ────────────────────────────────┤
-//!            └─ too large ─────────────────────────────────────────────┴─▶ each half anew; a single line: refused
+//!            │                                                         └─▶ each half anew; a single line: refused
+//!            └─ too large ─▶ fewer lines at once; a single line: refused
 //! ```
+//!
+//! A single line that is refused as too large though it is no longer than [`LONG_LINE_BYTES`] is not to blame: then
+//! the server's limit, or that of a proxy before it, is a person's to raise, and the line is kept.
 //!
 //! A server's numbers are believed only when the rest is then stored as a whole: that proves that they were meant for
 //! these lines. After [`MAX_REQUESTS`] the search ends, and what is left is refused whole.
@@ -20,6 +24,9 @@ use super::answer::{NamedLine, Verdict};
 /// Requests that a search for bad lines may take: a few bad lines among ten thousand are found, and a server that
 /// refuses everything is not asked for every line.
 pub(super) const MAX_REQUESTS: u32 = 64;
+/// A limit that refuses a line up to this long is not one for line protocol: nginx takes 1 MiB where nothing is set,
+/// the servers more. A longer line, which no collector writes, must not stop what is behind it.
+pub(super) const LONG_LINE_BYTES: usize = 64 << 10;
 
 /// Whole lines and where each ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -127,7 +134,7 @@ pub(super) struct Request {
 pub(super) enum Next {
     /// So many lines are stored and these are refused; there may be none of either. Go on.
     Settled { delivered: u64, refused: Vec<RefusedLine> },
-    /// The server takes less at once than these many bytes. Go on.
+    /// The server takes less at once than these many bytes: begin anew at [`Attempt::first_left`], with less.
     TooLarge { bytes: usize },
     /// Wait, then send the same again.
     Again(Verdict),
@@ -158,11 +165,35 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// The first line that is not settled; all before it are. `None`: all are.
+    pub(super) fn first_left(&self) -> Option<usize> {
+        self.steps.last().map(|(Step::All(lines) | Step::Rest(lines, _))| lines.start)
+    }
+
     /// Goes on with the answer to [`Attempt::next`].
     pub(super) fn answered(&mut self, verdict: Verdict) -> Next {
-        if matches!(verdict, Verdict::Retry { .. } | Verdict::NoAnswer { .. } | Verdict::NeedsAPerson { .. })
+        match verdict {
+            Verdict::Retry { .. }
+            | Verdict::NoAnswer { .. }
+            | Verdict::NeedsAPerson { .. }
+            | Verdict::TimedOut { .. }
+            | Verdict::NotThisDatabase { .. } => return Next::Again(verdict),
+            Verdict::Stored | Verdict::Lines { .. } | Verdict::TooLarge { .. } => {}
+        }
+        if let (Verdict::TooLarge { why }, Some(Step::All(lines) | Step::Rest(lines, _))) =
+            (&verdict, self.steps.last())
         {
-            return Next::Again(verdict);
+            let bytes = self.text.slice(lines.clone()).len();
+            if lines.len() > 1 {
+                return Next::TooLarge { bytes };
+            }
+            if bytes <= LONG_LINE_BYTES {
+                let why = format!(
+                    "a single line of {bytes} bytes is too much for the server, or for a proxy before it ({why}); raise \
+                     the limit there"
+                );
+                return Next::Again(Verdict::NotThisDatabase { why });
+            }
         }
         let Some(step) = self.steps.pop() else { return settled(0, Vec::new()) };
         if let Verdict::Lines { why, .. } = &verdict {
@@ -194,12 +225,9 @@ impl<'a> Attempt<'a> {
                 None => settled(0, self.halve(lines, why)),
             },
             (Step::Rest(lines, _), Verdict::Lines { why, .. }) => settled(0, self.halve(lines, why)),
+            // Too large, and a single line.
             (Step::All(lines) | Step::Rest(lines, _), verdict) => {
-                let bytes = self.text.slice(lines.clone()).len();
-                match self.halve(lines, verdict.why()) {
-                    refused if refused.is_empty() => Next::TooLarge { bytes },
-                    refused => settled(0, refused),
-                }
+                settled(0, self.halve(lines, verdict.why()))
             }
         }
     }
@@ -305,6 +333,7 @@ mod tests {
         let text = lines(count);
         let mut attempt = Attempt::new(&text, 0..count);
         let (mut stored, mut refused, mut requests, mut delivered) = (Vec::new(), Vec::new(), 0, 0);
+        let mut end = count;
         while let Some(request) = attempt.next() {
             requests += 1;
             let numbers: Vec<usize> = request.lines.lines().map(number).collect();
@@ -337,8 +366,18 @@ mod tests {
                     delivered += now;
                     refused.extend(now_refused.iter().map(|refused| refused.line));
                 }
-                Next::TooLarge { bytes } => assert_eq!(bytes, request.lines.len()),
+                Next::TooLarge { bytes } => {
+                    assert_eq!(bytes, request.lines.len());
+                    let piece = text.piece(attempt.first_left().unwrap(), bytes / 2);
+                    end = piece.end;
+                    attempt = Attempt::new(&text, piece);
+                }
                 Next::Again(verdict) => panic!("{verdict:?}"),
+            }
+            if attempt.next().is_none() {
+                let piece = text.piece(end, most_bytes);
+                end = piece.end;
+                attempt = Attempt::new(&text, piece);
             }
         }
         assert_eq!(delivered as usize + refused.len(), count, "every line is settled once");
@@ -383,25 +422,36 @@ mod tests {
 
     #[test]
     fn a_line_too_large_is_refused_and_the_rest_is_not() {
-        let long = format!("a v=\"{}\" 4\n", "x".repeat(100));
+        let long = format!("a v=\"{}\" 4\n", "x".repeat(LONG_LINE_BYTES));
         let all: String =
             (0..10).map(|n| if n == 4 { long.clone() } else { format!("a v=1 {n}\n") }).collect();
         let text = Text::new(all);
-        let mut attempt = Attempt::new(&text, 0..10);
-        let (mut stored, mut refused) = (Vec::new(), Vec::new());
-        while let Some(request) = attempt.next() {
-            let verdict = if request.lines.len() > 40 {
-                Verdict::TooLarge { why: "413".to_owned() }
-            } else {
-                stored.extend(request.lines.lines().map(number));
-                Verdict::Stored
+        let too_large = || Verdict::TooLarge { why: "413".to_owned() };
+        let mut attempt = Attempt::new(&text, 3..6);
+        let bytes = text.slice(3..6).len();
+        assert_eq!(attempt.answered(too_large()), Next::TooLarge { bytes });
+        assert_eq!(attempt.first_left(), Some(3), "nothing is settled by it");
+        let mut attempt = Attempt::new(&text, 4..5);
+        let refused = vec![RefusedLine { line: 4, why: "413".to_owned() }];
+        assert_eq!(attempt.answered(too_large()), Next::Settled { delivered: 0, refused });
+        assert_eq!(attempt.first_left(), None);
+    }
+
+    #[test]
+    fn a_limit_below_a_common_line_is_not_the_lines_fault() {
+        let text = lines(2);
+        let mut attempt = Attempt::new(&text, 0..1);
+        let too_large = || Verdict::TooLarge { why: "status 413".to_owned() };
+        let first = attempt.next();
+        for _ in 0..3 {
+            let Next::Again(Verdict::NotThisDatabase { why }) = attempt.answered(too_large()) else {
+                panic!("it is not kept")
             };
-            if let Next::Settled { refused: now, .. } = attempt.answered(verdict) {
-                refused.extend(now);
-            }
+            assert!(why.starts_with("a single line of 9 bytes is too much for the server"), "{why}");
+            assert_eq!(attempt.next(), first);
         }
-        assert_eq!(stored, [0, 1, 2, 3, 5, 6, 7, 8, 9]);
-        assert_eq!(refused, [RefusedLine { line: 4, why: "413".to_owned() }]);
+        assert_eq!(attempt.answered(Verdict::Stored), settled(1, Vec::new()));
+        assert_eq!(attempt.next(), None);
     }
 
     #[test]
@@ -412,9 +462,12 @@ mod tests {
         attempt.answered(Verdict::Lines { named, why: "x".to_owned() });
         let rest = attempt.next();
         assert_eq!(rest, Some(Request { lines: "a v=0i 0\na v=2i 2\na v=3i 3\n".to_owned(), strict: true }));
-        for verdict in
-            [Verdict::Retry { why: String::new(), after: None }, Verdict::NeedsAPerson { why: String::new() }]
-        {
+        for verdict in [
+            Verdict::Retry { why: String::new(), after: None },
+            Verdict::NeedsAPerson { why: String::new() },
+            Verdict::NotThisDatabase { why: String::new() },
+            Verdict::TimedOut { why: String::new() },
+        ] {
             assert_eq!(attempt.answered(verdict.clone()), Next::Again(verdict));
             assert_eq!(attempt.next(), rest);
         }

@@ -11,53 +11,62 @@
 //! which is harmless (same table, tags and time: one point). In memory is only what is on its way, so memory stays
 //! flat however far a server is behind.
 //!
-//! In order of reading: [`attempt`] settles the lines of one request, [`answer`] says what an answer means, [`client`]
-//! makes requests, [`rejects`] keeps what was refused.
+//! A database that the server refuses does not stop the others: they go on, and it is tried every minute. What waits
+//! for it stays in the journal, where the cursor, one a server, stands before it; when it is mended, its lines are read
+//! there once more and brought to it, in order, a part at a time between the others'. So a restart brings the others
+//! again what they had since, and what the journal drops meanwhile counts as lost with all of its lines, though others
+//! have theirs.
+//!
+//! In order of reading: [`chunk`] sorts entries' lines by database, [`attempt`] settles the lines of one request,
+//! [`size`] says how many that are, [`answer`] says what an answer means, [`client`] makes requests, [`rejects`] keeps
+//! what was refused.
 
 mod answer;
 mod attempt;
+mod chunk;
 mod client;
 mod rejects;
+mod size;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use journal::{Entry, Journal, JournalError, Seq};
+use journal::{Entry, Journal, Seq};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use self::answer::Verdict;
 use self::attempt::{Attempt, Next, RefusedLine, Request, Text};
+use self::chunk::Chunk;
 use self::client::{Client, Creation};
+use self::size::{SMALL_BYTES, Size};
 use crate::backoff::{Pauses, cause};
 use crate::clock::Clock;
-use crate::config::{Api, DATABASE, InfluxDb};
-use crate::entry::{self, Malformed};
+use crate::config::{Api, InfluxDb};
+use crate::entry::Malformed;
 use crate::logging::{OncePerCause, chain};
 use crate::losses::{Losses, Lost};
 
 pub(crate) use self::client::{ClientError, probe};
 pub(crate) use self::rejects::{Rejects, summary};
 
-/// Lines are put together up to this many bytes a request, before compression, when a server is behind. InfluxDB 3
-/// answers a write only when it has synced its log, once a second, so many entries must share a request; its own limit
-/// is 10 MiB, and what a smaller limit is, is learnt from its answers.
-const PREFERRED_BYTES: usize = 4 << 20;
-/// Entries read at once, bytes compressed: some [`PREFERRED_BYTES`] of lines.
+/// Entries read at once, bytes compressed: some [`PREFERRED_BYTES`](size::PREFERRED_BYTES) of lines.
 const READ_BYTES: usize = 1 << 20;
 /// Failures with an answer after which a database is not waited for any longer: lines may be taken all the same.
 const MAX_CREATIONS: u32 = 5;
 /// Databases remembered as looked after. Beyond, all are forgotten and looked after once more.
 const MAX_DATABASES: usize = 1024;
+/// Databases of a server that may lag behind the others: each is tried every minute. Beyond, the next one that is
+/// refused stops the others, as one that is down would.
+const MAX_STUCK: usize = 64;
 /// What is escaped in a reader's name.
 const NOT_PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
-/// What goes to `devices_database`.
-const DEVICES: &str = telemetry::catalogue::VM_DEVICES.name;
 
 /// What a delivery has done since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -132,18 +141,21 @@ impl Deliveries {
     fn prepare(&self, server: &InfluxDb) -> Result<Delivery, ClientError> {
         let name = format!("{} {}", server.url, server.database);
         let reader = reader(server);
+        let done = self.shared.journal.cursor(&reader);
         Ok(Delivery {
             client: Client::new(server)?,
             server: server.clone(),
-            through: self.shared.journal.cursor(&reader),
+            through: done,
+            done,
             reader,
             shared: self.shared.clone(),
             stop: self.stop.subscribe(),
             stats: Arc::new(Mutex::new(DeliveryStats { name: name.clone(), ..DeliveryStats::default() })),
             name,
             ahead: VecDeque::new(),
+            stuck: BTreeMap::new(),
             databases: HashMap::new(),
-            most_bytes: PREFERRED_BYTES,
+            size: Size::default(),
             failures_in_a_row: 0,
             troubles: OncePerCause::default(),
             told: OncePerCause::default(),
@@ -195,10 +207,14 @@ struct Delivery {
     ahead: VecDeque<(Seq, Entry)>,
     /// What was read of the journal.
     through: Seq,
+    /// The last entry whose lines are all with the server, but those of databases that lag behind.
+    done: Seq,
+    /// Databases that lag behind; at most [`MAX_STUCK`].
+    stuck: BTreeMap<String, Stuck>,
     /// Databases that are there or cannot be made; how often making one failed.
     databases: HashMap<String, Made>,
-    /// What the server takes at once, as far as it is known, bytes of lines.
-    most_bytes: usize,
+    /// What the server takes at once, as far as it is known.
+    size: Size,
     failures_in_a_row: u32,
     /// Why nothing could be delivered since it last worked: a new outage is told anew.
     troubles: OncePerCause,
@@ -216,10 +232,38 @@ enum Made {
     Failed(u32),
 }
 
-/// Lines of some entries, by the server's databases, and the entry up to which they are all.
-struct Chunk {
-    texts: Vec<(String, Text)>,
+/// A database that the server refuses, or that has not caught up since.
+#[derive(Debug)]
+struct Stuck {
+    /// The last entry of which it has all lines.
     through: Seq,
+    /// How many of its lines behind that entry it has, too.
+    lines: usize,
+    next_try: Instant,
+    /// Why it was refused last; `None`: it is not any more.
+    why: Option<String>,
+}
+
+/// What comes next.
+enum Turn {
+    /// The lines of the next entries, by the server's databases, and the entry up to which they are all.
+    Lines { texts: Vec<(String, Text)>, through: Seq },
+    /// A database that lags behind is to be tried.
+    Stuck,
+    /// The program ends, and there are no more lines, or they cannot be read.
+    End,
+}
+
+/// How far lines were brought to a database.
+enum Brought {
+    All,
+    /// The database is refused: it has the lines before this one.
+    Until {
+        line: usize,
+        why: String,
+    },
+    /// The program ends.
+    Ended,
 }
 
 impl Delivery {
@@ -239,45 +283,44 @@ impl Delivery {
                 }
             }
         }
-        while let Some(chunk) = self.next_chunk().await {
-            for (database, text) in &chunk.texts {
-                if !self.deliver(database, text).await {
-                    return;
-                }
+        loop {
+            // One turn for a database that lags behind, one for all others: none waits for another's backlog.
+            if let Some(database) = self.due()
+                && !self.catch_up(&database).await
+            {
+                return;
             }
-            self.shared.journal.advance(&self.reader, chunk.through);
+            match self.next_turn().await {
+                Turn::Lines { texts, through } => {
+                    if !self.bring(&texts, through).await {
+                        return;
+                    }
+                }
+                Turn::Stuck => {}
+                Turn::End => return,
+            }
         }
     }
 
-    /// The lines of the next entries. `None`: the program ends, and there are no more, or they cannot be read.
-    async fn next_chunk(&mut self) -> Option<Chunk> {
+    /// The lines of the next entries, or what else is to be done.
+    async fn next_turn(&mut self) -> Turn {
         loop {
-            if self.ahead.is_empty() && !self.read().await? {
+            while self.ahead.is_empty() {
+                if let Err(turn) = self.read().await {
+                    return turn;
+                }
+            }
+            let count = chunk::count(self.ahead.iter());
+            let entries: Vec<_> = self.ahead.range(..count).cloned().collect();
+            let Some(chunk) = self.sort(entries).await else { continue };
+            if let (Some((seq, version)), None) = (chunk.newer, chunk.through) {
+                let why = format!("entry {seq} of the journal: {}", Malformed::Newer(version));
+                if !self.pause(Verdict::NeedsAPerson { why }).await {
+                    return Turn::End;
+                }
                 continue;
             }
-            let mut bytes = 0;
-            let fits = |(_, entry): &&(Seq, Entry)| {
-                bytes += entry::lines_len(&entry.payload).unwrap_or_default();
-                bytes <= PREFERRED_BYTES
-            };
-            let count = self.ahead.iter().take_while(fits).count().max(1).min(self.ahead.len());
-            let entries: Vec<_> = self.ahead.range(..count).cloned().collect();
-            let devices = self.server.devices_database.clone();
-            let database = self.server.database.clone();
-            // Megabytes take tens of milliseconds: not on a thread that others need.
-            let sort = move || sort(&entries, &database, devices.as_deref());
-            let Ok(sorted) = tokio::task::spawn_blocking(sort).await else { continue };
-            match sorted.newer {
-                Some(seq) if sorted.through.is_none() => {
-                    let why = format!("entry {seq} of the journal: {}", Malformed::Newer(sorted.version));
-                    if !self.pause(Verdict::NeedsAPerson { why }).await {
-                        return None;
-                    }
-                    continue;
-                }
-                _ => {}
-            }
-            for (seq, lost) in sorted.unreadable {
+            for (seq, lost) in chunk.unreadable {
                 tracing::error!(
                     output = self.name,
                     seq,
@@ -286,73 +329,216 @@ impl Delivery {
                 );
                 self.shared.losses.add([Lost { who: self.reader.clone(), ..lost }]);
             }
-            let through = sorted.through.unwrap_or(self.through);
+            let through = chunk.through.unwrap_or(self.through);
             self.ahead.retain(|(seq, _)| *seq > through);
             let through = if self.ahead.is_empty() { self.through.max(through) } else { through };
-            return Some(Chunk { texts: sorted.texts, through });
+            return Turn::Lines { texts: chunk.texts, through };
         }
     }
 
-    /// Reads on, or waits until there is more. Whether there is an entry now; `None`: the program ends.
-    async fn read(&mut self) -> Option<bool> {
-        let (journal, after) = (Arc::clone(&self.shared.journal), self.through);
-        let read = move || journal.read(after, READ_BYTES);
-        let read: Result<_, JournalError> = match tokio::task::spawn_blocking(read).await {
-            Ok(read) => read,
-            Err(_) => return None,
-        };
-        let read = match read {
-            Ok(read) => read,
-            Err(error) => {
-                let why = format!("the journal cannot be read: {}", chain(&error));
-                return self.pause(Verdict::NoAnswer { why }).await.then_some(false);
-            }
-        };
-        self.shared.losses.add(read.damaged.iter().map(|gap| gap.loss(&self.reader)));
+    /// Megabytes take tens of milliseconds: not on a thread that others need.
+    async fn sort(&self, entries: Vec<(Seq, Entry)>) -> Option<Chunk> {
+        let devices = self.server.devices_database.clone();
+        let database = self.server.database.clone();
+        let sort = move || Chunk::of(&entries, &database, devices.as_deref());
+        tokio::task::spawn_blocking(sort).await.ok()
+    }
+
+    /// Reads on, or waits until there is more to do; what that is if it is no reading.
+    async fn read(&mut self) -> Result<(), Turn> {
+        let after = self.through;
+        let Some(read) = self.read_after(after).await else { return Err(Turn::End) };
         let is_more = read.through > after;
         self.through = read.through.max(after);
         if !read.entries.is_empty() {
             self.ahead.extend(read.entries);
-            return Some(true);
+            return Ok(());
         }
         if is_more {
             // Damaged entries and nothing else.
-            self.shared.journal.advance(&self.reader, self.through);
-            return Some(false);
+            self.done = self.through;
+            self.advance();
+            return Ok(());
         }
+        let next_try = self.stuck.values().map(|stuck| stuck.next_try).min();
+        let due = async {
+            match next_try {
+                Some(next_try) => tokio::time::sleep_until(next_try).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            grown = self.shared.last.wait_for(|last| *last > after) => grown.is_ok().then_some(false),
-            _ = self.stop.wait_for(|stop| *stop) => None,
+            biased;
+            () = due => Err(Turn::Stuck),
+            grown = self.shared.last.wait_for(|last| *last > after) => grown.map(drop).map_err(|_| Turn::End),
+            _ = self.stop.wait_for(|stop| *stop) => Err(Turn::End),
         }
     }
 
-    /// Brings lines to a database of the server. False: the program ends, and not all were brought.
-    async fn deliver(&mut self, database: &str, text: &Text) -> bool {
-        let mut from = 0;
+    /// Entries of the journal; what is damaged there is told. `None`: the program ends.
+    async fn read_after(&mut self, after: Seq) -> Option<journal::Read> {
+        loop {
+            let journal = Arc::clone(&self.shared.journal);
+            match tokio::task::spawn_blocking(move || journal.read(after, READ_BYTES)).await.ok()? {
+                Ok(read) => {
+                    self.shared.losses.add(read.damaged.iter().map(|gap| gap.loss(&self.reader)));
+                    return Some(read);
+                }
+                Err(error) => {
+                    let why = format!("the journal cannot be read: {}", chain(&error));
+                    if !self.pause(Verdict::NoAnswer { why }).await {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Brings lines to their databases, but to those that lag behind. False: the program ends, and not all were
+    /// brought.
+    async fn bring(&mut self, texts: &[(String, Text)], through: Seq) -> bool {
+        for (database, text) in texts {
+            if self.stuck.contains_key(database) {
+                continue;
+            }
+            match self.deliver(database, text, 0).await {
+                Brought::All => {}
+                Brought::Until { line, why } => {
+                    let stuck =
+                        Stuck { through: self.done, lines: line, next_try: Instant::now(), why: None };
+                    self.stuck.insert(database.clone(), stuck);
+                    self.is_refused(database, why);
+                }
+                Brought::Ended => return false,
+            }
+        }
+        self.done = through;
+        self.advance();
+        true
+    }
+
+    /// The database that is to be tried next, if it is time.
+    fn due(&self) -> Option<String> {
+        let (database, stuck) = self.stuck.iter().min_by_key(|(_, stuck)| stuck.next_try)?;
+        (stuck.next_try <= Instant::now()).then(|| database.clone())
+    }
+
+    /// Brings the next of what waits for a database that lags behind. False: the program ends.
+    async fn catch_up(&mut self, database: &str) -> bool {
+        let Some(Stuck { through: after, lines, .. }) = self.stuck.get(database) else { return true };
+        let (after, mut lines) = (*after, *lines);
+        let Some(mut read) = self.read_after(after).await else { return false };
+        if !read.damaged.is_empty() || read.entries.first().is_none_or(|(seq, _)| *seq != after + 1) {
+            // They are not the entries any more in which these lines were counted.
+            lines = 0;
+        }
+        // What is behind has not been sorted yet, and may be a newer version's.
+        read.entries.retain(|(seq, _)| *seq <= self.done);
+        let count = chunk::count(read.entries.iter());
+        let is_all = count == read.entries.len();
+        read.entries.truncate(count);
+        let Some(chunk) = self.sort(read.entries).await else { return true };
+        let through = if is_all { read.through.min(self.done) } else { chunk.through.unwrap_or(after) };
+        let text = chunk.texts.into_iter().find(|(name, _)| name == database).map(|(_, text)| text);
+        let text = text.unwrap_or_default();
+        let brought = self.deliver(database, &text, lines).await;
+        let Some(stuck) = self.stuck.get_mut(database) else { return true };
+        match brought {
+            Brought::All => {
+                (stuck.through, stuck.lines, stuck.next_try) = (through, 0, Instant::now());
+                if text.lines() > lines && stuck.why.take().is_some() {
+                    tracing::info!(output = self.name, database, "delivers to this database again");
+                }
+                if through >= self.done {
+                    self.stuck.remove(database);
+                }
+                self.advance();
+                lock(&self.stats).trouble = self.trouble();
+                true
+            }
+            Brought::Until { line, why } => {
+                stuck.lines = line;
+                self.is_refused(database, why);
+                true
+            }
+            Brought::Ended => false,
+        }
+    }
+
+    /// Tells that a database is refused, and sets the time of the next try.
+    fn is_refused(&mut self, database: &str, why: String) {
+        self.forget(|name| name == database);
+        let Some(stuck) = self.stuck.get_mut(database) else { return };
+        if stuck.why.as_deref().map(cause) != Some(cause(&why)) {
+            tracing::error!(
+                output = self.name,
+                database,
+                "cannot deliver until this is changed: {why}; what goes to other databases goes on"
+            );
+        }
+        stuck.why = Some(why);
+        stuck.next_try = Instant::now() + self.shared.pauses.slow();
+        let trouble = self.trouble();
+        let mut stats = lock(&self.stats);
+        stats.failures += 1;
+        stats.trouble = trouble;
+    }
+
+    /// The first database that is refused, and why.
+    fn trouble(&self) -> Option<String> {
+        let why = |(database, stuck): (&String, &Stuck)| {
+            stuck.why.as_ref().map(|why| format!("database {database:?}: {why}"))
+        };
+        self.stuck.iter().find_map(why)
+    }
+
+    /// What all databases have is done with.
+    fn advance(&self) {
+        let done = self.stuck.values().map(|stuck| stuck.through).fold(self.done, Seq::min);
+        self.shared.journal.advance(&self.reader, done);
+    }
+
+    /// Brings lines to a database of the server, from this one on.
+    async fn deliver(&mut self, database: &str, text: &Text, mut from: usize) -> Brought {
         while from < text.lines() {
-            let piece = text.piece(from, self.most_bytes);
+            let piece = text.piece(from, self.size.bytes());
             from = piece.end;
             let mut attempt = Attempt::new(text, piece);
             while let Some(request) = attempt.next() {
+                let bytes = request.lines.len();
                 let verdict = self.send(database, request).await;
                 match attempt.answered(verdict) {
+                    Next::Again(Verdict::NotThisDatabase { why })
+                        if self.stuck.contains_key(database) || self.stuck.len() < MAX_STUCK =>
+                    {
+                        return Brought::Until { line: attempt.first_left().unwrap_or(from), why };
+                    }
                     Next::Again(verdict) => {
+                        let is_slow = matches!(verdict, Verdict::TimedOut { .. }) && bytes > SMALL_BYTES;
                         if !self.pause(verdict).await {
-                            return false;
+                            return Brought::Ended;
+                        }
+                        if is_slow {
+                            self.size.was_too_much(bytes);
+                            from = attempt.first_left().unwrap_or(from);
+                            break;
                         }
                     }
                     Next::TooLarge { bytes } => {
-                        self.most_bytes = self.most_bytes.min(bytes / 2);
+                        self.size.was_too_much(bytes);
                         self.works_again();
+                        from = attempt.first_left().unwrap_or(from);
+                        break;
                     }
                     Next::Settled { delivered, refused } => {
+                        self.size.took(bytes);
                         self.works_again();
                         self.settled(database, text, delivered, &refused).await;
                     }
                 }
             }
         }
-        true
+        Brought::All
     }
 
     async fn send(&mut self, database: &str, request: Request) -> Verdict {
@@ -418,6 +604,13 @@ impl Delivery {
         Ok(())
     }
 
+    /// Whoever mends what is wrong may have mended this, too: a database that could not be made is tried once more, and
+    /// with the older APIs, whose writes make none, also one that was there.
+    fn forget(&mut self, is_in_doubt: impl Fn(&str) -> bool) {
+        let is_v3 = self.server.api == Api::V3;
+        self.databases.retain(|name, made| (is_v3 && *made == Made::Yes) || !is_in_doubt(name));
+    }
+
     fn remember(&mut self, database: &str, made: Made) {
         if self.databases.len() >= MAX_DATABASES {
             self.databases.clear();
@@ -464,7 +657,7 @@ impl Delivery {
     }
 
     fn works_again(&mut self) {
-        lock(&self.stats).trouble = None;
+        lock(&self.stats).trouble = self.trouble();
         if self.failures_in_a_row > 0 {
             tracing::info!(output = self.name, failures = self.failures_in_a_row, "delivers again");
             self.failures_in_a_row = 0;
@@ -495,11 +688,7 @@ impl Delivery {
             return false;
         }
         let pause = if needs_a_person {
-            // Whoever mends it may have mended this, too.
-            self.databases.retain(|_, made| *made == Made::Yes);
-            if self.server.api != Api::V3 {
-                self.databases.clear();
-            }
+            self.forget(|_| true);
             self.shared.pauses.slow()
         } else {
             self.shared.pauses.asked(self.failures_in_a_row, after)
@@ -511,60 +700,6 @@ impl Delivery {
         }
         true
     }
-}
-
-/// Lines of entries, sorted by database.
-#[derive(Debug, Default)]
-struct Sorted {
-    texts: Vec<(String, Text)>,
-    /// Entries that are none of ours.
-    unreadable: Vec<(Seq, Lost)>,
-    /// An entry that a newer version wrote, its format's version, and nothing of what is behind it.
-    newer: Option<Seq>,
-    version: u8,
-    /// The last entry that is in this.
-    through: Option<Seq>,
-}
-
-/// Sorts the lines of entries by the server's databases, each in order.
-fn sort(entries: &[(Seq, Entry)], database: &str, devices: Option<&str>) -> Sorted {
-    let mut sorted = Sorted::default();
-    let mut texts: Vec<(String, String)> = Vec::new();
-    let mut push = |database: &str, text: &str| match texts.iter_mut().find(|(name, _)| name == database) {
-        Some((_, all)) => all.push_str(text),
-        None => texts.push((database.to_owned(), text.to_owned())),
-    };
-    for (seq, entry) in entries {
-        match entry::decode(&entry.payload) {
-            Ok(lines) if lines.database != DATABASE => push(&lines.database, &lines.text),
-            Ok(lines) => match devices {
-                None => push(database, &lines.text),
-                Some(devices) => {
-                    let text = Text::new(lines.text);
-                    for (is_devices, run) in text.runs(|line| is_of(line, DEVICES)) {
-                        push(if is_devices { devices } else { database }, text.slice(run));
-                    }
-                }
-            },
-            Err(Malformed::Newer(version)) => {
-                (sorted.newer, sorted.version) = (Some(*seq), version);
-                break;
-            }
-            Err(wrong) => {
-                let why = format!("an entry of the journal cannot be read: {wrong}");
-                let (lines, span) = (u64::from(entry.lines), entry.span);
-                sorted.unreadable.push((*seq, Lost { who: String::new(), why, lines, span }));
-            }
-        }
-        sorted.through = Some(*seq);
-    }
-    sorted.texts = texts.into_iter().map(|(database, text)| (database, Text::new(text))).collect();
-    sorted
-}
-
-/// Whether a line is of this measurement, which needs no escaping.
-fn is_of(line: &str, measurement: &str) -> bool {
-    line.strip_prefix(measurement).is_some_and(|rest| rest.starts_with([',', ' ']))
 }
 
 fn compress(lines: &str) -> std::io::Result<Vec<u8>> {

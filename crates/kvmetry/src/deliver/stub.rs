@@ -59,6 +59,10 @@ pub(super) struct Model {
     /// What an attempt to make a database is answered instead.
     pub(super) create: Option<(u16, String)>,
     pub(super) max_bytes: usize,
+    /// A write with more than this is never answered, as over a link that is too slow for it.
+    pub(super) hangs_beyond: Option<usize>,
+    /// What writes into some databases are answered.
+    pub(super) refused: BTreeMap<String, (u16, String)>,
     /// Added to the line numbers that are told: a wrong server.
     pub(super) number_shift: u64,
     /// Answers an unbearable line as if partial writes were not known.
@@ -77,6 +81,8 @@ impl Default for Model {
             token: None,
             create: None,
             max_bytes: 10_485_760,
+            hangs_beyond: None,
+            refused: BTreeMap::new(),
             number_shift: 0,
             always_strict: false,
             requests: Vec::new(),
@@ -108,6 +114,9 @@ impl Model {
             return (401, r#"{"error": "the request was not authenticated"}"#.to_owned());
         }
         let database = query.get("db").or(query.get("bucket")).cloned().unwrap_or_default();
+        if let Some(refused) = self.refused.get(&database) {
+            return refused.clone();
+        }
         match url.path() {
             "/ping" => (200, "{}".to_owned()),
             "/api/v3/configure/database" => self.create_v3(body),
@@ -348,12 +357,14 @@ async fn serve(
             let packed = std::mem::take(&mut body);
             flate2::read::MultiGzDecoder::new(&packed[..]).read_to_end(&mut body).unwrap();
         }
-        let answer = {
+        let (answer, fault) = {
             let mut model = model.lock().unwrap();
+            let hangs = model.hangs_beyond.is_some_and(|most| body.len() > most);
+            let fault = fault.or(hangs.then_some(Fault::Hang));
             let sent = head.lines().find_map(|line| line.strip_prefix("authorization: "));
             model.authorization = sent.map(str::to_owned);
             model.requests.push((head.lines().next().unwrap_or_default().to_owned(), body.len()));
-            match &fault {
+            let answer = match &fault {
                 None | Some(Fault::Slow | Fault::StoredButReset) => {
                     let (status, body) = model.answer(&head, &body);
                     text(status, "", &body)
@@ -362,7 +373,8 @@ async fn serve(
                 Some(Fault::Cut) => "HTTP/1.1 204 No Con".to_owned(),
                 Some(Fault::Rubbish) => "SSH-2.0-OpenSSH_9.2\r\n".to_owned(),
                 Some(_) => String::new(),
-            }
+            };
+            (answer, fault)
         };
         let gone = match &fault {
             Some(Fault::Reset | Fault::StoredButReset | Fault::ResetEarly) => true,

@@ -7,10 +7,14 @@ use disk::RealDisk;
 use journal::Limits;
 use tokio::net::TcpListener;
 
+use super::attempt::LONG_LINE_BYTES;
 use super::client::Client;
+use super::size::PREFERRED_BYTES;
 use super::stub::{Database, Fault, Model, Stub};
 use super::*;
 use crate::clock::SystemClock;
+use crate::config::DATABASE;
+use crate::entry;
 use crate::logging::log_of_this_thread;
 
 /// For what must come: long enough for a machine with much else to do.
@@ -126,6 +130,17 @@ async fn end(deliveries: Deliveries) -> DeliveryStats {
     stats[0].clone()
 }
 
+/// Waits until a delivery is as it should be.
+async fn until(deliveries: &Deliveries, what: &str, is: impl Fn(&DeliveryStats) -> bool) {
+    let waited = async {
+        while !is(&deliveries.stats()[0]) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, waited).await;
+    assert!(waited.is_ok(), "{what}: not in time; {:?}", deliveries.stats());
+}
+
 /// Each time of the first occurrence is later than the one before, whatever came twice.
 #[track_caller]
 fn assert_in_order(times: &[i64]) {
@@ -231,13 +246,13 @@ async fn what_is_held_in_memory_is_bounded() {
     let mut delivery = deliveries.prepare(&servers[0]).unwrap();
     let mut seen = 0;
     while seen < kept.shared.journal.stats().last {
-        let chunk = delivery.next_chunk().await.unwrap();
+        let Turn::Lines { texts, through } = delivery.next_turn().await else { panic!("no lines") };
         let ahead: usize = delivery.ahead.iter().map(|(_, entry)| entry.payload.len()).sum();
         assert!(ahead <= READ_BYTES + 2 * largest, "{ahead} bytes read ahead");
-        let bytes: usize = chunk.texts.iter().map(|(_, text)| text.slice(0..text.lines()).len()).sum();
+        let bytes: usize = texts.iter().map(|(_, text)| text.slice(0..text.lines()).len()).sum();
         assert!(bytes <= PREFERRED_BYTES, "{bytes} bytes at once");
-        assert!(chunk.through > seen);
-        seen = chunk.through;
+        assert!(through > seen);
+        seen = through;
     }
 }
 
@@ -412,11 +427,8 @@ async fn what_needs_a_person_is_kept_until_the_person_has_come() {
         let stats = end(deliveries).await;
         assert_eq!((stats.delivered_lines, stats.refused_lines, stats.failures), (4, 0, 4), "{status}");
         let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
-        let loud = format!(
-            "ERROR cannot deliver until this is changed: {}",
-            if status == 301 { "the server" } else { "" }
-        );
-        assert!(log.contains(&loud) && log.contains(told), "{log}");
+        let loud = "ERROR cannot deliver until this is changed: the server";
+        assert!(log.contains(loud) && log.contains(told), "{log}");
         assert_eq!(log.matches("cannot deliver").count(), 1, "once a cause: {log}");
     }
 }
@@ -519,26 +531,177 @@ async fn a_database_of_influxdb_1_is_made_again_when_it_is_gone() {
 
 #[tokio::test]
 async fn a_smaller_limit_is_learnt_and_only_a_line_beyond_it_is_refused() {
-    let stub = Stub::start(Model { max_bytes: 1000, ..Model::default() }).await;
+    const LIMIT: usize = LONG_LINE_BYTES;
+    let stub = Stub::start(Model { max_bytes: LIMIT, ..Model::default() }).await;
     let servers = [at(stub.address, Api::V3)];
     let mut kept = Kept::new(&servers);
-    kept.add(DATABASE, &format!("a v=\"{}\" 1\n", "x".repeat(2000)));
-    kept.cycle(100);
+    kept.add(DATABASE, &format!("a v=\"{}\" 1\n", "x".repeat(LIMIT)));
+    kept.cycle(2000);
     let deliveries = kept.deliver(&servers);
-    stub.wait_for("all points", |model| model.count(DATABASE) == 100).await;
+    stub.wait_for("all points", |model| model.count(DATABASE) == 2000).await;
     let before = stub.model().requests.len();
-    kept.cycle(100);
-    stub.wait_for("more points", |model| model.count(DATABASE) == 200).await;
+    kept.cycle(2000);
+    stub.wait_for("more points", |model| model.count(DATABASE) == 4000).await;
+    let too_large =
+        |model: &Model| model.requests[before..].iter().filter(|(_, bytes)| *bytes > LIMIT).count();
+    assert_eq!(too_large(&stub.model()), 0, "{:?}", &stub.model().requests[before..]);
+    assert!(kept.rejects().contains(&format!("max request size ({LIMIT} bytes) exceeded\na v=\"xxx")));
+    // The limit goes, and with time it is noticed.
+    stub.model().max_bytes = 10_485_760;
+    for _ in 0..40 {
+        kept.cycle(2000);
+    }
+    stub.wait_for("the last points", |model| model.count(DATABASE) == 84_000).await;
     let stats = end(deliveries).await;
-    assert_eq!((stats.delivered_lines, stats.refused_lines, stats.failures), (200, 1, 0));
+    assert_eq!((stats.delivered_lines, stats.refused_lines, stats.failures), (84_000, 1, 0));
     let model = stub.model();
-    assert!(
-        model.requests[before..].iter().all(|(_, bytes)| *bytes <= 1000),
-        "{:?}",
-        &model.requests[before..]
-    );
-    assert_in_order(&model.databases[DATABASE].times.iter().step_by(100).copied().collect::<Vec<_>>());
-    assert!(kept.rejects().contains("max request size (1000 bytes) exceeded\na v=\"xxx"));
+    assert!(too_large(&model) > 0, "{:?}", &model.requests[before..]);
+    assert_in_order(&model.databases[DATABASE].times.iter().step_by(2000).copied().collect::<Vec<_>>());
+}
+
+/// The limit of a proxy that was made for something else.
+#[tokio::test]
+async fn a_limit_below_a_line_keeps_the_line_until_it_is_raised() {
+    let stub = Stub::start(Model { max_bytes: 20, ..Model::default() }).await;
+    let servers = [at(stub.address, Api::V3)];
+    let mut kept = Kept::new(&servers);
+    kept.cycle(3);
+    let deliveries = kept.deliver(&servers);
+    until(&deliveries, "the trouble", |stats| stats.failures >= 3).await;
+    let trouble = deliveries.stats()[0].trouble.clone().unwrap();
+    assert!(trouble.contains("raise the limit there"), "{trouble}");
+    stub.model().max_bytes = 10_485_760;
+    stub.wait_for("all points", |model| model.count(DATABASE) == 3).await;
+    let stats = end(deliveries).await;
+    assert_eq!((stats.delivered_lines, stats.refused_lines), (3, 0));
+    assert_eq!(kept.rejects(), "");
+}
+
+#[tokio::test]
+async fn a_request_too_slow_for_the_link_becomes_smaller() {
+    const LINES: usize = 20_000;
+    let mut kept = Kept::new(&[]);
+    kept.cycle(LINES);
+    let bytes = entry::lines_len(&kept.shared.journal.read(0, 1).unwrap().entries[0].1.payload).unwrap();
+    // In the time that a request may take, a quarter of them goes over the link, and a little more.
+    let model = Model { hangs_beyond: Some(bytes / 4 + 100), ..Model::default() };
+    let stub = Stub::start(model).await;
+    let servers = [at(stub.address, Api::V3)];
+    let kept = kept.reopen(&servers);
+    let deliveries = kept.deliver(&servers);
+    stub.wait_for("a request that is too large", |model| model.requests_with("write_lp").len() == 1).await;
+    // From here on nothing but time-outs can happen, until the request is small enough.
+    tokio::time::pause();
+    let first = async {
+        while stub.model().count(DATABASE) == 0 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            // What is done on other threads takes real time.
+            std::thread::yield_now();
+        }
+    };
+    first.await;
+    tokio::time::resume();
+    stub.wait_for("all points", |model| model.count(DATABASE) == LINES).await;
+    let stats = end(deliveries).await;
+    assert_eq!((stats.delivered_lines, stats.refused_lines), (LINES as u64, 0));
+    assert!(stats.failures >= 2, "{stats:?}");
+}
+
+#[tokio::test]
+async fn a_database_that_is_refused_stops_no_other() {
+    for (status, said) in [
+        (400, r#"{"error":"invalid database name"}"#),
+        (403, "no such luck"),
+        (404, "database not found"),
+        (422, "too many databases: at most 5"),
+    ] {
+        let (log, _guard) = log_of_this_thread();
+        let mut model = Model::default();
+        model.refused.insert("sixth".to_owned(), (status, said.to_owned()));
+        let stub = Stub::start(model).await;
+        let servers = [at(stub.address, Api::V3)];
+        let mut kept = Kept::new(&servers);
+        let deliveries = kept.deliver(&servers);
+        let mut count = 0;
+        for n in 1..=20 {
+            kept.add("sixth", &format!("a v={n}i {n}\n"));
+            kept.cycle(2);
+            count += 2;
+            stub.wait_for("what is beside", |model| model.count(DATABASE) == count).await;
+        }
+        until(&deliveries, "some tries", |stats| stats.failures >= 3 && stats.delivered_lines == 40).await;
+        let stats = deliveries.stats().remove(0);
+        assert_eq!(stats.waiting_entries, 40, "the cursor waits");
+        assert!(stats.trouble.unwrap().starts_with("database \"sixth\": "));
+        // A crash: what the others have comes once more, and is the same.
+        deliveries.shutdown(PATIENCE).await;
+        let mut kept = kept.reopen(&servers);
+        let deliveries = kept.deliver(&servers);
+        kept.cycle(2);
+        stub.wait_for("what is new", |model| model.count(DATABASE) == 42).await;
+        assert_eq!(stub.model().count("sixth"), 0);
+        stub.model().refused.clear();
+        stub.wait_for("what waited", |model| model.count("sixth") == 20).await;
+        kept.add("sixth", "a v=21i 21\n");
+        stub.wait_for("the next one", |model| model.count("sixth") == 21).await;
+        let stats = end(deliveries).await;
+        assert_eq!((stats.refused_lines, stats.lost_lines, stats.trouble), (0, 0, None));
+        let model = stub.model();
+        assert!(model.databases["sixth"].times.iter().copied().eq(1..=21), "in order, each once");
+        let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+        assert_eq!(log.matches("cannot deliver until").count(), 2, "once a start: {log}");
+        assert_eq!(log.matches("delivers to this database again").count(), 1, "{log}");
+    }
+}
+
+/// What a database has of a piece before it is refused is not brought again, nor refused again.
+#[tokio::test]
+async fn a_database_goes_on_at_the_line_where_it_was_refused() {
+    let mut model = Model { max_bytes: 300, ..Model::default() };
+    model.databases.insert("d".to_owned(), Database::default());
+    let ok = || None;
+    let no = || Some(Fault::Answer(403, "", String::new()));
+    let stub = Stub::start(model).await;
+    let servers = [at(stub.address, Api::V3)];
+    let kept = Kept::new(&servers);
+    // The fifth line is bad for the server; more lines than one request takes.
+    let line = |n: usize| format!("a v={n}{} {n}\n", if n == 5 { "" } else { "i" });
+    kept.add("d", &(1..=100).map(line).collect::<String>());
+    kept.add("d", &(101..=150).map(line).collect::<String>());
+    // Both databases are made; 413 twice; a few pieces; then no more.
+    stub.model().faults.extend([ok(), ok(), ok(), ok(), ok(), ok(), ok(), ok(), no(), no()]);
+    let deliveries = kept.deliver(&servers);
+    stub.wait_for("all points", |model| model.count("d") == 149).await;
+    let stats = end(deliveries).await;
+    assert_eq!((stats.delivered_lines, stats.refused_lines, stats.failures), (149, 1, 2));
+    // What was asked with the bad line came twice; nothing else did.
+    let piece = 300 / line(10).len() as i64;
+    assert!(stub.model().databases["d"].times.iter().copied().filter(|n| *n > piece).eq(piece + 1..=150));
+    assert_eq!(kept.rejects().lines().filter(|line| !line.starts_with('#')).count(), 1);
+}
+
+#[tokio::test]
+async fn many_databases_that_are_refused_are_bounded() {
+    let mut model = Model::default();
+    let names: Vec<_> = (0..MAX_STUCK + 1).map(|n| format!("d{n:03}")).collect();
+    model.refused.extend(names.iter().map(|name| (name.clone(), (404, String::new()))));
+    let stub = Stub::start(model).await;
+    let servers = [at(stub.address, Api::V3)];
+    let mut kept = Kept::new(&servers);
+    for name in &names {
+        kept.add(name, "a v=1i 1\n");
+    }
+    kept.cycle(1);
+    let deliveries = kept.deliver(&servers);
+    let last = format!("db={}", names[MAX_STUCK]);
+    stub.wait_for("the one too many", |model| model.requests_with(&last).len() >= 3).await;
+    assert_eq!(stub.model().count(DATABASE), 0, "it waits");
+    stub.model().refused.clear();
+    stub.wait_for("all points", |model| model.count(DATABASE) == 1).await;
+    for name in &names {
+        stub.wait_for("all points", |model| model.count(name) == 1).await;
+    }
+    end(deliveries).await;
 }
 
 #[tokio::test]
@@ -726,6 +889,8 @@ async fn a_post_that_is_not_taken_says_what_comes_next() {
     let answer = |status, headers, body: &str| Fault::Answer(status, headers, body.to_owned());
     let asked = "Retry { why: \"status 429\", after: Some(17s) }";
     check(answer(429, "Retry-After: 17\r\n", ""), asked).await;
+    let date = "Date: Sun, 22 Nov 2026 21:48:59 GMT\r\nRetry-After: Sun, 22 Nov 2026 21:49:16 GMT\r\n";
+    check(answer(429, date, ""), asked).await;
     let asked = "Retry { why: \"status 503, starting\", after: None }";
     check(answer(503, "retry-after: soon\r\n", "starting"), asked).await;
     let redirect = "NeedsAPerson { why: \"the server redirects to \\\"https://elsewhere/\\\"";
