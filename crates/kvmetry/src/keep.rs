@@ -97,7 +97,7 @@ impl Kept {
             known: embedded.as_ref().map(Embedded::catalog).unwrap_or_default(),
             #[cfg(not(feature = "store"))]
             known: Default::default(),
-            retentions,
+            retentions: Arc::clone(&retentions),
             losses: Arc::clone(&losses),
             clock: Arc::clone(clock),
         })?;
@@ -107,6 +107,7 @@ impl Kept {
             rejects: Arc::new(Rejects::new(disk, dir.path().join("rejects"))),
             losses: Arc::clone(&losses),
             clock: Arc::clone(clock),
+            retentions,
             pauses: Pauses::NORMAL,
         };
         let deliveries = Deliveries::start(&config.influxdb, shared)?;

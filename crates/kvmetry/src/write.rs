@@ -197,7 +197,8 @@ impl Job {
     }
 }
 
-/// How long databases keep their points, for those that were told so themselves. Shared with the store.
+/// How long databases keep their points, for those that were told so themselves. Shared with the store and with
+/// deliveries.
 #[derive(Debug, Default)]
 pub(crate) struct Retentions(RwLock<BTreeMap<String, Duration>>);
 
@@ -217,7 +218,7 @@ impl Retentions {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(database).copied()
     }
 
-    fn take(&self, catalog: &Catalog) {
+    pub(crate) fn take(&self, catalog: &Catalog) {
         let all = catalog.databases().filter_map(|it| Some((it.to_owned(), catalog.retention(it)?)));
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = all.collect();
     }

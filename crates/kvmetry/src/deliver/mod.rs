@@ -52,6 +52,7 @@ use crate::config::{Api, InfluxDb};
 use crate::entry::Malformed;
 use crate::logging::{OncePerCause, chain};
 use crate::losses::{Losses, Lost};
+use crate::write::Retentions;
 
 pub(crate) use self::client::{ClientError, probe};
 pub(crate) use self::rejects::{Rejects, summary};
@@ -110,6 +111,8 @@ pub(crate) struct Shared {
     pub(crate) rejects: Arc<Rejects>,
     pub(crate) losses: Arc<Losses>,
     pub(crate) clock: Arc<dyn Clock>,
+    /// Databases that were told how long they keep their points.
+    pub(crate) retentions: Arc<Retentions>,
     /// Between tries.
     pub(crate) pauses: Pauses,
 }
@@ -561,8 +564,7 @@ impl Delivery {
             None if self.server.api == Api::V2 => return Ok(()),
             None => 0,
         };
-        let is_devices = self.server.devices_database.as_deref() == Some(database);
-        let retention = if is_devices { self.server.devices_retention } else { self.server.retention };
+        let retention = self.retention_of(database);
         let output = &self.name;
         // A server that needs a person is asked every minute.
         let tell = |what: &str| {
@@ -602,6 +604,16 @@ impl Delivery {
         };
         self.remember(database, made);
         Ok(())
+    }
+
+    /// How long a database of the server is to keep its points: as configured for ours, as it was told for another.
+    fn retention_of(&self, database: &str) -> Duration {
+        if self.server.devices_database.as_deref() == Some(database) {
+            return self.server.devices_retention;
+        }
+        let is_ours = self.server.database == database;
+        let told = self.shared.retentions.of(database).filter(|_| !is_ours);
+        told.unwrap_or(self.server.retention)
     }
 
     /// Whoever mends what is wrong may have mended this, too: a database that could not be made is tried once more, and

@@ -67,6 +67,7 @@ impl Kept {
             rejects: Arc::new(Rejects::new(Arc::new(RealDisk), folder.path().join("rejects"))),
             losses: Arc::new(Losses::new(Arc::clone(&clock))),
             clock,
+            retentions: Arc::default(),
             pauses: Pauses::SHORT,
         };
         Self { folder, shared, grow, time: 0 }
@@ -199,6 +200,32 @@ async fn devices_go_to_a_database_of_their_own_with_its_own_life() {
         (retention("vms"), retention("devices"), retention("foreign")),
         ("30d".into(), "7d".into(), "30d".into())
     );
+}
+
+#[tokio::test]
+async fn a_database_is_made_with_the_retention_that_it_was_told() {
+    for api in [Api::V3, Api::V1] {
+        let stub = Stub::start(Model::default()).await;
+        let mut server = at(stub.address, api);
+        server.database = "vms".to_owned();
+        let servers = [server];
+        let kept = Kept::new(&servers);
+        let mut catalog = telemetry::lines::Catalog::default();
+        let day = |days: u64| Some(Duration::from_secs(days * 86_400));
+        // Ours is as it is configured for this server.
+        for (name, retention) in [("week", day(7)), ("ever", day(0)), ("untold", None), ("vms", day(1))] {
+            catalog.create_database(name, retention).unwrap();
+            kept.add(name, "a v=1i 1\n");
+        }
+        kept.shared.retentions.take(&catalog);
+        let deliveries = kept.deliver(&servers);
+        let all = ["week", "ever", "untold", "vms"];
+        stub.wait_for("all points", |model| all.iter().all(|name| model.count(name) == 1)).await;
+        end(deliveries).await;
+        let retention = |name: &str| stub.model().databases[name].retention.clone();
+        let expect = [Some("7d".to_owned()), None, Some("30d".to_owned()), Some("30d".to_owned())];
+        assert_eq!(all.map(retention), expect, "{api:?}");
+    }
 }
 
 #[tokio::test]
