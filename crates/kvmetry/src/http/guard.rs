@@ -10,6 +10,7 @@
 //! (DNS rebinding); but it can lie about neither its origin nor the name that it asked for.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::http::request::Parts;
@@ -39,7 +40,7 @@ pub(crate) enum Needs {
 pub(crate) struct Guard {
     hosts: Hosts,
     /// `None`: everybody is (`--insecure-no-auth`).
-    tokens: Option<Tokens>,
+    tokens: Option<Arc<Tokens>>,
     /// Whether a missing file of tokens means that everybody is let in.
     loopback: bool,
 }
@@ -57,6 +58,7 @@ impl Guard {
     pub(crate) fn new(listen: SocketAddr, allowed_hosts: &[String], tokens: Option<Tokens>) -> Self {
         let allowed = allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
         let listen = listen.ip();
+        let tokens = tokens.map(Arc::new);
         Self { hosts: Hosts { listen, allowed }, tokens, loopback: listen.is_loopback() }
     }
 
@@ -64,14 +66,14 @@ impl Guard {
     ///
     /// # Errors
     /// What the client is told.
-    pub(crate) fn admit(&self, request: &Parts, local: IpAddr, needs: Needs) -> Result<(), Problem> {
+    pub(crate) async fn admit(&self, request: &Parts, local: IpAddr, needs: Needs) -> Result<(), Problem> {
         let host = self.hosts.check(request, local)?;
         check_origin(&request.headers, &host)?;
         let Some(tokens) = &self.tokens else { return Ok(()) };
         if needs == Needs::Nothing {
             return Ok(());
         }
-        match tokens.current() {
+        match tokens.look().await {
             Ok(None) if self.loopback => Ok(()),
             Ok(known) => check_token(request, known.as_ref(), needs),
             Err(error) => Err(cannot_tell(&error)),

@@ -332,7 +332,7 @@ impl Front {
         let grpc = request.headers().get(CONTENT_TYPE).is_some_and(is_grpc);
         let unwanted = Unwanted::of(&request);
         let (mut parts, body) = request.into_parts();
-        let mut response = match self.admit(&mut parts, &connection) {
+        let mut response = match self.admit(&mut parts, &connection).await {
             Ok(()) => {
                 parts.extensions.insert(connection);
                 let request = Request::from_parts(parts, body);
@@ -350,7 +350,7 @@ impl Front {
     }
 
     /// Finds out whether somebody answers this, and whether the client may ask.
-    fn admit(&self, parts: &mut Parts, connection: &Connection) -> Result<(), Problem> {
+    async fn admit(&self, parts: &mut Parts, connection: &Connection) -> Result<(), Problem> {
         if parts.uri.to_string().len() > MAX_URL_BYTES {
             let message = format!("the URL is longer than {MAX_URL_BYTES} bytes: use POST with a body");
             return Err(Problem::new(StatusCode::URI_TOO_LONG, message));
@@ -369,7 +369,8 @@ impl Front {
             // Who may not ask is not told what there is.
             (None, None) => Needs::Token,
         };
-        self.guard.admit(parts, connection.local, needs)?;
+        self.guard.admit(parts, connection.local, needs).await?;
+        let path = parts.uri.path();
         match (mounted, endpoint, method) {
             (Some(_), ..) | (None, Some(_), Some(_)) => Ok(()),
             // As InfluxDB has it.

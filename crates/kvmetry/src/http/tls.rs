@@ -3,7 +3,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
@@ -23,6 +23,8 @@ pub(crate) struct Tls {
     certificate: PathBuf,
     key: PathBuf,
     loaded: Mutex<Loaded>,
+    /// Held by who looks at the files: a disk that hangs must not take a thread for every connection.
+    looking: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -48,33 +50,43 @@ impl Tls {
     pub(crate) fn new(certificate: PathBuf, key: PathBuf) -> Result<Self, TlsError> {
         let stamps = stamps(&certificate, &key);
         let config = read(&certificate, &key)?;
-        Ok(Self { certificate, key, loaded: Mutex::new(Loaded { stamps, config }) })
+        let loaded = Mutex::new(Loaded { stamps, config });
+        Ok(Self { certificate, key, loaded, looking: Mutex::default() })
     }
 
     /// Does the handshake.
     ///
     /// # Errors
     /// What rustls says of the peer.
-    pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        TlsAcceptor::from(self.config()).accept(stream).await
+    pub(crate) async fn accept(self: Arc<Self>, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let config = tokio::task::spawn_blocking(move || self.config()).await;
+        TlsAcceptor::from(config.map_err(io::Error::other)?).accept(stream).await
     }
 
     /// The configuration of the files as they are now; where they are bad, as they were: a mistake in renewing a
-    /// certificate must not take down what works.
+    /// certificate must not take down what works. Waits for the disk, unless another does so already.
     fn config(&self) -> Arc<ServerConfig> {
-        let stamps = stamps(&self.certificate, &self.key);
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if loaded.stamps != stamps {
-            loaded.stamps = stamps;
-            match read(&self.certificate, &self.key) {
-                Ok(config) => {
-                    loaded.config = config;
-                    tracing::info!(certificate = %self.certificate.display(), "the port's certificate was read again");
+        if let Ok(_looking) = self.looking.try_lock() {
+            let stamps = stamps(&self.certificate, &self.key);
+            let has_changed = self.loaded().stamps != stamps;
+            if has_changed {
+                let config = read(&self.certificate, &self.key);
+                let mut loaded = self.loaded();
+                loaded.stamps = stamps;
+                match config {
+                    Ok(config) => {
+                        loaded.config = config;
+                        tracing::info!(certificate = %self.certificate.display(), "the port's certificate was read again");
+                    }
+                    Err(error) => tracing::warn!(%error, "the port's certificate stays what it was"),
                 }
-                Err(error) => tracing::warn!(%error, "the port's certificate stays what it was"),
             }
         }
-        Arc::clone(&loaded.config)
+        Arc::clone(&self.loaded().config)
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, Loaded> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

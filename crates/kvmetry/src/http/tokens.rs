@@ -20,9 +20,11 @@ use std::io::{self, Read, Write as _};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
 
 use super::stamp::Stamp;
 
@@ -38,6 +40,8 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 const MAX_NAME_BYTES: usize = 64;
 /// Of a data directory that is made for the file: as the server makes it.
 const DIR_MODE: u32 = 0o750;
+/// How long a disk may take to say what stands in the file. Then nobody is let in: a client's own patience ends.
+const LOOK_WITHIN: Duration = Duration::from_secs(5);
 /// The file's format.
 const VERSION: u32 = 1;
 
@@ -198,6 +202,8 @@ pub(crate) fn revoke(path: &Path, name: &str) -> Result<usize, TokensError> {
 pub(crate) struct Tokens {
     path: PathBuf,
     loaded: Mutex<Option<Loaded>>,
+    /// One looks at a time: a disk that hangs must not take a thread for every request.
+    turn: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -210,11 +216,33 @@ struct Loaded {
 
 impl Tokens {
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path, loaded: Mutex::new(None) }
+        Self { path, loaded: Mutex::new(None), turn: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// [`Tokens::current`] on a thread that may wait for the disk, as those of requests and hypervisors must not.
+    ///
+    /// # Errors
+    /// As there, or the disk does not answer within [`LOOK_WITHIN`].
+    pub(crate) async fn look(self: &Arc<Self>) -> Result<Option<Known>, TokensError> {
+        let failed = |source| TokensError::Io { what: "read", path: self.path.clone(), source };
+        let looked = async {
+            let turn = Arc::clone(&self.turn).acquire_owned().await;
+            let tokens = Arc::clone(self);
+            let look = move || {
+                let _turn = turn;
+                tokens.current()
+            };
+            tokio::task::spawn_blocking(look).await
+        };
+        match tokio::time::timeout(LOOK_WITHIN, looked).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(ended)) => Err(failed(io::Error::other(ended))),
+            Err(_) => Err(failed(io::Error::new(io::ErrorKind::TimedOut, "the disk does not answer"))),
+        }
     }
 
     /// What stands in the file now; `None` where there is none. It is looked at every time: that takes a microsecond,
-    /// and so a token that was revoked is refused at once.
+    /// and so a token that was revoked is refused at once. Waits for the disk.
     ///
     /// # Errors
     /// A file that cannot be read: nobody can be let in then.

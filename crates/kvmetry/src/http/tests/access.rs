@@ -168,6 +168,34 @@ async fn tokens_come_and_go_while_it_runs() {
     port.get("/health").await.is_text(200, "OK");
 }
 
+/// A pipe nobody writes to stands for a disk that hangs. This runtime has one thread: if that one waited for the disk,
+/// nothing here would go on.
+#[tokio::test]
+async fn a_disk_that_hangs_holds_up_nothing_but_who_must_show_a_token() {
+    let port = Port::with(|setup| setup.config.open_health = true).await;
+    let made = std::process::Command::new("mkfifo").arg(port.tokens_file()).status().unwrap();
+    assert!(made.success());
+    let waits = |_| port.get("/api/v3/query_sql?db=kvmetry&q=SELECT+1");
+    let waiting = futures_util::future::join_all((0..3).map(waits));
+    let mut waiting = std::pin::pin!(waiting);
+    let begun = tokio::time::Instant::now();
+    tokio::select! {
+        got = &mut waiting => panic!("{got:?}"),
+        () = async { for _ in 0..10 { port.get("/health").await.is_text(200, "OK"); } } => {}
+    }
+    assert!(begun.elapsed() < SOON / 2);
+    // In the end they are told.
+    for got in timeout(SOON, waiting).await.unwrap() {
+        got.is_error(503, "the tokens of this server cannot be read");
+    }
+    // The one thread that looks is let go, as by a disk that answers again, with rubbish.
+    std::fs::write(port.tokens_file(), "{}").unwrap();
+    std::fs::remove_file(port.tokens_file()).unwrap();
+    let secret = port.token("a", &[Scope::Admin]);
+    let query = port.client.get(port.url("/api/v3/configure/database?format=json")).bearer_auth(secret);
+    assert_eq!(query.send().await.unwrap().status(), 200);
+}
+
 #[tokio::test]
 async fn open_health_is_for_health_and_ping_only() {
     let port = Port::with(|setup| setup.config.open_health = true).await;
