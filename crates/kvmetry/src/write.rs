@@ -50,6 +50,8 @@ const MAX_INLINE_BYTES: usize = 64 << 10;
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
 /// The journal's state that holds the catalogue.
 const CATALOG: &str = "catalog";
+// With the databases' names it must still be a state.
+const _: () = assert!(telemetry::lines::limits::MAX_CATALOG_BYTES < journal::MAX_STATE_BYTES);
 
 /// What must see lines in memory before their write is acknowledged.
 pub(crate) trait Applied: Send {

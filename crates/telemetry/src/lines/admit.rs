@@ -9,9 +9,11 @@ use std::collections::HashMap;
 use std::fmt;
 
 use super::batch::{Batch, FieldColumn, SeriesKey, TableBatch, Values};
-use super::catalog::{Catalog, Column, Columns, Tables};
+use super::catalog::{Catalog, Column, Columns, Tables, column_bytes, table_bytes};
 use super::column::{ParsedTable, too_many_columns};
-use super::limits::{MAX_COLUMNS, MAX_DATABASES, MAX_TABLES, ROLLUP_SUFFIXES, check_database_name, told};
+use super::limits::{
+    MAX_CATALOG_BYTES, MAX_COLUMNS, MAX_DATABASES, MAX_TABLES, ROLLUP_SUFFIXES, check_database_name, told,
+};
 use super::parse::{LineError, Parsed, write};
 
 /// What was taken of a write. If no line was good, there is an empty batch and only errors.
@@ -96,18 +98,19 @@ impl Catalog {
         if known.is_none() && self.databases.len() >= MAX_DATABASES {
             return Err(Refused::TooManyDatabases);
         }
-        let (admitted, news) = match news_of(known, &parsed.tables) {
-            Some(news) => (whole(parsed), news),
-            None => line_by_line(database, known, parsed),
-        };
+        let (admitted, news) =
+            match news_of(known, &parsed.tables).filter(|it| bytes(known, it) <= self.room()) {
+                Some(news) => (whole(parsed), news),
+                None => line_by_line(database, known, parsed, self.room()),
+            };
         if !partial && !admitted.errors.is_empty() {
             return Err(Refused::Lines { errors: admitted.errors, untold: admitted.untold_errors });
         }
         let schema_changed = admitted.batch.lines > 0 && (known.is_none() || !news.is_empty());
         if schema_changed {
-            let tables = self.databases.entry(database.to_owned()).or_default();
-            for (table, columns) in news {
-                tables.entry(table).or_default().extend(columns);
+            self.databases.entry(database.to_owned()).or_default();
+            for (table, columns) in &news {
+                self.add(database, table, columns.iter().map(|(name, column)| (name.as_str(), *column)));
             }
         }
         Ok(Admitted { schema_changed, ..admitted })
@@ -146,6 +149,14 @@ fn news_of(known: Option<&Tables>, tables: &[ParsedTable]) -> Option<Tables> {
     (known.map_or(0, Tables::len) + new_tables <= MAX_TABLES).then_some(news)
 }
 
+/// What these take in the catalogue.
+fn bytes(known: Option<&Tables>, news: &Tables) -> usize {
+    let is_new = |table: &str| known.is_none_or(|known| !known.contains_key(table));
+    let tables = news.keys().filter(|table| is_new(table)).map(|table| table_bytes(table));
+    let columns = news.values().flatten().map(|(name, column)| column_bytes(name, *column));
+    tables.chain(columns).sum()
+}
+
 /// Whether a new table has the name of another one's roll-ups, which the store makes. (A table of such a name that is
 /// there already stays: then the other one has no roll-ups.)
 fn is_rollup(known: Option<&Tables>, tables: &[ParsedTable], table: &ParsedTable) -> bool {
@@ -173,8 +184,13 @@ pub(super) fn batch(tables: Vec<TableBatch>) -> Batch {
     Batch { span: earliest.copied().zip(latest.copied()), lines, tables }
 }
 
-/// Takes the lines that agree with the schema, one by one. Tells also what they add to it.
-fn line_by_line<'a>(database: &str, known: Option<&Tables>, parsed: Parsed<'a>) -> (Admitted<'a>, Tables) {
+/// Takes the lines that agree with the schema, one by one. Tells also what they add to it: at most `room` bytes.
+fn line_by_line<'a>(
+    database: &str,
+    known: Option<&Tables>,
+    parsed: Parsed<'a>,
+    mut room: usize,
+) -> (Admitted<'a>, Tables) {
     let mut errors = parsed.errors;
     let mut table_count = known.map_or(0, Tables::len);
     let mut judges: Vec<Judge<'_>> = parsed
@@ -193,10 +209,11 @@ fn line_by_line<'a>(database: &str, known: Option<&Tables>, parsed: Parsed<'a>) 
         } else if !judge.exists && table_count >= MAX_TABLES {
             Err(format!("the database '{database}' cannot have more than {MAX_TABLES} tables"))
         } else {
-            judge.judge(line.row as usize)
+            judge.judge(line.row as usize, room)
         };
         match verdict {
-            Ok(()) => {
+            Ok(taken) => {
+                room -= taken;
                 table_count += usize::from(!std::mem::replace(&mut judge.exists, true));
                 lines.push(line);
             }
@@ -278,8 +295,8 @@ impl<'t> Judge<'t> {
         }
     }
 
-    /// Takes a row, or says what is wrong with it.
-    fn judge(&mut self, row: usize) -> Result<(), String> {
+    /// Takes a row, or says what is wrong with it. Tells how much of the catalogue's `room` it takes.
+    fn judge(&mut self, row: usize, room: usize) -> Result<usize, String> {
         let batch = &self.table.batch;
         let series = batch.rows.get(row).and_then(|series| self.series.get(*series as usize));
         let tags = series.into_iter().flatten().map(|place| (*place, Column::Tag));
@@ -303,12 +320,23 @@ impl<'t> Judge<'t> {
         if self.column_count + new.len() > MAX_COLUMNS {
             return Err(too_many_columns(&batch.table));
         }
+        let mut bytes: usize =
+            new.iter().map(|(place, column)| column_bytes(self.names[*place].name, *column)).sum();
+        if !self.exists {
+            bytes += table_bytes(&batch.table);
+        }
+        if bytes > room {
+            return Err(format!(
+                "no room for a new table or column: those of all databases may take {MAX_CATALOG_BYTES} bytes with \
+                 their names, and do"
+            ));
+        }
         self.column_count += new.len();
         for (place, column) in new {
             self.names[place].column = Some(column);
         }
         self.taken[row] = true;
-        Ok(())
+        Ok(bytes)
     }
 
     /// The columns that the taken rows add to the schema.

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use super::admit::Refused;
 use super::batch::FieldType;
-use super::limits::{MAX_DATABASES, check_database_name, told};
+use super::limits::{MAX_CATALOG_BYTES, MAX_DATABASES, check_database_name, told};
 
 const HEAD: &str = "kvmetry catalog ";
 const VERSION: u32 = 1;
@@ -78,6 +78,8 @@ pub struct Catalog {
     pub(crate) databases: BTreeMap<String, Tables>,
     /// By database; zero keeps points for ever.
     retentions: BTreeMap<String, Duration>,
+    /// What tables and columns take in [`Catalog::to_bytes`].
+    bytes: usize,
 }
 
 /// Why bytes are no catalogue.
@@ -144,6 +146,16 @@ impl fmt::Display for MergeConflict {
 
 impl std::error::Error for MergeConflict {}
 
+/// What a table takes in [`Catalog::to_bytes`], without its columns.
+pub(crate) fn table_bytes(name: &str) -> usize {
+    "table \n".len() + name.len()
+}
+
+/// What a column takes there.
+pub(crate) fn column_bytes(name: &str, column: Column) -> usize {
+    column.word().len() + " \n".len() + name.len()
+}
+
 impl Catalog {
     /// The names of the databases, sorted.
     pub fn databases(&self) -> impl Iterator<Item = &str> {
@@ -197,9 +209,32 @@ impl Catalog {
 
     /// Adds a column, with its table and database where they are not there. One that is there stays as it is.
     pub fn add_column(&mut self, database: &str, table: &str, name: &str, column: Column) {
+        self.add(database, table, [(name, column)]);
+    }
+
+    /// Adds columns, with their table and database where they are not there. Those that are there stay as they are.
+    pub(crate) fn add<'a>(
+        &mut self,
+        database: &str,
+        table: &str,
+        columns: impl IntoIterator<Item = (&'a str, Column)>,
+    ) {
         let tables = self.databases.entry(database.to_owned()).or_default();
-        let columns = tables.entry(table.to_owned()).or_default();
-        columns.entry(name.to_owned()).or_insert(column);
+        let known = tables.entry(table.to_owned()).or_insert_with(|| {
+            self.bytes += table_bytes(table);
+            Columns::new()
+        });
+        for (name, column) in columns {
+            known.entry(name.to_owned()).or_insert_with(|| {
+                self.bytes += column_bytes(name, column);
+                column
+            });
+        }
+    }
+
+    /// How many bytes more tables and columns may take: see [`MAX_CATALOG_BYTES`].
+    pub(crate) fn room(&self) -> usize {
+        MAX_CATALOG_BYTES.saturating_sub(self.bytes)
     }
 
     /// Takes in what another catalogue has.
@@ -233,9 +268,9 @@ impl Catalog {
             self.retentions.entry(database.clone()).or_insert(*retention);
         }
         for (database, tables) in &other.databases {
-            let ours = self.databases.entry(database.clone()).or_default();
+            self.databases.entry(database.clone()).or_default();
             for (table, columns) in tables {
-                ours.entry(table.clone()).or_default().extend(columns.iter().map(|(c, k)| (c.clone(), *k)));
+                self.add(database, table, columns.iter().map(|(name, column)| (name.as_str(), *column)));
             }
         }
         Ok(())
@@ -309,6 +344,7 @@ impl Catalog {
                     let tables = database.and_then(|database| catalog.databases.get_mut(database));
                     let tables = tables.ok_or(malformed(at, "behind a database"))?;
                     table = Some(name);
+                    catalog.bytes += table_bytes(name);
                     tables.insert(name.to_owned(), Columns::new()).is_none()
                 }
                 word => {
@@ -317,6 +353,7 @@ impl Catalog {
                     let tables = database.and_then(|database| catalog.databases.get_mut(database));
                     let columns = table.and_then(|table| tables?.get_mut(table));
                     let columns = columns.ok_or(malformed(at, "behind a table"))?;
+                    catalog.bytes += column_bytes(name, column);
                     columns.insert(name.to_owned(), column).is_none()
                 }
             };

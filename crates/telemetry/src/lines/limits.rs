@@ -17,6 +17,12 @@ pub const MAX_TABLES: usize = 2_000;
 /// to need more.
 pub const MAX_DATABASES: usize = 1_000;
 
+/// Bytes that all tables and columns take in the catalogue ([`Catalog::to_bytes`](super::Catalog::to_bytes)): a name and
+/// a word each, so some 200,000 columns. The catalogue is written whole when it has grown, and a journal keeps at most
+/// 4 MiB of it; the rest of those is for the databases, [`MAX_DATABASES`] of them with their retention. Beyond, lines
+/// that need a new table or column are refused.
+pub const MAX_CATALOG_BYTES: usize = (4 << 20) - (128 << 10);
+
 /// Bytes of a line: a string field of the largest size that any server takes, with room to spare.
 pub const MAX_LINE_BYTES: usize = 1024 * 1024;
 

@@ -444,6 +444,50 @@ fn a_database_has_as_many_tables_as_its_limit() {
 }
 
 #[test]
+fn the_catalogue_has_a_limit_that_a_journal_keeps() {
+    let mut catalog = Catalog::default();
+    let words = "no room for a new table or column: those of all databases may take 4063232 bytes";
+    // The longest names: 500 columns of a table, table after table.
+    let name = |n: usize| format!("{n:0>width$}", width = limits::MAX_NAME_BYTES);
+    let columns: Vec<_> = (0..limits::MAX_COLUMNS).map(|n| format!("{}=1", name(n))).collect();
+    let line = |table: usize| format!("{} {} 1\n", name(table), columns.join(","));
+    let mut tables = 0;
+    let error = loop {
+        let body = line(tables);
+        let admitted = admit(&mut catalog, &body, true).expect("a line");
+        if let Some((1, why)) = told(&admitted).first() {
+            assert_eq!((admitted.batch.lines, admitted.schema_changed), (0, false));
+            break why.clone();
+        }
+        tables += 1;
+    };
+    assert!(error.contains(words), "{error}");
+    assert!((30..60).contains(&tables), "{tables}");
+    // What needs nothing new is taken, and what still fits; of a write that is too much for it the lines that fit.
+    let (known, new) = (line(0), line(tables));
+    let body = format!("{known}m f=1 1\n{new}m f=2 2\n");
+    let admitted = admit(&mut catalog, &body, true).expect("lines");
+    assert_eq!(told(&admitted).iter().map(|(line, _)| *line).collect::<Vec<_>>(), [3]);
+    assert_eq!(admitted.batch.lines, 3);
+    let before = catalog.to_bytes();
+    let all = parse(&new, Precision::Auto, NOW);
+    assert!(matches!(catalog.admit("other", all, false), Err(Refused::Lines { .. })));
+    assert!(catalog.to_bytes() == before);
+    // Databases and their retentions fit beside it, each as long as it can be.
+    for n in 1..limits::MAX_DATABASES {
+        let name = format!("{n:0>width$}", width = limits::MAX_DATABASE_NAME_BYTES);
+        catalog.create_database(&name, Some(std::time::Duration::from_secs(u64::MAX))).expect("a database");
+    }
+    assert!(catalog.to_bytes().len() <= 4 << 20, "{}", catalog.to_bytes().len());
+    // What it counts is what it writes, whichever way it came about.
+    let read = Catalog::from_bytes(&catalog.to_bytes()).expect("a catalogue");
+    assert!(read == catalog);
+    let mut merged = Catalog::default();
+    merged.merge(&catalog).expect("no conflict");
+    assert!(merged == catalog);
+}
+
+#[test]
 fn there_are_as_many_databases_as_their_limit() {
     let mut catalog = Catalog::default();
     let mut write = |database: &str| {
