@@ -167,7 +167,7 @@ pub(crate) mod sql {
             QueryError::TooLong { .. } | QueryError::Invalid(_) => QueryFault::Wrong,
             QueryError::TooSlow { .. } => QueryFault::TimedOut,
             QueryError::TooManyRows { .. } | QueryError::TooMuchMemory(_) => QueryFault::TooBig,
-            QueryError::Failed(_) => QueryFault::Failed,
+            QueryError::Failed(_) | QueryError::Panicked(_) => QueryFault::Failed,
             QueryError::Ended => QueryFault::Busy,
         };
         QueryFailure { fault, message: error.to_string() }

@@ -103,6 +103,11 @@ impl StoredFile {
         }
     }
 
+    /// Whether [`StoredFile::is_whole`] knows without reading.
+    pub(crate) fn was_checked(&self) -> bool {
+        self.damage.get().is_some() || self.metadata.get().is_some()
+    }
+
     /// Leaves the file out from now on.
     fn give_up(&self, error: &StoreError) {
         let problem = std::error::Error::source(error).map_or(String::new(), |source| format!(": {source}"));

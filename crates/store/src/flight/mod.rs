@@ -373,7 +373,7 @@ fn status(error: QueryError) -> Status {
         | QueryError::Invalid(_) => Code::InvalidArgument,
         QueryError::TooSlow { .. } => Code::DeadlineExceeded,
         QueryError::TooManyRows { .. } | QueryError::TooMuchMemory(_) => Code::ResourceExhausted,
-        QueryError::Failed(_) => Code::Internal,
+        QueryError::Failed(_) | QueryError::Panicked(_) => Code::Internal,
         QueryError::Ended => Code::Unavailable,
     };
     Status::new(code, error.to_string())

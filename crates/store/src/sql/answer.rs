@@ -13,8 +13,9 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
+use super::run::{EndsTask, ended_early};
 use super::{QueryError, Rows};
 
 /// Rows of a `pretty` table at most: its columns are as wide as the widest value, so all are held.
@@ -78,23 +79,29 @@ impl Rows {
         };
         // On the query's threads: whoever asks may have one thread for all there is.
         let (pieces, from) = mpsc::channel(PIECES_AHEAD);
-        let task = self.threads.clone().spawn(encode(self, encoder, pieces)).abort_handle();
-        let taken = Taken { from, _task: EndsTask(task) };
-        futures_util::stream::unfold(taken, async |mut taken| Some((taken.from.recv().await?, taken))).boxed()
+        let task = self.threads.clone().spawn(encode(self, encoder, pieces));
+        let ends = EndsTask(task.abort_handle());
+        let taken = Taken { from, task: Some(task), _ends: ends };
+        futures_util::stream::unfold(taken, async |mut taken| Some((taken.next().await?, taken))).boxed()
     }
 }
 
 /// An answer on its way; the work on it ends when this is dropped.
 struct Taken {
     from: mpsc::Receiver<Result<Bytes, QueryError>>,
-    _task: EndsTask,
+    /// `None` after its end.
+    task: Option<JoinHandle<()>>,
+    _ends: EndsTask,
 }
 
-struct EndsTask(AbortHandle);
-
-impl Drop for EndsTask {
-    fn drop(&mut self) {
-        self.0.abort();
+impl Taken {
+    async fn next(&mut self) -> Option<Result<Bytes, QueryError>> {
+        if let Some(piece) = self.from.recv().await {
+            return Some(piece);
+        }
+        // An answer that was broken off must not look whole.
+        let ended = self.task.take()?.await.err()?;
+        Some(Err(ended_early(ended, "")))
     }
 }
 

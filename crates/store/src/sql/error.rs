@@ -3,8 +3,13 @@
 use std::time::Duration;
 
 use datafusion::common::SchemaError;
+use datafusion::common::utils::datafusion_strsim::levenshtein;
 use datafusion::error::DataFusionError;
-use datafusion::execution::session_state::SessionState;
+
+/// Names of tables that a message lists.
+const TOLD_TABLES: usize = 20;
+/// InfluxDB 3's functions that are not there.
+const GAP_FILLING: [&str; 3] = ["date_bin_gapfill", "locf", "interpolate"];
 
 /// Why a query has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +60,9 @@ pub enum QueryError {
     /// It failed while running.
     #[error("{0}")]
     Failed(String),
+    /// It made this program panic.
+    #[error("internal error: this query met a fault of kvmetry, its log says which: {0}")]
+    Panicked(String),
     /// The program ends.
     #[error("the server is stopping")]
     Ended,
@@ -74,28 +82,94 @@ impl From<DataFusionError> for QueryError {
                 }
                 _ => Self::Invalid(text),
             },
-            DataFusionError::Plan(problem)
-                if problem.contains("table '") && problem.contains("not found") =>
-            {
+            DataFusionError::Plan(problem) if missing_table(problem).is_some() => {
                 Self::UnknownTable(problem.clone())
+            }
+            DataFusionError::Plan(problem) if missing_function(problem).is_some() => {
+                Self::Invalid(missing_function(problem).unwrap_or_default())
             }
             DataFusionError::ResourcesExhausted(problem) => {
                 Self::TooMuchMemory(problem.lines().next().unwrap_or_default().to_owned())
             }
-            DataFusionError::Plan(problem) => Self::Invalid(problem.clone()),
+            DataFusionError::Plan(problem) => {
+                Self::Invalid(refused_arguments(problem).unwrap_or(problem).to_owned())
+            }
             DataFusionError::SQL(parser, _) => Self::Invalid(format!("the query cannot be parsed: {parser}")),
+            DataFusionError::ExecutionJoin(ended) if ended.is_panic() => {
+                tracing::error!("a query made this program panic, a fault of its own: {ended}");
+                Self::Panicked(ended.to_string())
+            }
             DataFusionError::NotImplemented(problem) => Self::Invalid(format!("not supported: {problem}")),
-            _ => Self::Failed(text),
+            _ => match refused_arguments(&text) {
+                Some(problem) => Self::Invalid(problem.to_owned()),
+                None => Self::Failed(text),
+            },
         }
     }
 }
 
+/// What one of the store's own functions says of its arguments, without DataFusion's words around it.
+fn refused_arguments(problem: &str) -> Option<&str> {
+    let (_, problem) = problem.split_once("user-defined coercion failed with: Error during planning: ")?;
+    Some(problem.split(". No function matches").next().unwrap_or(problem))
+}
+
+/// The name of the table that was not found.
+fn missing_table(problem: &str) -> Option<&str> {
+    let (name, rest) = problem.split_once("table '")?.1.split_once('\'')?;
+    rest.starts_with(" not found").then(|| name.rsplit('.').next().unwrap_or(name))
+}
+
+fn missing_function(problem: &str) -> Option<String> {
+    let (name, rest) = problem.split_once("Invalid function '")?.1.split_once('\'')?;
+    let name = name.to_ascii_lowercase();
+    Some(if GAP_FILLING.contains(&name.as_str()) {
+        format!(
+            "{name} is not supported: make the buckets with generate_series and LEFT JOIN the points to them, as \
+             docs/QUERIES.md shows under \"Gaps\""
+        )
+    } else {
+        // DataFusion proposes one that is not alike, too.
+        let alike = rest.split('\'').nth(1).filter(|it| levenshtein(it, &name) <= 2);
+        let hint = alike.map_or(String::new(), |it| format!(": did you mean {it}?"));
+        format!("no function is called {name}{hint}")
+    })
+}
+
+/// Adds to an unknown table which ones there are.
+pub(super) fn name_tables(error: QueryError, tables: &[String]) -> QueryError {
+    let QueryError::UnknownTable(problem) = &error else { return error };
+    let name = missing_table(problem).unwrap_or_default();
+    if tables.is_empty() {
+        return QueryError::UnknownTable(format!("{problem}: there are no points in this database yet"));
+    }
+    let distance = |it: &&String| levenshtein(&it.to_lowercase(), &name.to_lowercase());
+    let alike = tables.iter().min_by_key(distance).filter(|it| distance(it) <= 2.max(name.len() / 3));
+    let hint = match alike {
+        Some(alike) if alike.eq_ignore_ascii_case(name) => {
+            format!("upper-case letters need double quotes, \"{alike}\"")
+        }
+        Some(alike) => format!("did you mean {alike}?"),
+        None => String::new(),
+    };
+    let is_rollup = |it: &&String| {
+        let raw = it.strip_suffix("_1m").or_else(|| it.strip_suffix("_1h"));
+        raw.is_some_and(|raw| tables.iter().any(|it| it == raw))
+    };
+    let raw: Vec<&str> = tables.iter().filter(|it| !is_rollup(it)).map(String::as_str).collect();
+    let more = raw.len().saturating_sub(TOLD_TABLES);
+    let listed = raw[..raw.len() - more].join(", ");
+    let more = if more == 0 { String::new() } else { format!(" and {more} more: SHOW TABLES lists them") };
+    let there_are = format!("there are {listed}{more}");
+    let hint = if hint.is_empty() { there_are } else { format!("{hint} ({there_are})") };
+    QueryError::UnknownTable(format!("{problem}: {hint}"))
+}
+
 /// # Errors
 /// [`QueryError::ManyStatements`], or a text that is no SQL.
-pub(super) fn only_one_statement(state: &SessionState, sql: &str) -> Result<(), QueryError> {
+pub(super) fn only_one_statement(sql: &str) -> Result<(), QueryError> {
     use datafusion::sql::parser::DFParserBuilder;
     let dialect = datafusion::sql::sqlparser::dialect::GenericDialect {};
-    let _ = state;
     let statements = DFParserBuilder::new(sql).with_dialect(&dialect).build()?.parse_statements()?;
     match statements.len() {
         1 => Ok(()),

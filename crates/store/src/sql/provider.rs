@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 use arrow::datatypes::{Schema, SchemaRef};
-use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::catalog::{SchemaProvider, Session, TableProvider};
@@ -17,12 +16,11 @@ use datafusion::datasource::physical_plan::parquet::ParquetFileReaderFactory;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::error::{DataFusionError, Result};
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::execution::memory_pool::MemoryConsumer;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
-use datafusion::physical_plan::stream::RecordBatchReceiverStreamBuilder;
 use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use datafusion::physical_plan::union::UnionExec;
 use futures_util::FutureExt as _;
@@ -32,18 +30,17 @@ use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
 
+use super::merged::Merged;
 use super::pruning;
+use super::waiting::may_wait;
 use crate::error::StoreError;
 use crate::files::{OpenFile, StoredFile};
-use crate::memory::{Chunk, Times};
-use crate::merge::{Rule, adapt, merge};
+use crate::memory::{Chunk, Times, overlap};
+use crate::merge::{Rule, adapt};
 use crate::rollup;
 use crate::schema::TIME;
 use crate::store::Inner;
-use crate::table::{Piece, Role, Snapshot, Table, sources};
-
-/// Batches between the merging thread and the query.
-const MERGED_AHEAD: usize = 2;
+use crate::table::{Piece, Role, Snapshot, Table};
 
 impl From<StoreError> for DataFusionError {
     fn from(error: StoreError) -> Self {
@@ -55,13 +52,12 @@ impl From<StoreError> for DataFusionError {
 #[derive(Debug)]
 pub(super) struct Tables {
     store: Arc<Inner>,
-    tables: BTreeMap<String, Arc<Table>>,
+    tables: Arc<BTreeMap<String, Arc<Table>>>,
 }
 
 impl Tables {
-    pub(super) fn new(store: &Arc<Inner>, tables: Vec<Arc<Table>>) -> Self {
-        let tables = tables.into_iter().map(|it| (it.name.clone(), it)).collect();
-        Self { store: Arc::clone(store), tables }
+    pub(super) fn new(store: &Arc<Inner>, tables: &Arc<BTreeMap<String, Arc<Table>>>) -> Self {
+        Self { store: Arc::clone(store), tables: Arc::clone(tables) }
     }
 
     fn rows(&self, table: &Table) -> Result<Rows> {
@@ -111,7 +107,7 @@ struct Rows {
 }
 
 /// Roll-ups still to be worked out.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct LiveRollup {
     table: Arc<Table>,
     /// The raw rows.
@@ -138,18 +134,37 @@ impl TableProvider for Rows {
 
     async fn scan(
         &self,
-        _: &dyn Session,
+        session: &dyn Session,
         projection: Option<&Vec<usize>>,
         filters: &[Expr],
         _: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let times = pruning::wanted(filters);
-        let mut snapshot = self.snapshot.clone();
-        if let Some(live) = &self.live {
-            let mut rows = live.table.live_rollups(&live.snapshot, live.oldest)?;
-            snapshot.chunks.extend(rows[live.size].take());
-        }
-        let groups = snapshot.groups(times)?;
+        let is_quick = self.live.is_none() && files_of(&self.snapshot, times).all(|it| it.was_checked());
+        let groups = if is_quick {
+            self.snapshot.groups(times)?
+        } else {
+            let (snapshot, live) = (self.snapshot.clone(), self.live.clone());
+            let memory = MemoryConsumer::new("roll-ups").register(&session.runtime_env().memory_pool);
+            may_wait(move |wanted| {
+                let mut snapshot = snapshot;
+                if let Some(live) = live {
+                    // The rows themselves are the store's: what they take besides while they are worked out.
+                    memory.try_grow(
+                        live.snapshot.chunks.iter().map(|it| it.rows.get_array_memory_size()).sum(),
+                    )?;
+                    let mut rows = live.table.live_rollups(&live.snapshot, live.oldest)?;
+                    snapshot.chunks.extend(rows[live.size].take());
+                }
+                // Each is checked once; one after another, so that what a time-out leaves is not done again.
+                for file in files_of(&snapshot, times) {
+                    wanted.check()?;
+                    file.is_whole()?;
+                }
+                Ok(snapshot.groups(times)?)
+            })
+            .await?
+        };
         let mut plans: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
         let mut files = Vec::new();
         let mut chunks = Vec::new();
@@ -174,6 +189,11 @@ impl TableProvider for Rows {
             _ => UnionExec::try_new(plans),
         }
     }
+}
+
+/// The files that may have rows of these times.
+fn files_of(snapshot: &Snapshot, times: Times) -> impl Iterator<Item = &Arc<StoredFile>> {
+    snapshot.files.iter().filter(move |it| overlap(it.entry.times, times))
 }
 
 impl Rows {
@@ -241,41 +261,6 @@ impl Rows {
         });
         let partitions = partitions.collect();
         Ok(Arc::new(StreamingTableExec::try_new(wanted, partitions, None, None, false, None)?))
-    }
-}
-
-/// Pieces that may share points, merged while they are read.
-#[derive(Debug)]
-struct Merged {
-    pieces: Vec<Piece>,
-    /// All tags, the time, the fields that are asked for.
-    needed: SchemaRef,
-    wanted: SchemaRef,
-    /// Rows of other times may be left out.
-    times: Times,
-    rule: Rule,
-}
-
-impl PartitionStream for Merged {
-    fn schema(&self) -> &SchemaRef {
-        &self.wanted
-    }
-
-    fn execute(&self, _: Arc<TaskContext>) -> SendableRecordBatchStream {
-        let mut stream = RecordBatchReceiverStreamBuilder::new(Arc::clone(&self.wanted), MERGED_AHEAD);
-        let to = stream.tx();
-        let (pieces, rule, times) = (self.pieces.clone(), self.rule, self.times);
-        let (needed, wanted) = (Arc::clone(&self.needed), Arc::clone(&self.wanted));
-        stream.spawn_blocking(move || {
-            let sources = sources(&pieces, &needed, times)?;
-            merge(&needed, sources, rule, |_, rows| {
-                let rows: RecordBatch = adapt(&rows, &wanted)?;
-                let gone = |_| StoreError::Internal("the query has ended".to_owned());
-                to.blocking_send(Ok(rows)).map_err(gone)
-            })?;
-            Ok(())
-        });
-        stream.build()
     }
 }
 
