@@ -13,6 +13,7 @@ mod crash;
 mod error;
 mod files;
 pub mod flight;
+mod last;
 mod layout;
 mod manifest;
 mod memory;

@@ -99,7 +99,7 @@ pub(crate) fn columns(table: &str, of: &Columns) -> Columns {
 
 /// A field's value.
 #[derive(Clone, Debug, PartialEq)]
-enum Value {
+pub(crate) enum Value {
     Float(f64),
     Integer(i64),
     Unsigned(u64),
@@ -476,7 +476,7 @@ fn feed(
     Ok(())
 }
 
-fn value_at(column: &ArrayRef, row: usize) -> Option<Value> {
+pub(crate) fn value_at(column: &ArrayRef, row: usize) -> Option<Value> {
     if column.is_null(row) {
         return None;
     }
@@ -553,7 +553,7 @@ impl Finished {
     }
 }
 
-fn array(values: impl Iterator<Item = Option<Value>>, kind: Kind) -> ArrayRef {
+pub(crate) fn array(values: impl Iterator<Item = Option<Value>>, kind: Kind) -> ArrayRef {
     macro_rules! collect {
         ($array:ty, $variant:ident) => {
             Arc::new(

@@ -54,6 +54,17 @@ impl Kind {
         }
     }
 
+    /// Of a field's column in Arrow.
+    pub(crate) fn of(arrow: &DataType) -> Self {
+        match arrow {
+            DataType::Float64 => Self::Float,
+            DataType::Int64 => Self::Integer,
+            DataType::UInt64 => Self::Unsigned,
+            DataType::Boolean => Self::Boolean,
+            _ => Self::String,
+        }
+    }
+
     pub(crate) fn arrow(self) -> DataType {
         match self {
             Self::Float => DataType::Float64,

@@ -7,6 +7,7 @@ use telemetry::lines::TableBatch;
 
 use crate::error::{Result, StoreError};
 use crate::files::StoredFile;
+use crate::last::Last;
 use crate::memory::{Chunk, Memory, Times, overlap};
 use crate::merge::{Chunks, Rule, Sorted, Source};
 use crate::rollup::{self, Carry, Give};
@@ -53,6 +54,8 @@ pub(crate) struct State {
     pub(crate) files: Arc<Vec<Arc<StoredFile>>>,
     /// Of a raw table, what its roll-ups go on from; `None` before it was made anew from the files.
     pub(crate) carry: Option<Arc<Carry>>,
+    /// The newest row of each series.
+    pub(crate) last: Last,
 }
 
 /// All rows of a table at one moment.
@@ -75,7 +78,13 @@ impl Table {
         files: Vec<Arc<StoredFile>>,
     ) -> Self {
         let floor = files.iter().map(|it| it.entry.times.1).max();
-        let state = State { columns, memory: Memory::new(floor), files: Arc::new(files), carry: None };
+        let state = State {
+            columns,
+            memory: Memory::new(floor),
+            files: Arc::new(files),
+            carry: None,
+            last: Last::default(),
+        };
         let state = Mutex::new(state);
         Self { database: database.to_owned(), name: name.to_owned(), role, state, live: Mutex::default() }
     }
@@ -103,7 +112,9 @@ impl Table {
             .columns
             .extend(batch)
             .map_err(|problem| StoreError::Internal(format!("{} {}: {problem}", self.database, self.name)))?;
-        state.memory.append(batch)
+        state.memory.append(batch)?;
+        state.last.append(batch);
+        Ok(())
     }
 
     /// The latest time of a row.

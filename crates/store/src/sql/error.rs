@@ -114,6 +114,11 @@ fn refused_arguments(problem: &str) -> Option<&str> {
     Some(problem.split(". No function matches").next().unwrap_or(problem))
 }
 
+/// As DataFusion says it of a table in FROM.
+pub(super) fn unknown_table(name: &str) -> DataFusionError {
+    DataFusionError::Plan(format!("table 'public.iox.{name}' not found"))
+}
+
 /// The name of the table that was not found.
 fn missing_table(problem: &str) -> Option<&str> {
     let (name, rest) = problem.split_once("table '")?.1.split_once('\'')?;

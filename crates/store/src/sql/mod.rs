@@ -6,6 +6,7 @@
 
 mod answer;
 mod error;
+mod last;
 mod merged;
 mod provider;
 mod pruning;
@@ -222,6 +223,7 @@ impl Engine {
         list.register_catalog(CATALOG.to_owned(), Arc::new(catalog));
         let context = SessionContext::new_with_state(self.state.clone());
         context.register_catalog_list(Arc::new(list));
+        context.register_udtf(last::NAME, Arc::new(last::LastCache { tables: Arc::clone(&tables) }));
         let tables = tables.keys().cloned().collect();
         Ok(Query { context, sql: sql.to_owned(), params, tables })
     }

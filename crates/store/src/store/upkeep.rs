@@ -126,6 +126,7 @@ impl Store {
         self.inner.keep_within(&mut work, others, done)?;
         if is_due {
             done.expired_files = self.inner.expire(&mut work, now_ns)?;
+            self.inner.all_tables().iter().for_each(|it| it.lock().last.sweep(now_ns));
         }
         if done.room == Room::Enough && (is_due || self.inner.memory_bytes() >= FLUSH_BYTES) {
             done.flushed_rows = self.inner.flush(&mut work, now_ns)?;

@@ -1,5 +1,6 @@
 //! Tests of the store from outside.
 
+mod last;
 mod model;
 mod rollup;
 mod support;

@@ -80,19 +80,30 @@ impl Model {
 
     /// Rows as `name=value …`, absent ones left out, sorted.
     pub(crate) fn rows(&self, table: &str, times: std::ops::Range<i64>) -> Vec<String> {
-        let rows = self.tables[table].iter().filter(|(key, _)| times.contains(&key.1));
-        let mut rows: Vec<String> = rows
-            .map(|((tags, time), fields)| {
-                let mut all: BTreeMap<&str, String> = BTreeMap::new();
-                all.extend(tags.iter().map(|(name, value)| (name.as_str(), value.clone())));
-                all.extend(fields.iter().map(|(name, value)| (name.as_str(), value.to_string())));
-                all.insert("time", time.to_string());
-                line(&all)
-            })
-            .collect();
-        rows.sort();
-        rows
+        lines(self.tables[table].iter().filter(|(key, _)| times.contains(&key.1)))
     }
+
+    /// The newest row of each series, where it is no more than this older than the newest of all.
+    pub(crate) fn newest(&self, table: &str, kept_ns: i64) -> Vec<String> {
+        let rows = &self.tables[table];
+        let newest = rows.keys().map(|it| it.1).max().expect("a row");
+        let of_series: BTreeMap<_, _> = rows.iter().map(|row| (&row.0.0, row)).collect();
+        lines(of_series.into_values().filter(|(key, _)| key.1 >= newest - kept_ns))
+    }
+}
+
+fn lines<'a>(rows: impl Iterator<Item = (&'a Series, &'a Fields)>) -> Vec<String> {
+    let mut rows: Vec<String> = rows
+        .map(|((tags, time), fields)| {
+            let mut all: BTreeMap<&str, String> = BTreeMap::new();
+            all.extend(tags.iter().map(|(name, value)| (name.as_str(), value.clone())));
+            all.extend(fields.iter().map(|(name, value)| (name.as_str(), value.to_string())));
+            all.insert("time", time.to_string());
+            line(&all)
+        })
+        .collect();
+    rows.sort();
+    rows
 }
 
 fn line(columns: &BTreeMap<&str, String>) -> String {
