@@ -11,6 +11,8 @@ mod merged;
 mod provider;
 mod pruning;
 mod run;
+mod selector;
+mod tz;
 mod waiting;
 
 use std::collections::{BTreeMap, HashMap};
@@ -25,6 +27,7 @@ use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::SessionState;
+use datafusion::logical_expr::ScalarUDF;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use tokio::runtime::{Builder, Handle, Runtime};
 
@@ -143,10 +146,13 @@ impl Engine {
             .with_memory_pool(Arc::new(GreedyMemoryPool::new(limits.memory)))
             .build_arc()
             .map_err(std::io::Error::other)?;
-        let state = SessionStateBuilder::new()
+        let mut state = SessionStateBuilder::new()
             .with_config(config)
             .with_runtime_env(environment)
             .with_default_features();
+        state.aggregate_functions().get_or_insert_default().extend(selector::all());
+        let tz = ScalarUDF::new_from_impl(tz::TimeZone::new());
+        state.scalar_functions().get_or_insert_default().push(Arc::new(tz));
         let (store, state) = (Arc::clone(&store.inner), state.build());
         Ok(Self { store, state, limits, runtime: Some(runtime), watch: Some(watch) })
     }

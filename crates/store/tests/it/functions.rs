@@ -1,0 +1,187 @@
+//! SQL functions that InfluxDB 3 adds to DataFusion's, and the messages of what is not there.
+
+use disk::RealDisk;
+use std::sync::Arc;
+use store::sql::{Engine, Format};
+use store::{Options, Store};
+use telemetry::lines::{Catalog, Precision, parse};
+
+use crate::support::{ask, engine};
+
+const LINES: &str = r#"
+cpu,vm=a v=2.5,n=7i,u=7u,s="x",b=true 1000000000
+cpu,vm=a v=9.5,n=9i 3000000000
+cpu,vm=b v=1.5,u=3u 2000000000
+cpu,vm=b v=9.5,s="z",b=false 2500000000
+cpu,vm=b n=1i 4000000000
+"#;
+
+fn open(lines: &str) -> (tempfile::TempDir, Engine) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let options = Options { retention: Arc::new(|_, _| std::time::Duration::MAX), ..Options::default() };
+    let (store, _) = Store::open(Arc::new(RealDisk), dir.path(), options).expect("it opens");
+    let parsed = parse(lines, Precision::Nanosecond, 0);
+    let admitted = Catalog::default().admit("db", parsed, false).expect("good lines");
+    store.apply(1, "db", &admitted.batch).expect("it takes them");
+    let engine = engine(&store);
+    (dir, engine)
+}
+
+fn answers(cases: &[(&str, &str)]) {
+    let (_dir, engine) = open(LINES);
+    for (sql, expect) in cases {
+        let found = ask(&engine, "db", &format!("SELECT {sql} FROM cpu"), Format::JsonLines);
+        assert_eq!(found.expect(sql).trim_end(), *expect, "{sql}");
+    }
+}
+
+fn refusals(cases: &[(&str, &str)]) {
+    let (_dir, engine) = open(LINES);
+    for (sql, expect) in cases {
+        assert_eq!(ask(&engine, "db", sql, Format::Csv).expect_err(sql), *expect, "{sql}");
+    }
+}
+
+#[test]
+fn selectors_give_a_value_and_its_time() {
+    answers(&[
+        ("selector_last(v, time) AS it", r#"{"it":{"value":9.5,"time":"1970-01-01T00:00:03"}}"#),
+        ("selector_first(v, time) AS it", r#"{"it":{"value":2.5,"time":"1970-01-01T00:00:01"}}"#),
+        ("selector_min(v, time) AS it", r#"{"it":{"value":1.5,"time":"1970-01-01T00:00:02"}}"#),
+        // Of equal values the earliest.
+        ("selector_max(v, time) AS it", r#"{"it":{"value":9.5,"time":"1970-01-01T00:00:02.500"}}"#),
+        // Nulls do not count, also where their time is the last.
+        ("selector_last(u, time)['value'] AS it", r#"{"it":3}"#),
+        ("selector_last(n, time)['value'] AS it", r#"{"it":1}"#),
+        ("selector_max(s, time)['value'] AS it", r#"{"it":"z"}"#),
+        ("selector_first(b, time)['value'] AS it", r#"{"it":true}"#),
+        ("selector_last(vm, time)['value'] AS it", r#"{"it":"b"}"#),
+        ("selector_last(v, time)['time'] AS it", r#"{"it":"1970-01-01T00:00:03"}"#),
+        ("selector_max(v * 2, time)['value'] AS it", r#"{"it":19.0}"#),
+        ("selector_last(v, tz(time))['time'] AS it", r#"{"it":"1970-01-01T00:00:03Z"}"#),
+        ("selector_last(v, time) FILTER (WHERE false) AS it", r#"{"it":{}}"#),
+        ("selector_last(NULL, time) AS it", r#"{"it":{}}"#),
+    ]);
+    let (_dir, engine) = open(LINES);
+    let sql = "SELECT vm, selector_last(v, time)['value'] AS v, selector_min(v, time)['time'] AS at FROM cpu \
+               GROUP BY vm ORDER BY vm";
+    let expect = "vm,v,at\na,9.5,1970-01-01T00:00:01\nb,9.5,1970-01-01T00:00:02\n";
+    assert_eq!(ask(&engine, "db", sql, Format::Csv).expect("an answer"), expect);
+    refusals(&[
+        (
+            "SELECT selector_last(v) FROM cpu",
+            "selector_last wants a value and a time: selector_last(memrss, time)",
+        ),
+        (
+            "SELECT selector_last(time, v) FROM cpu",
+            "selector_last: its second argument must be a time, and is Float64: selector_last(memrss, time)",
+        ),
+    ]);
+}
+
+/// Two groups of threads each give a part: the parts together give what the whole gives.
+#[test]
+fn selectors_of_many_rows_equal_those_of_sorted_rows() {
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut points: Vec<(u8, i64, Option<i64>)> = Vec::new();
+    let mut lines = String::new();
+    for time in 0..40_000 {
+        let (vm, value) = (random.u8(0..7), (random.u8(0..4) > 0).then(|| random.i64(0..50)));
+        points.push((vm, time, value));
+        let value = value.map_or(String::new(), |it| format!(",v={it}i"));
+        lines.push_str(&format!("t,vm=vm{vm} w=1i{value} {time}\n"));
+    }
+    let (_dir, engine) = open(&lines);
+    for (name, key) in [
+        ("first", (|time, _| (time, 0)) as fn(i64, i64) -> (i64, i64)),
+        ("last", |time, _| (-time, 0)),
+        ("min", |time, value| (value, time)),
+        ("max", |time, value| (-value, time)),
+    ] {
+        let mut expect = "vm,v,at\n".to_owned();
+        for vm in 0..7 {
+            let of_vm = points.iter().filter(|it| it.0 == vm).filter_map(|it| Some((it.1, it.2?)));
+            let (time, value) = of_vm.min_by_key(|&(time, value)| key(time, value)).expect("a point");
+            expect.push_str(&format!("vm{vm},{value},{time}\n"));
+        }
+        let sql = format!(
+            "SELECT vm, s['value'] AS v, CAST(s['time'] AS BIGINT) AS at FROM \
+             (SELECT vm, selector_{name}(v, time) AS s FROM t GROUP BY vm) ORDER BY vm"
+        );
+        assert_eq!(ask(&engine, "db", &sql, Format::Csv).expect("an answer"), expect, "{name}");
+    }
+}
+
+#[test]
+fn tz_shows_the_same_moment_in_a_zone() {
+    answers(&[
+        ("tz(max(time), 'Europe/Berlin') AS it", r#"{"it":"1970-01-01T01:00:04+01:00"}"#),
+        ("tz(max(time), '-03:30') AS it", r#"{"it":"1969-12-31T20:30:04-03:30"}"#),
+        ("tz(max(time)) AS it", r#"{"it":"1970-01-01T00:00:04Z"}"#),
+        ("tz(tz(max(time), 'Asia/Tokyo'), 'Europe/Berlin') AS it", r#"{"it":"1970-01-01T01:00:04+01:00"}"#),
+        ("max(tz('2026-07-01T12:00:00Z', 'Europe/Berlin')) AS it", r#"{"it":"2026-07-01T14:00:00+02:00"}"#),
+    ]);
+    refusals(&[
+        (
+            "SELECT tz(time, 'Berlin') FROM cpu",
+            "tz: \"Berlin\" is no time zone: write it as Europe/Berlin or as +01:00",
+        ),
+        ("SELECT tz(v) FROM cpu", "tz: its first argument must be a time, and is Float64"),
+        (
+            "SELECT tz(time, vm) FROM cpu",
+            "tz: its second argument must be a time zone in single quotes: 'Europe/Berlin'",
+        ),
+    ]);
+}
+
+#[test]
+fn unknown_names_are_told_with_those_that_there_are() {
+    refusals(&[
+        ("SELECT * FROM cpus", "table 'public.iox.cpus' not found: did you mean cpu? (there are cpu)"),
+        ("SELECT * FROM network", "table 'public.iox.network' not found: there are cpu"),
+        ("SELECT VM2 FROM cpu", "no column is called vm2"),
+        (
+            "SELECT VMID FROM (SELECT vm AS \"VMID\" FROM cpu)",
+            "no column is called vmid: upper-case letters need double quotes, \"VMID\"",
+        ),
+        ("SELECT frobnicate(v) FROM cpu", "no function is called frobnicate"),
+        (
+            "SELECT selector_lasst(v, time) FROM cpu",
+            "no function is called selector_lasst: did you mean selector_last?",
+        ),
+        (
+            "SELECT date_bin_gapfill(INTERVAL '1 second', time), locf(avg(v)) FROM cpu GROUP BY 1",
+            "date_bin_gapfill is not supported: make the buckets with generate_series and LEFT JOIN the points to \
+             them, as docs/QUERIES.md shows under \"Gaps\"",
+        ),
+    ]);
+}
+
+#[test]
+fn an_empty_database_says_so() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (store, _) = Store::open(Arc::new(RealDisk), dir.path(), Options::default()).expect("it opens");
+    let engine = engine(&store);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let asked = |exists| {
+        let asked = engine.query("db", "SELECT * FROM cpu", Default::default(), exists);
+        runtime.block_on(asked).expect_err("no table").to_string()
+    };
+    assert_eq!(asked(true), "table 'public.iox.cpu' not found: there are no points in this database yet");
+    assert_eq!(asked(false), "database not found: db");
+}
+
+#[test]
+fn a_list_of_tables_is_bounded_and_has_no_roll_ups() {
+    let lines: String = (0..25).map(|it| format!("Table{it:02} v=1 1\n")).collect();
+    let (_dir, engine) = open(&lines);
+    let told = ask(&engine, "db", "SELECT * FROM nothing_alike", Format::Csv).expect_err("no table");
+    let listed: Vec<String> = (0..20).map(|it| format!("Table{it:02}")).collect();
+    let listed = listed.join(", ");
+    let expect = format!(
+        "table 'public.iox.nothing_alike' not found: there are {listed} and 5 more: SHOW TABLES lists them"
+    );
+    assert_eq!(told, expect);
+    let told = ask(&engine, "db", "SELECT * FROM Table01", Format::Csv).expect_err("no table");
+    assert!(told.contains("upper-case letters need double quotes, \"Table01\""), "{told}");
+}
