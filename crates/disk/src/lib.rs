@@ -155,3 +155,42 @@ pub struct Space {
     /// What is free.
     pub free: u64,
 }
+
+/// Bytes that [`copy`] holds in memory.
+const COPY_BYTES: usize = 1 << 20;
+
+/// Copies a file's bytes into a new file. They are durable when this returns, the new name is not.
+///
+/// # Errors
+/// `AlreadyExists`; what the system says. The new file may be there in part.
+pub fn copy(disk: &dyn Disk, from: &Path, to: &Path) -> io::Result<()> {
+    let (from, to) = (disk.open_to_read(from)?, disk.create_new(to)?);
+    let len = from.len()?;
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut at = 0;
+    while at < len {
+        let part = usize::try_from(len - at).map_or(COPY_BYTES, |left| left.min(COPY_BYTES));
+        from.read_exact_at(&mut buffer[..part], at)?;
+        to.write_all_at(&buffer[..part], at)?;
+        at += part as u64;
+    }
+    to.sync()
+}
+
+/// Gives a file that nobody writes any more one more name, or copies it where the file system cannot do that: to
+/// another one, or at all. The new name is not durable yet.
+///
+/// # Errors
+/// As [`copy`].
+pub fn link_or_copy(disk: &dyn Disk, from: &Path, to: &Path) -> io::Result<()> {
+    use io::ErrorKind::{CrossesDevices, PermissionDenied, TooManyLinks, Unsupported};
+    match disk.hard_link(from, to) {
+        // vfat and others say EPERM, and so does Linux of another user's file.
+        Err(error)
+            if matches!(error.kind(), CrossesDevices | PermissionDenied | TooManyLinks | Unsupported) =>
+        {
+            copy(disk, from, to)
+        }
+        linked => linked,
+    }
+}

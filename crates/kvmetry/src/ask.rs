@@ -1,8 +1,9 @@
-//! `kvmetry query` and `kvmetry compact`: through the HTTP port of the process that has the data directory, or, where
+//! `kvmetry query`, `kvmetry compact` and `kvmetry backup`: through the HTTP port of the process that has the data directory, or, where
 //! there is none, on the directory itself.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, bail};
 use disk::{Disk, RealDisk};
@@ -12,6 +13,7 @@ use serde_json::{Map, Value, json};
 use store::Store;
 use store::sql::Engine;
 
+use crate::backup::{self, Made};
 use crate::cli::{self, QueryFormat, print};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, DATABASE};
@@ -29,7 +31,7 @@ pub(crate) const TOKEN_VARIABLE: &str = "KVMETRY_TOKEN";
 /// The data directory, as far as a command may use it.
 enum Data {
     /// Ours.
-    Open { store: Store, engine: Box<Engine>, _dir: DataDir },
+    Open { store: Store, engine: Box<Engine>, journal: Arc<Journal>, dir: DataDir },
     /// Another process's, whose HTTP port is here.
     Served { url: String },
 }
@@ -59,12 +61,12 @@ impl Data {
             disk,
             dir: dir.path().join("store"),
             retentions: Arc::new(Retentions::of_journal(&journal)?),
-            journal,
+            journal: Arc::clone(&journal),
             config: config.store.clone(),
             losses: Arc::new(Losses::new(Arc::clone(clock))),
             clock: Arc::clone(clock),
         })?;
-        Ok(Self::Open { store, engine: Box::new(engine), _dir: dir })
+        Ok(Self::Open { store, engine: Box::new(engine), journal, dir })
     }
 }
 
@@ -172,6 +174,54 @@ pub(crate) async fn compact(config: &Config) -> anyhow::Result<()> {
             tell(&answer.text().await.context("the answer broke off")?)
         }
     }
+}
+
+/// Makes a backup and puts it there.
+///
+/// # Errors
+/// A place that cannot be used, a data directory that cannot, a server that does not make one.
+pub(crate) async fn backup(config: &Config, to: &Path) -> anyhow::Result<()> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let to = backup::check_target(to, &config.data_dir)?;
+    let made: Made = match Data::find(config, &clock)? {
+        Data::Open { store, journal, dir, .. } => {
+            let source = backup::Source {
+                dir: dir.path().to_owned(),
+                disk: Arc::new(RealDisk),
+                store,
+                journal,
+                tokens: config.http.tokens_file(dir.path()),
+                clock,
+                one_at_a_time: Mutex::default(),
+            };
+            source.make()?
+        }
+        Data::Served { url } => {
+            let answer = post(&url, "/api/v3/backup", &json!({})).await?;
+            let answer = answer.text().await.context("the answer broke off")?;
+            serde_json::from_str(&answer)
+                .with_context(|| format!("{url} does not tell where the backup is"))?
+        }
+    };
+    backup::move_to(&made.dir, &to)?;
+    made.missing.iter().try_for_each(|it| tell(it))?;
+    tell(&told_of("backup", &Made { dir: to, ..made }))
+}
+
+/// Fills the data directory from a backup. False if something was missing or damaged in it.
+///
+/// # Errors
+/// No backup, a data directory that cannot be used.
+pub(crate) fn restore(config: &Config, asked: &cli::Restore) -> anyhow::Result<bool> {
+    let made = backup::restore(&asked.dir, &config.data_dir, asked.replace)?;
+    made.missing.iter().try_for_each(|it| tell(it))?;
+    tell(&told_of("restored", &made))?;
+    Ok(made.missing.is_empty())
+}
+
+fn told_of(what: &str, made: &Made) -> String {
+    let Made { dir, files, bytes, rows, .. } = made;
+    format!("{what}: {rows} rows in {files} files of {bytes} bytes, in {}", dir.display())
 }
 
 fn tell(text: &str) -> anyhow::Result<()> {

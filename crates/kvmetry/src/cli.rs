@@ -103,6 +103,24 @@ const COMPACT_EXAMPLES: &str = "\
 Example:
   kvmetry compact --data-dir /var/lib/kvmetry && duckdb -c \"SELECT count(*) FROM '/var/lib/kvmetry/store/kvmetry/vm_totals/*/*.parquet'\"";
 
+#[cfg(feature = "store")]
+const BACKUP_EXAMPLES: &str = "\
+Examples:
+  kvmetry backup /backup/kvmetry-monday             also while kvmetry runs (token in KVMETRY_TOKEN if demanded)
+  kvmetry query --data-dir /backup/kvmetry-monday 'SHOW TABLES'
+
+A backup holds every point that was acknowledged before, the databases with their retentions, and the hashes of the
+tokens. It is a data directory of its own. On the same file system it takes no room at first (hard links): only what
+retention and compaction remove later stays in it.";
+
+#[cfg(feature = "store")]
+const RESTORE_EXAMPLES: &str = "\
+Example, with kvmetry stopped:
+  kvmetry restore /backup/kvmetry-monday
+
+Every file is read and compared with its checksum; what is damaged is named and left out (exit code 1).
+The backup stays as it is.";
+
 const CONFIG_EXAMPLES: &str = "\
 Example:
   kvmetry config > kvmetry.toml";
@@ -157,6 +175,14 @@ pub(crate) enum Command {
     #[cfg(feature = "store")]
     #[command(after_help = COMPACT_EXAMPLES)]
     Compact,
+    /// Make a backup of the store, also while kvmetry runs
+    #[cfg(feature = "store")]
+    #[command(after_help = BACKUP_EXAMPLES)]
+    Backup(Backup),
+    /// Fill the data directory from a backup
+    #[cfg(feature = "store")]
+    #[command(after_help = RESTORE_EXAMPLES)]
+    Restore(Restore),
     /// Make a token for the HTTP port, list them, or revoke one
     #[command(after_help = TOKEN_EXAMPLES)]
     Token(Token),
@@ -196,6 +222,27 @@ pub(crate) struct Query {
     /// How to print the answer
     #[arg(long, value_enum, default_value_t = QueryFormat::Table)]
     pub(crate) format: QueryFormat,
+}
+
+/// The flags of `backup`.
+#[cfg(feature = "store")]
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Backup {
+    /// Where to put it: a folder that is not there yet, or is empty
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+}
+
+/// The flags of `restore`.
+#[cfg(feature = "store")]
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Restore {
+    /// What `kvmetry backup` made
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// Give up what the data directory holds, also what is still to be delivered
+    #[arg(long)]
+    pub(crate) replace: bool,
 }
 
 /// How `query` prints.
@@ -303,7 +350,7 @@ impl Cli {
             Command::Check(check) => flags.influxdb.clone_from(&check.influxdb),
             Command::Once(_) | Command::Config | Command::Token(_) => {}
             #[cfg(feature = "store")]
-            Command::Query(_) | Command::Compact => {}
+            Command::Query(_) | Command::Compact | Command::Backup(_) | Command::Restore(_) => {}
         }
         flags
     }
@@ -340,6 +387,10 @@ pub(crate) async fn execute(command: Command, config: Config) -> anyhow::Result<
         Command::Query(query) => ask::query(&config, &query).await.map(|()| true),
         #[cfg(feature = "store")]
         Command::Compact => ask::compact(&config).await.map(|()| true),
+        #[cfg(feature = "store")]
+        Command::Backup(backup) => ask::backup(&config, &backup.dir).await.map(|()| true),
+        #[cfg(feature = "store")]
+        Command::Restore(restore) => ask::restore(&config, &restore),
         // Printed without reading a configuration.
         Command::Config => Ok(true),
     }

@@ -5,11 +5,14 @@
 //!   lock      held (flock) by the one process that uses DATA; "pid 1234", then what others want to know of it
 //!   version   "1": the version of all that is beside it
 //!   journal/  what was accepted and is not yet everywhere
+//!   store/    Parquet files
 //!   rejects/  lines that a server refused, with its reason
+//!   backups/  what was asked for over HTTP and not taken away yet, each a data directory
 //! ```
 //!
-//! A second process is refused with the first one's number, a directory of a newer version with that version. The
-//! lock goes with its process, however that ends; the file stays.
+//! A second process is refused with the first one's number, a directory of a newer version with that version, and one
+//! that `kvmetry restore` did not finish (`unfinished` is in it) with what to do. The lock goes with its process,
+//! however that ends; the file stays.
 
 use std::fmt::Write as _;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -21,6 +24,9 @@ use std::path::{Path, PathBuf};
 const VERSION: u32 = 1;
 /// Who may look into a new directory: its owner, and its group to read. What is in it names VMs and what they do.
 const DIR_MODE: u32 = 0o750;
+/// A file that is in a directory as long as what is in it is not whole: a backup or a restore is under way, or was
+/// broken off.
+pub(crate) const UNFINISHED: &str = "unfinished";
 /// The largest lock or version file that is read, bytes.
 const MAX_FILE_BYTES: u64 = 4096;
 
@@ -48,6 +54,13 @@ pub(crate) enum DataDirError {
         path.display()
     )]
     Newer { path: PathBuf, found: u32 },
+    /// A restore or the copying of a backup did not come to its end.
+    #[error(
+        "{} holds only a part of a backup: the process that filled it was broken off; run kvmetry restore --replace \
+         on it, or name another --data-dir",
+        path.display()
+    )]
+    Unfinished { path: PathBuf },
     /// It is not one of ours.
     #[error("{} does not hold a version, so {} is no data directory of kvmetry: name another --data-dir",
         path.display(), path.parent().unwrap_or(path).display())]
@@ -61,8 +74,20 @@ impl DataDir {
     /// Takes the directory, made if it is not there.
     ///
     /// # Errors
-    /// It is another process's, a newer version's, or cannot be written.
+    /// It is another process's, a newer version's, not whole, or cannot be written.
     pub(crate) fn open(path: &Path) -> Result<Self, DataDirError> {
+        let dir = Self::open_to_restore(path)?;
+        if dir.path.join(UNFINISHED).exists() {
+            return Err(DataDirError::Unfinished { path: dir.path });
+        }
+        Ok(dir)
+    }
+
+    /// The same, also where what is in it is not whole.
+    ///
+    /// # Errors
+    /// As [`DataDir::open`].
+    pub(crate) fn open_to_restore(path: &Path) -> Result<Self, DataDirError> {
         let path = std::path::absolute(path).map_err(|problem| DataDirError::Io {
             path: path.to_owned(),
             what: "found",
@@ -130,28 +155,46 @@ fn lock(dir: &Path) -> Result<File, DataDirError> {
     }
 }
 
-/// Reads the version, and writes it where there is none.
-fn check_version(dir: &Path) -> Result<(), DataDirError> {
+/// Whether what is in this directory is of a version that is known here; false where none is given.
+///
+/// # Errors
+/// It is newer, or none of ours.
+pub(crate) fn has_version(dir: &Path) -> Result<bool, DataDirError> {
     let path = dir.join("version");
     match read(&path) {
         Ok(text) => match text.trim().parse::<u32>() {
-            Ok(1..=VERSION) => Ok(()),
+            Ok(1..=VERSION) => Ok(true),
             Ok(found) if found > VERSION => Err(DataDirError::Newer { path: dir.to_owned(), found }),
             _ => Err(DataDirError::NotOurs { path }),
         },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // Under another name first, so that no crash leaves a version file without a version.
-            let new = dir.join("version.new");
-            let write = || {
-                fs::write(&new, format!("{VERSION}\n"))?;
-                File::open(&new)?.sync_all()?;
-                fs::rename(&new, &path)?;
-                File::open(dir)?.sync_all()
-            };
-            write().map_err(|problem| DataDirError::Io { path, what: "written", problem })
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(problem) => Err(DataDirError::Io { path, what: "read", problem }),
     }
+}
+
+/// Reads the version, and writes it where there is none.
+fn check_version(dir: &Path) -> Result<(), DataDirError> {
+    if has_version(dir)? {
+        return Ok(());
+    }
+    write_version(dir).map_err(|problem| DataDirError::Io {
+        path: dir.join("version"),
+        what: "written",
+        problem,
+    })
+}
+
+/// Says that what is in this directory is of this version.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn write_version(dir: &Path) -> io::Result<()> {
+    // Under another name first, so that no crash leaves a version file without a version.
+    let new = dir.join("version.new");
+    fs::write(&new, format!("{VERSION}\n"))?;
+    File::open(&new)?.sync_all()?;
+    fs::rename(&new, dir.join("version"))?;
+    File::open(dir)?.sync_all()
 }
 
 fn read(path: &Path) -> io::Result<String> {

@@ -9,6 +9,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+#[cfg(feature = "store")]
+use std::sync::Mutex;
 use std::time::Duration;
 
 use disk::{Disk, RealDisk};
@@ -18,6 +20,8 @@ use store::sql::Engine;
 use tokio::time::Instant;
 
 use crate::backoff::Pauses;
+#[cfg(feature = "store")]
+use crate::backup;
 use crate::clock::Clock;
 use crate::config::Config;
 #[cfg(feature = "store")]
@@ -139,6 +143,8 @@ impl Kept {
             clock: Arc::clone(&self.clock),
             #[cfg(feature = "store")]
             embedded: self.embedded.as_ref().map(|it| (it.store(), it.engine())),
+            #[cfg(feature = "store")]
+            backups: self.embedded.as_ref().map(|it| Arc::new(self.backups(it, config))),
         };
         let limits = http::limits::Limits::default();
         let turns = Arc::new(http::Turns::new(&limits));
@@ -181,6 +187,19 @@ impl Kept {
         let exists = move |name: &str| writer.has_database(name);
         let service = store::flight::service(engine, DATABASE, Box::new(exists));
         http::flight::mount(service, Arc::clone(turns), take_within)
+    }
+
+    #[cfg(feature = "store")]
+    fn backups(&self, embedded: &Embedded, config: &Config) -> backup::Source {
+        backup::Source {
+            dir: self.dir.path().to_owned(),
+            disk: Arc::new(RealDisk),
+            store: embedded.store(),
+            journal: Arc::clone(&self.journal),
+            tokens: config.http.tokens_file(self.dir.path()),
+            clock: Arc::clone(&self.clock),
+            one_at_a_time: Mutex::default(),
+        }
     }
 
     /// Logs what was delivered, kept and lost since the start.

@@ -3,6 +3,8 @@
 #[cfg(feature = "store")]
 mod ask;
 mod backoff;
+#[cfg(feature = "store")]
+mod backup;
 mod check;
 mod cli;
 mod clock;

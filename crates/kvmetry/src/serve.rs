@@ -21,6 +21,8 @@ pub(crate) struct Served {
     pub(crate) clock: Arc<dyn Clock>,
     #[cfg(feature = "store")]
     pub(crate) embedded: Option<(store::Store, Arc<store::sql::Engine>)>,
+    #[cfg(feature = "store")]
+    pub(crate) backups: Option<Arc<crate::backup::Source>>,
 }
 
 impl Backend for Served {
@@ -59,6 +61,18 @@ impl Backend for Served {
                 Ok(Err(error)) => Err(format!("{:#}", anyhow::Error::from(error))),
                 Err(error) => Err(error.to_string()),
             };
+        }
+        Err("there is no store here (--no-store)".to_owned())
+    }
+
+    async fn backup(&self) -> Result<String, String> {
+        #[cfg(feature = "store")]
+        if let Some(backups) = &self.backups {
+            let backups = Arc::clone(backups);
+            let made = tokio::task::spawn_blocking(move || backups.make()).await;
+            let made = made.map_err(|error| error.to_string())?.map_err(|error| format!("{error:#}"))?;
+            tracing::info!(dir = %made.dir.display(), rows = made.rows, "made a backup");
+            return serde_json::to_string(&made).map_err(|error| error.to_string());
         }
         Err("there is no store here (--no-store)".to_owned())
     }

@@ -49,7 +49,7 @@ const MAX_INLINE_BYTES: usize = 64 << 10;
 /// How often the journal is asked to tidy up.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
 /// The journal's state that holds the catalogue.
-const CATALOG: &str = "catalog";
+pub(crate) const CATALOG: &str = "catalog";
 // With the databases' names it must still be a state.
 const _: () = assert!(telemetry::lines::limits::MAX_CATALOG_BYTES < journal::MAX_STATE_BYTES);
 

@@ -12,6 +12,7 @@ use disk::Disk;
 use disk::double::{Double, Effect, Failure, Fault, Op};
 use telemetry::lines::{Batch, Catalog, Precision, parse};
 
+use crate::backup::restore;
 use crate::memory::Times;
 use crate::merge::{Rule, merge, times};
 use crate::rollup::{self, Give};
@@ -203,6 +204,57 @@ fn the_crash_test_notices_each_sync_that_is_missing() {
     for (what, lie) in lies {
         let noticed = (0..200).any(|seed| history(seed, 6, Some(&lie)).is_err());
         assert!(noticed, "without syncing the {what} nothing was lost: is it needed?");
+    }
+}
+
+/// The power goes at each operation of a backup: what is a store in its folder then is all of the store, and the store
+/// itself has lost nothing. Likewise of a restore.
+#[test]
+fn a_backup_is_whole_or_none() {
+    let (target, again) = (Path::new("/backup"), Path::new("/again"));
+    let whole = |disk: &Double, root: &Path, journal: &Journal| {
+        let options = Options { retention: Arc::new(|_, _| Duration::MAX), ..Options::default() };
+        let (store, complaints) =
+            Store::open(Arc::new(disk.clone()) as Arc<dyn Disk>, root, options).expect("it opens");
+        assert!(complaints.is_empty(), "{complaints:?}");
+        assert_eq!(store.cursor(), journal.len() as u64);
+        check(&store, journal)
+    };
+    let mut begun = 0;
+    for nth in 0.. {
+        let disk = Double::new();
+        let dyn_disk: Arc<dyn Disk> = Arc::new(disk.clone());
+        let mut random = fastrand::Rng::with_seed(nth);
+        let mut journal = Journal::new();
+        let store = open(&disk, &journal).expect("it opens");
+        for step in 0..3 {
+            journal.push(random_entry(&mut random));
+            store.apply(journal.len() as u64, "db", &batch(&journal[step])).expect("it takes them");
+            if step == 0 {
+                store.flush(START).expect("it flushes");
+            }
+        }
+        disk.fault(Fault::nth(nth, Effect::PowerOff));
+        let made = store.backup(target, START);
+        let restored = made.is_ok().then(|| restore(&dyn_disk, target, again));
+        let ended = restored.as_ref().is_some_and(|it| it.is_ok());
+        drop(store);
+        disk.crash(nth);
+        if made.is_ok() || disk.open_to_read(&target.join("manifest.json")).is_ok() {
+            whole(&disk, target, &journal).unwrap_or_else(|what| panic!("operation {nth}: {what}"));
+            begun += 1;
+        }
+        if disk.open_to_read(&again.join("manifest.json")).is_ok() {
+            whole(&disk, again, &journal).unwrap_or_else(|what| panic!("operation {nth}: {what}"));
+        } else {
+            assert!(!ended, "operation {nth}: what was restored is gone");
+        }
+        let store = open(&disk, &journal).unwrap_or_else(|what| panic!("operation {nth}: {what}"));
+        check(&store, &journal).unwrap_or_else(|what| panic!("operation {nth}: {what}"));
+        if ended {
+            assert!(nth > 60 && begun > 20, "only {nth} operations were tried");
+            return;
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 //! *Invariant:* the only crate that names arrow, parquet, Flight or DataFusion. What is durable is what the manifest names;
 //! rows that no file has yet are the journal's to keep.
 
+mod backup;
 #[cfg(test)]
 mod crash;
 mod error;
@@ -24,6 +25,7 @@ pub mod sql;
 mod store;
 mod table;
 
+pub use backup::{Carried, restore};
 pub use error::{Result, StoreError};
 pub use layout::{MAX_NAME_BYTES, name_fits};
 pub use store::{Complaints, Done, MaintainError, Options, Retention, Room, Stats, Store, default_retention};

@@ -33,6 +33,12 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Why not, for a person.
     fn compact(&self) -> impl Future<Output = Result<String, String>> + Send;
 
+    /// Makes a backup in the data directory. Returns what and where, as JSON.
+    ///
+    /// # Errors
+    /// Why not, for a person.
+    fn backup(&self) -> impl Future<Output = Result<String, String>> + Send;
+
     /// All databases, by name.
     ///
     /// # Errors

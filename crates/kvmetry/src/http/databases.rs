@@ -95,6 +95,13 @@ pub(crate) async fn compact<B: Backend>(State(app): State<Arc<App<B>>>) -> Resul
     done.map_err(|why| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, why))
 }
 
+/// `POST /api/v3/backup`.
+pub(crate) async fn backup<B: Backend>(State(app): State<Arc<App<B>>>) -> Result<Response, Problem> {
+    let made = app.backend.backup().await;
+    let made = made.map_err(|why| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, why))?;
+    Ok(([(CONTENT_TYPE, Format::Json.content_type())], made).into_response())
+}
+
 fn failed(failure: DatabaseFailure, name: &str) -> Problem {
     match failure {
         DatabaseFailure::Exists => {

@@ -78,6 +78,7 @@ const ADMIN: Needs = Needs::Scope(Scope::Admin);
 const PING: &str = "/ping";
 const HEALTH: &str = "/health";
 const COMPACT: &str = "/api/v3/compact";
+const BACKUP: &str = "/api/v3/backup";
 const DATABASE: &str = "/api/v3/configure/database";
 
 /// All paths, except what is mounted.
@@ -111,6 +112,11 @@ pub(crate) const ENDPOINTS: &[Endpoint] = &[
         path: COMPACT,
         methods: &[("POST", ADMIN)],
         does: "write all points into Parquet files now, one a day and table",
+    },
+    Endpoint {
+        path: BACKUP,
+        methods: &[("POST", ADMIN)],
+        does: "make a backup of the store in the server's data directory, under backups/",
     },
     Endpoint {
         path: PING,
@@ -292,6 +298,7 @@ fn router<B: Backend>(app: Arc<App<B>>) -> Router {
         .route("/api/v3/query_sql", get(query::sql::<B>).post(query::sql::<B>))
         .route(DATABASE, get(databases::list::<B>).post(databases::create::<B>).put(databases::change::<B>))
         .route(COMPACT, post(databases::compact::<B>))
+        .route(BACKUP, post(databases::backup::<B>))
         .route(PING, get(ping).post(ping))
         .route(HEALTH, get(async || "OK"))
         .route("/query", any(query::influxql))

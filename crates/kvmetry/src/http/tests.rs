@@ -67,6 +67,10 @@ impl Backend for Double {
         Ok("compacted".to_owned())
     }
 
+    async fn backup(&self) -> Result<String, String> {
+        Ok(r#"{"dir":"/data/backups/1","missing":[]}"#.to_owned())
+    }
+
     async fn write(&self, write: Write) -> Result<(), WriteFailure> {
         if let Some(failure) = self.write_fails.lock().unwrap().take() {
             return Err(failure);

@@ -1,6 +1,7 @@
 //! `kvmetry serve` as a process: written to and asked over HTTP, killed, asked by commands beside it and without it.
 #![cfg(feature = "store")]
 
+mod backup;
 mod clients;
 
 use std::io::{BufRead as _, BufReader};

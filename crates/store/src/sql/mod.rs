@@ -35,9 +35,9 @@ use crate::store::{Inner, Store};
 
 pub use answer::{Answer, Format};
 pub use error::QueryError;
+use run::Query;
 pub use run::Rows;
 pub(crate) use run::{Described, ListedTable};
-use run::Query;
 
 /// The catalog and the schema that InfluxDB 3 calls a database's tables by.
 pub(crate) const CATALOG: &str = "public";
@@ -193,8 +193,7 @@ impl Engine {
     /// # Errors
     /// A database that is not there.
     pub(crate) async fn tables(&self, database: &str, exists: bool) -> Result<Vec<ListedTable>, QueryError> {
-        let (query, (threads, watch)) =
-            (self.ask(database, "", HashMap::new(), exists)?, self.threads()?);
+        let (query, (threads, watch)) = (self.ask(database, "", HashMap::new(), exists)?, self.threads()?);
         query.tables(threads, watch, self.limits).await
     }
 

@@ -200,9 +200,7 @@ async fn first<T>(
         Either::Left((Err(_), failure)) => return Err(failure.await.unwrap_or(QueryError::Ended)),
         Either::Right((Ok(error), _)) => return Err(error),
         // It has ended well, and so has told it.
-        Either::Right((Err(_), told)) => {
-            (told.await.unwrap_or(Err(QueryError::Ended)), oneshot::channel().1)
-        }
+        Either::Right((Err(_), told)) => (told.await.unwrap_or(Err(QueryError::Ended)), oneshot::channel().1),
     };
     Ok((told?, failure))
 }
@@ -328,8 +326,8 @@ impl Stream for Rows {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Receiver, channel};
     use std::sync::Mutex;
+    use std::sync::mpsc::{Receiver, channel};
     use std::time::Duration;
 
     use arrow::datatypes::DataType;

@@ -6,7 +6,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
-use disk::Space;
+use disk::{Disk, Space};
 
 use super::{Inner, Options, Store, lock};
 use crate::error::{Result, StoreError};
@@ -45,6 +45,14 @@ type Taken = (Arc<Table>, Vec<Arc<Chunk>>);
 pub(super) type New = (Arc<Table>, StoredFile);
 /// What a table's roll-ups go on from after a flush.
 pub(super) type NewCarry = (Arc<Table>, Arc<Carry>);
+
+/// What counted at one moment.
+pub(crate) struct Pinned {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) manifest: Manifest,
+    /// Of each table of the manifest.
+    pub(crate) files: Vec<Arc<Vec<Arc<StoredFile>>>>,
+}
 
 /// What a commit changes.
 #[derive(Default)]
@@ -147,6 +155,21 @@ impl Store {
         work.last_flush_ns = Some(now_ns);
         self.inner.bury(&mut work);
         Ok(Done { cursor: work.cursor, flushed_rows, ..Done::default() })
+    }
+
+    /// Writes all rows into files, and returns what counts then, with the files of each table. They stay where they are
+    /// as long as they are held, whatever compaction and retention do.
+    pub(crate) fn pin(&self, now_ns: i64) -> Result<Pinned> {
+        let mut work = self.inner.begin()?;
+        self.inner.flush(&mut work, now_ns)?;
+        work.last_flush_ns = Some(now_ns);
+        let manifest = self.inner.manifest(work.cursor, &[], &[]);
+        let files_of = |it: &TableEntry| match self.inner.find(&it.database, &it.table) {
+            Some(table) => Arc::clone(&table.lock().files),
+            None => Arc::default(),
+        };
+        let files = manifest.tables.iter().map(files_of).collect();
+        Ok(Pinned { disk: Arc::clone(&self.inner.disk), manifest, files })
     }
 
     /// Merges small files where that is worth it. To be called every few seconds from another thread than

@@ -78,7 +78,7 @@ async fn scopes_endpoints_and_ways_to_show_a_token() {
             got.is_json(401, json!({ "error": "the request was not authenticated" }));
         }
     }
-    assert_eq!(checked, 18 * 16, "endpoints and methods times tokens and ways");
+    assert_eq!(checked, 19 * 16, "endpoints and methods times tokens and ways");
     // Who may not ask is not told what there is, nor how.
     port.ask("GET", "/nothing", "", None).await.is_error(401, "not authenticated");
     port.ask("DELETE", "/health", "", None).await.is_error(401, "not authenticated");

@@ -1,0 +1,344 @@
+//! `kvmetry backup` and `kvmetry restore`.
+//!
+//! A backup is a data directory by itself, and can be asked as one (`kvmetry query --data-dir DIR`):
+//!
+//! ```text
+//! DIR/unfinished   only as long as it is being made
+//!     version      as in every data directory
+//!     store/       all points: the Parquet files of the store under one more name (hard links), and their manifest
+//!     journal/     no entries: the databases, their retentions and schemas
+//!     tokens.json  as it was, unless [http] tokens names a file elsewhere
+//! ```
+//!
+//! It is made in `DATA/backups/<time>` by the process that has the data directory, and the command moves it from
+//! there to DIR, or copies it to another file system. So nobody can make a server write where he likes, the server
+//! needs no right to write elsewhere, and DIR belongs to whoever ran the command. What was still to be delivered to an
+//! InfluxDB server is in the store, but not in the backup's journal: it is not delivered from a restored directory.
+//!
+//! Access stays as it was, which is why the hashes of tokens are carried: without them a restored port on loopback
+//! would be open. A data directory that has tokens keeps its own.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, bail};
+use disk::{Disk, RealDisk, copy};
+use journal::{Journal, Limits};
+use serde::{Deserialize, Serialize};
+use store::{Carried, Store};
+
+use crate::clock::{Clock, rfc3339};
+use crate::datadir::{DataDir, UNFINISHED, has_version, write_version};
+use crate::keep::STORE;
+use crate::write::CATALOG;
+
+/// Backups that lie in the data directory at most: each holds on disk what retention and compaction have removed
+/// since. One more is refused.
+const MAX_BACKUPS: usize = 16;
+/// Who may look into a backup until its owner says otherwise: what is in it names VMs, and there are the tokens' hashes.
+const DIR_MODE: u32 = 0o700;
+/// What a data directory may hold before a restore: what the system and the start of this program put there.
+const HARMLESS: [&str; 8] =
+    ["lock", "version", "lost+found", "backups", "tokens.json", "tokens.lock", UNFINISHED, "version.new"];
+/// What a restore replaces.
+const REPLACED: [&str; 2] = ["store", "journal"];
+
+/// What a backup is made of.
+pub(crate) struct Source {
+    /// The data directory.
+    pub(crate) dir: PathBuf,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) store: Store,
+    pub(crate) journal: Arc<Journal>,
+    /// The file of tokens, wherever it is.
+    pub(crate) tokens: PathBuf,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) one_at_a_time: Mutex<()>,
+}
+
+/// A backup that was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Made {
+    /// Where; absolute.
+    pub(crate) dir: PathBuf,
+    /// Parquet files.
+    pub(crate) files: usize,
+    pub(crate) bytes: u64,
+    /// Roll-ups among them.
+    pub(crate) rows: u64,
+    /// What the store has lost, and so the backup has not.
+    pub(crate) missing: Vec<String>,
+}
+
+impl Made {
+    fn new(dir: PathBuf, carried: Carried) -> Self {
+        let Carried { files, bytes, rows, complaints, .. } = carried;
+        Self { dir, files, bytes, rows, missing: complaints }
+    }
+}
+
+impl Source {
+    /// Makes a backup in the data directory.
+    ///
+    /// # Errors
+    /// There are too many already; the disk. What was begun is removed.
+    pub(crate) fn make(&self) -> anyhow::Result<Made> {
+        let _one_at_a_time = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        let backups = self.dir.join("backups");
+        make_dir(&backups)?;
+        let mut whole = 0;
+        for entry in self.disk.list(&backups).with_context(|| format!("listing {}", backups.display()))? {
+            if entry.path.join(UNFINISHED).exists() {
+                // Nobody else makes one: this one was broken off.
+                remove_all(&entry.path)?;
+            } else {
+                whole += 1;
+            }
+        }
+        if whole >= MAX_BACKUPS {
+            bail!("there are {whole} backups in {}: move or remove some first", backups.display());
+        }
+        let now_ns = self.clock.wall_ns();
+        let at = rfc3339(now_ns).replace(':', "-");
+        let names = std::iter::once(at.clone()).chain((2..=MAX_BACKUPS + 1).map(|it| format!("{at}-{it}")));
+        let free = names.map(|name| backups.join(name)).find(|it| !it.exists());
+        let into = free.context("no name is free for the backup")?;
+        make_dir(&into)?;
+        let made = self.fill(&into, now_ns).with_context(|| format!("making a backup in {}", into.display()));
+        if made.is_err() {
+            // If it stays, the next one removes it.
+            let _ = remove_all(&into);
+        }
+        made
+    }
+
+    /// Fills an empty folder.
+    fn fill(&self, into: &Path, now_ns: i64) -> anyhow::Result<Made> {
+        let disk = &*self.disk;
+        begin(disk, into)?;
+        let carried = self.store.backup(&into.join("store"), now_ns)?;
+        // After the store's rows were taken: so it knows the tables of all of them.
+        let catalog = self.journal.state(CATALOG)?;
+        let states: Vec<_> = catalog.iter().map(|bytes| (CATALOG, bytes.as_slice())).collect();
+        let limits = Limits::default();
+        let (journal, _) = Journal::open(Arc::clone(&self.disk), &into.join("journal"), limits, &[STORE])?;
+        // No number is given again that the store has seen.
+        journal.advance(STORE, carried.cursor);
+        journal.append(&[], &states, now_ns)?;
+        drop(journal);
+        if self.tokens.starts_with(&self.dir) && self.tokens.exists() {
+            carry_tokens(&self.tokens, &into.join("tokens.json"))?;
+        }
+        finish(disk, into)?;
+        Ok(Made::new(into.to_owned(), carried))
+    }
+}
+
+/// Says that what is in this folder is not whole.
+fn begin(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    disk.open(&dir.join(UNFINISHED))?.sync()?;
+    disk.sync_dir(dir)
+}
+
+/// Says that it is.
+fn finish(disk: &dyn Disk, dir: &Path) -> anyhow::Result<()> {
+    if !has_version(dir)? {
+        write_version(dir)?;
+    }
+    disk.sync_dir(dir)?;
+    disk.remove_file(&dir.join(UNFINISHED))?;
+    Ok(disk.sync_dir(dir)?)
+}
+
+/// Checks where a backup shall go, before one is made.
+///
+/// # Errors
+/// It is there and not empty, in the data directory, or nowhere.
+pub(crate) fn check_target(dir: &Path, data_dir: &Path) -> anyhow::Result<PathBuf> {
+    let dir = std::path::absolute(dir).with_context(|| format!("{} cannot be found", dir.display()))?;
+    let above = dir.parent().context("a backup cannot be /: name a folder that is not there yet")?;
+    let above = fs::canonicalize(above).with_context(|| format!("{} cannot be found", above.display()))?;
+    let data_dir = fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_owned());
+    if above.starts_with(&data_dir) {
+        bail!("{} is in the data directory, and would be lost with it: name another place", dir.display());
+    }
+    match fs::read_dir(&dir).map(|mut entries| entries.next().is_some()) {
+        Ok(true) => bail!("{} is not empty: a backup goes into a folder of its own", dir.display()),
+        Ok(false) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("{} cannot be used", dir.display())),
+    }
+    Ok(dir)
+}
+
+/// Moves a backup out of the data directory, to where [`check_target`] has been; copies it to another file system.
+///
+/// # Errors
+/// What the system says. The backup stays where it is then, and what is in `to` says that it is not whole.
+pub(crate) fn move_to(made: &Path, to: &Path) -> anyhow::Result<()> {
+    let failed = || format!("the backup is in {} and cannot be moved to {}", made.display(), to.display());
+    match fs::rename(made, to) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            copy_to(made, to).with_context(failed)?;
+            remove_all(made)?;
+        }
+        Err(error) => return Err(error).with_context(failed),
+    }
+    // Both names.
+    for dir in [made.parent(), to.parent()].into_iter().flatten() {
+        RealDisk.sync_dir(dir).with_context(|| format!("syncing {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+fn copy_to(made: &Path, to: &Path) -> anyhow::Result<()> {
+    make_dir(to)?;
+    begin(&RealDisk, to)?;
+    copy_all(&RealDisk, made, to)?;
+    finish(&RealDisk, to)
+}
+
+/// Copies what is in a folder into one that is there.
+fn copy_all(disk: &dyn Disk, from: &Path, to: &Path) -> anyhow::Result<()> {
+    for entry in disk.list(from)? {
+        let Some(name) = entry.path.file_name() else { continue };
+        let to = to.join(name);
+        if entry.is_dir {
+            disk.create_dir_all(&to)?;
+            copy_all(disk, &entry.path, &to)?;
+        } else {
+            copy(disk, &entry.path, &to).with_context(|| format!("copying {}", entry.path.display()))?;
+            // Of tokens above all.
+            let mode = fs::metadata(&entry.path)?.permissions();
+            fs::set_permissions(&to, mode)?;
+        }
+    }
+    Ok(disk.sync_dir(to)?)
+}
+
+/// Fills a data directory that no process has from a backup.
+///
+/// # Errors
+/// It is no backup, or not whole; the data directory is in use, or holds something and `replace` is not said; the disk.
+pub(crate) fn restore(from: &Path, data_dir: &Path, replace: bool) -> anyhow::Result<Made> {
+    let from = fs::canonicalize(from).with_context(|| format!("{} cannot be found", from.display()))?;
+    check_backup(&from)?;
+    let found = find_harmful(data_dir)?;
+    if let (Some(found), false) = (&found, replace) {
+        bail!(
+            "{} is not empty ({} is in it): --replace gives up what it holds, also what is still to be delivered",
+            data_dir.display(),
+            found.display()
+        );
+    }
+    let dir = DataDir::open_to_restore(data_dir)?;
+    if from == fs::canonicalize(dir.path())? {
+        bail!("{} is the data directory itself", from.display());
+    }
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    begin(&*disk, dir.path()).with_context(|| format!("writing into {}", dir.path().display()))?;
+    let carried = match carry_in(&disk, &from, dir.path()) {
+        Ok(carried) => carried,
+        Err(error) => {
+            // What was there is as it was.
+            REPLACED.iter().for_each(|name| drop(remove_all(&new(dir.path(), name))));
+            let _ = disk.remove_file(&dir.path().join(UNFINISHED));
+            return Err(error);
+        }
+    };
+    for name in REPLACED {
+        let (new, place) = (new(dir.path(), name), dir.path().join(name));
+        remove_all(&place)?;
+        fs::rename(&new, &place).with_context(|| format!("renaming {}", new.display()))?;
+    }
+    let (kept, tokens) = (from.join("tokens.json"), dir.path().join("tokens.json"));
+    if kept.exists() && !tokens.exists() {
+        carry_tokens(&kept, &tokens)?;
+    }
+    give_to_owner_of(dir.path(), dir.path());
+    finish(&*disk, dir.path())?;
+    Ok(Made::new(dir.path().to_owned(), carried))
+}
+
+fn check_backup(from: &Path) -> anyhow::Result<()> {
+    if from.join(UNFINISHED).exists() {
+        bail!("{} holds only a part of a backup: making it was broken off; use another one", from.display());
+    }
+    if !has_version(from)? || !from.join("store/manifest.json").exists() {
+        bail!("{} is no backup of kvmetry: name what kvmetry backup made", from.display());
+    }
+    Ok(())
+}
+
+/// Where a part of the data directory is made.
+fn new(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.new"))
+}
+
+/// Makes store and journal beside those that are there.
+fn carry_in(disk: &Arc<dyn Disk>, from: &Path, dir: &Path) -> anyhow::Result<Carried> {
+    for name in REPLACED {
+        // A restore that was broken off.
+        remove_all(&new(dir, name))?;
+    }
+    let carried = store::restore(disk, &from.join("store"), &new(dir, "store"))?;
+    let journal = new(dir, "journal");
+    disk.create_dir_all(&journal)?;
+    // Copied, as it is written on.
+    copy_all(&**disk, &from.join("journal"), &journal)?;
+    Ok(carried)
+}
+
+/// Something in the data directory that a restore would take away or mix with.
+fn find_harmful(data_dir: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let entries = match fs::read_dir(data_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries.with_context(|| format!("{} cannot be read", data_dir.display()))?,
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        if !HARMLESS.iter().any(|it| *it == name) {
+            return Ok(Some(name.into()));
+        }
+    }
+    Ok(None)
+}
+
+fn make_dir(dir: &Path) -> anyhow::Result<()> {
+    match DirBuilder::new().mode(DIR_MODE).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(error).with_context(|| format!("{} cannot be made", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn remove_all(dir: &Path) -> anyhow::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("{} cannot be removed", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn carry_tokens(from: &Path, to: &Path) -> anyhow::Result<()> {
+    copy(&RealDisk, from, to).with_context(|| format!("copying {}", from.display()))?;
+    Ok(fs::set_permissions(to, fs::Permissions::from_mode(0o600))?)
+}
+
+/// Where root restores for a service that has its own user, the service must be able to use it. Nobody else can give
+/// files away, and needs not.
+fn give_to_owner_of(folder: &Path, below: &Path) {
+    let Ok(owner) = fs::metadata(folder) else { return };
+    for entry in fs::read_dir(below).into_iter().flatten().flatten() {
+        let _ = lchown(entry.path(), Some(owner.uid()), Some(owner.gid()));
+        if entry.file_type().is_ok_and(|it| it.is_dir()) {
+            give_to_owner_of(folder, &entry.path());
+        }
+    }
+}
