@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, bail};
-use disk::{Disk, RealDisk};
+use disk::Disk;
 use futures_util::StreamExt as _;
 use journal::{Journal, Limits};
 use serde_json::{Map, Value, json};
@@ -52,7 +52,7 @@ impl Data {
             },
             Err(error) => return Err(error.into()),
         };
-        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let disk: Arc<dyn Disk> = Arc::new(dir.disk());
         // Nothing is appended, so the other readers' cursors stay as they are.
         let limits = Limits { max_bytes: config.journal.max_size, max_age: config.journal.max_age };
         let opened = Journal::open(Arc::clone(&disk), &dir.path().join("journal"), limits, &[STORE])?;
@@ -187,7 +187,7 @@ pub(crate) async fn backup(config: &Config, to: &Path) -> anyhow::Result<()> {
         Data::Open { store, journal, dir, .. } => {
             let source = backup::Source {
                 dir: dir.path().to_owned(),
-                disk: Arc::new(RealDisk),
+                disk: Arc::new(dir.disk()),
                 store,
                 journal,
                 tokens: config.http.tokens_file(dir.path()),

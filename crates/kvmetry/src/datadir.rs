@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! DATA/
-//!   lock      held (flock) by the one process that uses DATA; "pid 1234", then what others want to know of it
+//!   lock      held (flock) by the one process that uses DATA; "pid 1234", "run 9f86d081…", then what others want to
+//!             know of it
 //!   version   "1": the version of all that is beside it
 //!   journal/  what was accepted and is not yet everywhere
 //!   store/    Parquet files
@@ -13,12 +14,18 @@
 //! A second process is refused with the first one's number, a directory of a newer version with that version, and one
 //! that `kvmetry restore` did not finish (`unfinished` is in it) with what to do. The lock goes with its process,
 //! however that ends; the file stays.
+//!
+//! DATA may be a file system of its own. While a process runs, `owndisk` sees to it that nothing is
+//! written into what is at its place when it is gone. At the start nobody can tell a new directory from the mount point
+//! of one that is missing; whoever puts an empty file `not-mounted` into the bare mount point has it refused.
 
 use std::fmt::Write as _;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use crate::owndisk::OwnDisk;
 
 /// The version of what this kvmetry writes.
 const VERSION: u32 = 1;
@@ -27,6 +34,8 @@ const DIR_MODE: u32 = 0o750;
 /// A file that is in a directory as long as what is in it is not whole: a backup or a restore is under way, or was
 /// broken off.
 pub(crate) const UNFINISHED: &str = "unfinished";
+/// An administrator's mark in a mount point: if it can be seen, what belongs there is not mounted.
+const NOT_MOUNTED: &str = "not-mounted";
 /// The largest lock or version file that is read, bytes.
 const MAX_FILE_BYTES: u64 = 4096;
 
@@ -34,6 +43,8 @@ const MAX_FILE_BYTES: u64 = 4096;
 #[derive(Debug)]
 pub(crate) struct DataDir {
     path: PathBuf,
+    /// How the lock file begins as long as it is ours: no other process and no other run of this one has these words.
+    mark: String,
     /// Unlocks when it is closed.
     lock: File,
 }
@@ -54,6 +65,12 @@ pub(crate) enum DataDirError {
         path.display()
     )]
     Newer { path: PathBuf, found: u32 },
+    /// What should be mounted there is not.
+    #[error(
+        "{} is not mounted: the file not-mounted in it says so; mount what belongs there, or remove that file",
+        path.display()
+    )]
+    NotMounted { path: PathBuf },
     /// A restore or the copying of a backup did not come to its end.
     #[error(
         "{} holds only a part of a backup: the process that filled it was broken off; run kvmetry restore --replace \
@@ -93,11 +110,15 @@ impl DataDir {
             what: "found",
             problem,
         })?;
+        if path.join(NOT_MOUNTED).exists() {
+            return Err(DataDirError::NotMounted { path });
+        }
         let made = DirBuilder::new().recursive(true).mode(DIR_MODE).create(&path);
         made.map_err(|problem| DataDirError::Io { path: path.clone(), what: "made", problem })?;
         let lock = lock(&path)?;
         check_version(&path)?;
-        let mut dir = Self { path, lock };
+        let mark = format!("pid {}\nrun {:016x}\n", std::process::id(), fastrand::u64(..));
+        let mut dir = Self { path, mark, lock };
         dir.tell(&[])?;
         Ok(dir)
     }
@@ -107,19 +128,25 @@ impl DataDir {
         &self.path
     }
 
+    /// The file system for what is in it, as long as it is there.
+    pub(crate) fn disk(&self) -> OwnDisk {
+        OwnDisk::new(self.path.clone(), self.mark.clone())
+    }
+
     /// Writes into the lock file what other processes want to know: this one's number, and these.
     ///
     /// # Errors
     /// What the system says.
     pub(crate) fn tell(&mut self, facts: &[(&str, &str)]) -> Result<(), DataDirError> {
-        let mut text = format!("pid {}\n", std::process::id());
+        let mut text = self.mark.clone();
         for (name, value) in facts {
             let _ = writeln!(text, "{name} {value}");
         }
         let write = |file: &mut File| {
-            file.set_len(0)?;
+            // The mark is there at every moment.
             file.rewind()?;
-            file.write_all(text.as_bytes())
+            file.write_all(text.as_bytes())?;
+            file.set_len(text.len() as u64)
         };
         write(&mut self.lock).map_err(|problem| DataDirError::Io {
             path: self.path.join("lock"),
@@ -245,6 +272,49 @@ mod tests {
         for text in ["", "0", "hello", "-1"] {
             check(text, Err("is no data directory of kvmetry"));
         }
+    }
+
+    #[test]
+    fn a_mount_point_that_is_marked_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(NOT_MOUNTED), "").unwrap();
+        let error = DataDir::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("is not mounted: the file not-mounted in it says so"), "{error}");
+        let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+        assert_eq!(names, [NOT_MOUNTED]);
+    }
+
+    #[test]
+    fn nothing_is_written_where_the_directory_is_not_any_more() {
+        use disk::Disk as _;
+        let folder = tempfile::tempdir().unwrap();
+        let (path, away) = (folder.path().join("data"), folder.path().join("away"));
+        let mut dir = DataDir::open(&path).unwrap();
+        dir.tell(&[("url", "http://127.0.0.1:8177")]).unwrap();
+        let disk = dir.disk();
+        let file = disk.create_new(&path.join("a")).unwrap();
+        file.sync().unwrap();
+        fs::rename(&path, &away).unwrap();
+        let below = DataDir::open(&path).unwrap();
+        let gone = |result: io::Result<()>| {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains("data is not the data directory any more"), "{error}");
+        };
+        gone(file.sync());
+        gone(disk.create_new(&path.join("b")).map(drop));
+        gone(disk.open(&path.join("b")).map(drop));
+        gone(disk.create_dir_all(&path.join("c")));
+        gone(disk.rename(&path.join("lock"), &path.join("d")));
+        gone(disk.remove_file(&path.join("lock")));
+        gone(disk.list(&path).map(drop));
+        gone(disk.sync_dir(&path));
+        assert!(!path.join("b").exists() && !path.join("c").exists() && path.join("lock").exists());
+        drop(below);
+        fs::remove_dir_all(&path).unwrap();
+        gone(disk.space(folder.path()).map(drop));
+        fs::rename(&away, &path).unwrap();
+        file.sync().unwrap();
+        disk.create_new(&path.join("b")).unwrap();
     }
 
     #[test]

@@ -13,10 +13,11 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use disk::{Disk, RealDisk};
+use disk::Disk;
 use journal::{Journal, Limits};
 #[cfg(feature = "store")]
 use store::sql::Engine;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::backoff::Pauses;
@@ -32,11 +33,14 @@ use crate::deliver::{self, Deliveries, DeliveryStats, Rejects};
 use crate::embedded::{self, Embedded};
 use crate::http;
 use crate::losses::{JOURNAL, Losses};
+use crate::owndisk::OwnDisk;
 use crate::serve::Served;
 use crate::write::{self, Retentions, Writer};
 
 /// Of the time to end, at its end, for what was delivered last to be noted down.
 const LAST_CURSORS: Duration = Duration::from_millis(150);
+/// How often it is looked whether the data directory is still there.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
 
 /// What survives the end of the process.
 pub(crate) struct Kept {
@@ -48,6 +52,8 @@ pub(crate) struct Kept {
     port: Option<http::Server>,
     losses: Arc<Losses>,
     clock: Arc<dyn Clock>,
+    /// Tells when the data directory goes and comes.
+    watch: JoinHandle<()>,
     /// Ours as long as this lives.
     dir: DataDir,
 }
@@ -59,7 +65,7 @@ impl Kept {
     /// A directory, port or server that cannot be used.
     pub(crate) async fn open(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
         let dir = DataDir::open(&config.data_dir)?;
-        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let disk: Arc<dyn Disk> = Arc::new(dir.disk());
         let mut readers: Vec<_> = config.influxdb.iter().map(deliver::reader).collect();
         if config.store.enabled {
             readers.push(STORE.to_owned());
@@ -124,6 +130,7 @@ impl Kept {
             port: None,
             losses,
             clock: Arc::clone(clock),
+            watch: tokio::spawn(watch(dir.disk())),
             dir,
         };
         kept.open_port(config).await?;
@@ -193,7 +200,7 @@ impl Kept {
     fn backups(&self, embedded: &Embedded, config: &Config) -> backup::Source {
         backup::Source {
             dir: self.dir.path().to_owned(),
-            disk: Arc::new(RealDisk),
+            disk: Arc::new(self.dir.disk()),
             store: embedded.store(),
             journal: Arc::clone(&self.journal),
             tokens: config.http.tokens_file(self.dir.path()),
@@ -214,6 +221,7 @@ impl Kept {
     /// What was collected goes to disk first, then to the servers, as far as the time allows.
     pub(crate) async fn shutdown(self, end: Instant) {
         let left = || end.saturating_duration_since(Instant::now());
+        self.watch.abort();
         if let Some(port) = self.port {
             let _ = tokio::time::timeout(left() / 2, port.stop()).await;
         }
@@ -234,6 +242,23 @@ impl Kept {
         let _ = tokio::time::timeout(left(), maintain).await;
         tell(&journal, &losses, &last);
         drop((writer, dir));
+    }
+}
+
+/// Tells when the data directory goes, and when it is back. Who writes meanwhile is told so himself.
+async fn watch(disk: OwnDisk) {
+    let mut is_there = true;
+    loop {
+        tokio::time::sleep(WATCH_EVERY).await;
+        let asked = disk.clone();
+        // A file system over the network may hang.
+        let Ok(found) = tokio::task::spawn_blocking(move || asked.check()).await else { return };
+        match (&found, is_there) {
+            (Err(error), true) => tracing::error!("nothing can be written, and writes are refused: {error}"),
+            (Ok(()), false) => tracing::info!("the data directory is there again: all goes on"),
+            _ => {}
+        }
+        is_there = found.is_ok();
     }
 }
 

@@ -21,6 +21,7 @@ mod logging;
 mod losses;
 mod once;
 mod output;
+mod owndisk;
 mod pipeline;
 mod schedule;
 mod serve;

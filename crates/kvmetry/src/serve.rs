@@ -111,9 +111,7 @@ fn write_failure(error: WriteError) -> WriteFailure {
         WriteError::Refused(refused @ Refused::TooManyDatabases) => {
             WriteFailure::TooMany(refused.to_string())
         }
-        WriteError::DiskFull(_) => WriteFailure::DiskFull(error.to_string()),
-        // Its reason is in the log; the client may try again as after any outage.
-        WriteError::Disk(_) => WriteFailure::Failed(error.to_string()),
+        WriteError::DiskFull(_) | WriteError::Disk(_) => WriteFailure::Disk(error.to_string()),
         WriteError::TooLarge { .. } => WriteFailure::TooLarge(error.to_string()),
         error if error.is_retryable() => WriteFailure::Busy { retry_after: RETRY_AFTER },
         error => WriteFailure::Failed(error.to_string()),

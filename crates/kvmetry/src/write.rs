@@ -263,7 +263,7 @@ impl Writer {
             ended: watch::Sender::new(false),
         });
         let troubles = OncePerCause::default();
-        let thread = Thread { shared: Arc::clone(&shared), journal, applied, troubles };
+        let thread = Thread { shared: Arc::clone(&shared), journal, applied, troubles, is_failing: false };
         let named = std::thread::Builder::new().name("writer".to_owned());
         named.spawn(move || thread.run()).map_err(StartError::Thread)?;
         Ok(Self { shared })
@@ -498,8 +498,10 @@ struct Thread {
     shared: Arc<Shared>,
     journal: Arc<Journal>,
     applied: Option<Box<dyn Applied>>,
-    /// Why the journal cannot tidy up.
+    /// Why the journal cannot tidy up, or not be written.
     troubles: OncePerCause,
+    /// Appends fail, and that was told.
+    is_failing: bool,
 }
 
 impl Thread {
@@ -543,6 +545,9 @@ impl Thread {
             Err(error) => return self.failed(kept, error),
         };
         losses.add(appended.losses);
+        if std::mem::take(&mut self.is_failing) {
+            tracing::info!("the journal can be written again");
+        }
         if let Some(durable) = catalog.and_then(|bytes| Catalog::from_bytes(&bytes).ok()) {
             self.shared.retentions.take(&durable);
         }
@@ -555,8 +560,16 @@ impl Thread {
         kept.into_iter().for_each(|job| job.end(&losses, Ok(())));
     }
 
-    fn failed(&self, jobs: Vec<Job>, error: JournalError) {
+    fn failed(&mut self, jobs: Vec<Job>, error: JournalError) {
         let is_full = error.is_disk_full();
+        if let JournalError::Io { .. } | JournalError::Broken { .. } = error {
+            let cause = if is_full { "append: full" } else { "append" };
+            if let Some(held_back) = self.troubles.tell(cause, self.shared.clock.monotonic()) {
+                self.is_failing = true;
+                let why = chain(&error);
+                tracing::error!(held_back, "the journal cannot be written, and writes are refused: {why}");
+            }
+        }
         let error = Arc::new(error);
         let error = if is_full { WriteError::DiskFull(error) } else { WriteError::Disk(error) };
         let mut state = self.shared.fail_waiting(&error);

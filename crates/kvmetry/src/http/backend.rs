@@ -99,9 +99,10 @@ pub(crate) enum WriteFailure {
     TooLarge(String),
     /// It would be taken later: the journal is behind, or the program ends.
     Busy { retry_after: Duration },
-    /// No space left; the message says where and what to do.
-    DiskFull(String),
-    /// A fault of this side, such as a disk that cannot be written.
+    /// The disk is full, fails, is read-only or gone: it would be taken when that is mended. The message says what is
+    /// wrong and where.
+    Disk(String),
+    /// A fault of this side.
     Failed(String),
 }
 

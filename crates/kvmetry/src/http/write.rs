@@ -19,7 +19,7 @@ use super::params::Params;
 use super::reply::Problem;
 
 /// When to come again where the disk is full: somebody has to do something about it first.
-const DISK_FULL_RETRY: Duration = Duration::from_secs(30);
+const DISK_RETRY: Duration = Duration::from_secs(30);
 
 /// Which of the endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,9 +120,9 @@ fn failed(failure: WriteFailure, api: Api, accept_partial: bool) -> Problem {
             let message = "the journal is behind, nothing of this was written: send it again later";
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(retry_after)
         }
-        WriteFailure::DiskFull(what) => {
+        WriteFailure::Disk(what) => {
             let message = format!("nothing of this was written: {what}");
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(DISK_FULL_RETRY)
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(DISK_RETRY)
         }
         WriteFailure::Failed(what) => {
             let message = format!("nothing of this was written: {what}");

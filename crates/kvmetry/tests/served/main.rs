@@ -3,6 +3,7 @@
 
 mod backup;
 mod clients;
+mod mount;
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;

@@ -238,7 +238,7 @@ async fn too_large() {
 async fn what_this_side_cannot_do() {
     let port = Port::open().await;
     let busy = || WriteFailure::Busy { retry_after: Duration::from_secs(3) };
-    let full = || WriteFailure::DiskFull("no space left in /var/lib/kvmetry: make some".to_owned());
+    let full = || WriteFailure::Disk("no space left in /var/lib/kvmetry: make some".to_owned());
     let cases = [
         (busy(), 503, Some("3"), "the journal is behind"),
         (
