@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use disk::Disk;
-use journal::{Journal, Seq};
+use journal::{Entry, Journal, Seq};
 use store::sql::{Engine, QueryLimits};
 use store::{Room, Store};
 use telemetry::lines::limits::ROLLUP_SUFFIXES;
@@ -72,14 +72,16 @@ pub(crate) fn open(setup: &Setup) -> anyhow::Result<(Store, Engine)> {
         retention: Arc::new(retention),
         max_size: setup.config.max_size,
         min_free: setup.config.min_free,
+        ..store::Options::default()
     };
     let opened = Store::open(Arc::clone(&setup.disk), &setup.dir, options);
     let (store, complaints) = opened.context("the embedded store")?;
     for complaint in complaints {
         tracing::error!("the store: {complaint}");
     }
-    catch_up(&store, &setup.journal, &setup.losses, setup.clock.wall_ns())
-        .context("reading the journal into the embedded store")?;
+    let reading =
+        Reading { store: &store, journal: &setup.journal, losses: &setup.losses, clock: &*setup.clock };
+    reading.catch_up(store.cursor(), || true).context("reading the journal into the embedded store")?;
     let engine = Engine::new(&store, QueryLimits::default()).context("no threads for queries")?;
     Ok((store, engine))
 }
@@ -91,7 +93,7 @@ impl Embedded {
     /// As [`open`].
     pub(crate) fn start(setup: Setup) -> anyhow::Result<Self> {
         let (store, engine) = open(&setup)?;
-        let Setup { journal, clock, .. } = setup;
+        let Setup { journal, losses, clock, .. } = setup;
         let stop = Arc::new(Stop::default());
         let (end, ended) = tokio::sync::oneshot::channel();
         let compactor =
@@ -99,8 +101,8 @@ impl Embedded {
         let compactor_stop = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("compact".to_owned());
         thread.spawn(move || compactor.run(&compactor_stop)).context("no thread for the store")?;
-        let upkeep =
-            Upkeep { store: store.clone(), journal, clock, told: OncePerCause::default(), has_room: true };
+        let told = OncePerCause::default();
+        let upkeep = Upkeep { store: store.clone(), journal, losses, clock, told, has_room: true };
         let upkeep_stop = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("store".to_owned());
         thread
@@ -160,42 +162,51 @@ fn is_rollup(table: &str) -> bool {
     ROLLUP_SUFFIXES.iter().any(|suffix| table.ends_with(suffix))
 }
 
-/// Applies the entries after the store's cursor.
-fn catch_up(store: &Store, journal: &Journal, losses: &Losses, now_ns: i64) -> anyhow::Result<()> {
-    let mut after = store.cursor();
-    // Before anything is appended: numbers that the store has seen are not given again.
-    journal.advance(STORE, after);
-    loop {
-        let read = journal.read(after, READ_BYTES)?;
-        for gap in &read.damaged {
-            losses.add([gap.loss(STORE)]);
-        }
-        if read.through == after {
-            return Ok(());
-        }
-        after = read.through;
-        for (seq, entry) in &read.entries {
-            let lost = |lines: u32, why: String| {
-                losses.add([Lost { who: STORE.to_owned(), why, lines: lines.into(), span: entry.span }]);
-            };
-            let lines = match entry::decode(&entry.payload) {
-                Ok(lines) => lines,
-                Err(fault) => {
-                    lost(entry.lines, fault.to_string());
-                    continue;
-                }
-            };
-            // They were accepted once, and are not judged again.
-            let (batch, bad) = parse(&lines.text, Precision::Nanosecond, i64::MAX).into_batch();
-            if bad > 0 {
-                lost(bad, "they cannot be read back from the journal".to_owned());
+/// Reads the journal into the store.
+struct Reading<'a> {
+    store: &'a Store,
+    journal: &'a Journal,
+    losses: &'a Losses,
+    clock: &'a dyn Clock,
+}
+
+impl Reading<'_> {
+    /// Applies the entries after this one, all that there are, as long as it may go on.
+    fn catch_up(&self, mut after: Seq, may_go_on: impl Fn() -> bool) -> anyhow::Result<()> {
+        // Before anything is appended: numbers that the store has seen are not given again.
+        self.journal.advance(STORE, after);
+        while may_go_on() {
+            let read = self.journal.read(after, READ_BYTES)?;
+            self.losses.add(read.damaged.iter().map(|gap| gap.loss(STORE)));
+            if read.through == after && self.store.caught_up(after) {
+                break;
             }
-            if let Err(error) = store.apply(*seq, &lines.database, &batch) {
-                lost(batch.lines, format!("the store cannot take them: {error}"));
+            after = read.through;
+            read.entries.iter().for_each(|(seq, entry)| self.apply(*seq, entry));
+            if self.store.is_behind() {
+                let done = self.store.maintain(self.clock.wall_ns(), 0).map_err(|failed| failed.0)?;
+                self.journal.advance(STORE, done.cursor);
             }
         }
-        if store.is_behind() {
-            store.flush(now_ns)?;
+        Ok(())
+    }
+
+    fn apply(&self, seq: Seq, entry: &Entry) {
+        let lost = |lines: u32, why: String| {
+            let who = STORE.to_owned();
+            self.losses.add([Lost { who, why, lines: lines.into(), span: entry.span }]);
+        };
+        let lines = match entry::decode(&entry.payload) {
+            Ok(lines) => lines,
+            Err(fault) => return lost(entry.lines, fault.to_string()),
+        };
+        // They were accepted once, and are not judged again.
+        let (batch, bad) = parse(&lines.text, Precision::Nanosecond, i64::MAX).into_batch();
+        if bad > 0 {
+            lost(bad, "they cannot be read back from the journal".to_owned());
+        }
+        if let Err(error) = self.store.apply_read(seq, &lines.database, &batch) {
+            lost(batch.lines, format!("the store cannot take them: {error}"));
         }
     }
 }
@@ -220,12 +231,17 @@ impl Applied for Feed {
 struct Upkeep {
     store: Store,
     journal: Arc<Journal>,
+    losses: Arc<Losses>,
     clock: Arc<dyn Clock>,
     told: OncePerCause,
     has_room: bool,
 }
 
 impl Stop {
+    fn is_asked(&self) -> bool {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Does something again and again, with this pause between, until it is told to stop.
     fn until(&self, pause: Duration, mut act: impl FnMut()) {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -268,7 +284,10 @@ impl Compactor {
 
 impl Upkeep {
     fn run(mut self, stop: &Stop) {
-        stop.until(MAINTAIN_EVERY, || self.maintain());
+        stop.until(MAINTAIN_EVERY, || {
+            self.maintain();
+            self.read_again(stop);
+        });
         // So that the files are whole for whoever reads them without us. If the time does not suffice, the journal has it.
         if self.has_room {
             match self.store.flush(self.clock.wall_ns()) {
@@ -304,10 +323,11 @@ impl Upkeep {
         if done.dropped_rows > 0
             && let Some(held_back) = self.told.tell("dropped", self.clock.monotonic())
         {
-            tracing::error!(
+            tracing::warn!(
                 held_back,
                 rows = done.dropped_rows,
-                "no room to write: the store has lost its oldest rows"
+                "the store cannot write and has no memory left: its oldest rows are in the journal only, and are read from \
+                 it when there is room"
             );
         }
         let has_room = done.room == Room::Enough;
@@ -323,6 +343,24 @@ impl Upkeep {
             }
             self.journal.set_may_grow(has_room);
             self.has_room = has_room;
+        }
+    }
+
+    /// Takes in again what was given up.
+    fn read_again(&self, stop: &Stop) {
+        let wanted = self.store.wants_reading().unwrap_or(false);
+        if !wanted {
+            return;
+        }
+        let Self { store, journal, losses, clock, .. } = self;
+        let reading = Reading { store, journal, losses, clock: &**clock };
+        match reading.catch_up(store.read_again(), || !stop.is_asked()) {
+            Ok(()) => tracing::info!("the store has read from the journal what it had no room for"),
+            Err(error) => {
+                if let Some(held_back) = self.told.tell("reading", self.clock.monotonic()) {
+                    tracing::error!(held_back, "the store cannot read the journal, trying again: {error:#}");
+                }
+            }
         }
     }
 }

@@ -133,7 +133,11 @@ fn all_chunks(journal: &Journal) -> Vec<Arc<crate::memory::Chunk>> {
 }
 
 fn open(disk: &Double, journal: &Journal) -> Result<Store, String> {
-    let options = Options { retention: Arc::new(|_, _| Duration::MAX), ..Options::default() };
+    open_with(disk, journal, Options::default())
+}
+
+fn open_with(disk: &Double, journal: &Journal, options: Options) -> Result<Store, String> {
+    let options = Options { retention: Arc::new(|_, _| Duration::MAX), ..options };
     let opened = Store::open(Arc::new(disk.clone()) as Arc<dyn Disk>, Path::new("/store"), options);
     let (store, complaints) = opened.map_err(|error| format!("{:?}", error))?;
     if !complaints.is_empty() {
@@ -307,4 +311,64 @@ fn each_operation_may_fail() {
         nth += 1;
     }
     assert!(operations > 100, "only {operations} operations were tried");
+}
+
+/// Below `min_free` the oldest rows in memory go. They are read again from the journal, also those that came meanwhile,
+/// and a restart in between changes nothing.
+#[test]
+fn rows_without_room_come_back_from_the_journal() {
+    const SHORT: Option<u64> = Some(1 << 20);
+    let options = Options { min_free: Some(2 << 20), memory: 96 << 10, ..Options::default() };
+    for is_restarted in [false, true] {
+        let disk = Double::new();
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut journal = Journal::new();
+        let mut store = open_with(&disk, &journal, options.clone()).expect("it opens");
+        let write = |store: &Store, journal: &mut Journal, random: &mut fastrand::Rng| {
+            journal.push(random_entry(random));
+            let seq = journal.len() as u64;
+            store.apply(seq, "db", &batch(&journal[journal.len() - 1])).expect("it takes them");
+            store.maintain(START, 0).expect("it goes on")
+        };
+        (0..50).for_each(|_| drop(write(&store, &mut journal, &mut random)));
+        let cursor = store.flush(START).expect("it flushes").cursor;
+        assert_eq!(cursor, 50);
+        disk.set_space(SHORT);
+        let mut dropped = 0;
+        while dropped < 3_000 {
+            let done = write(&store, &mut journal, &mut random);
+            dropped += done.dropped_rows;
+            assert_eq!(done.cursor, cursor, "what was given up is still the journal's to keep");
+        }
+        assert!(store.stats().memory_bytes <= options.memory);
+        assert!(!store.wants_reading().expect("it tells"), "there is no room yet");
+        check(&store, &journal).expect_err("something is missing");
+        disk.set_space(None);
+        assert_eq!(store.flush(START).expect("it may").cursor, cursor, "not with a gap");
+        if is_restarted {
+            store = open_with(&disk, &journal, options.clone()).expect("it opens");
+        } else {
+            assert!(store.wants_reading().expect("it tells"));
+            let mut after = store.read_again();
+            assert_eq!(after, cursor);
+            loop {
+                for entry in &journal[after as usize..] {
+                    after += 1;
+                    store.apply_read(after, "db", &batch(entry)).expect("it takes them");
+                    store.maintain(START, 0).expect("it goes on");
+                }
+                if after % 7 != 0 {
+                    write(&store, &mut journal, &mut random);
+                    assert!(!store.caught_up(after), "one has come meanwhile");
+                } else if store.caught_up(after) {
+                    break;
+                }
+            }
+        }
+        write(&store, &mut journal, &mut random);
+        check(&store, &journal).unwrap_or_else(|what| panic!("{what}"));
+        store.flush(START).expect("it flushes");
+        assert_eq!(store.cursor(), journal.len() as u64);
+        check(&store, &journal).unwrap_or_else(|what| panic!("{what}"));
+    }
 }

@@ -284,9 +284,13 @@ impl Memory {
         std::mem::swap(&mut self.flushing, &mut self.chunks);
     }
 
-    /// Gives up the oldest chunk. Returns how many rows it had.
+    /// Gives up the oldest chunk, or the open rows. Returns how many rows that were.
     pub(crate) fn drop_oldest(&mut self) -> usize {
-        if self.chunks.is_empty() { 0 } else { self.chunks.remove(0).series.len() }
+        if self.chunks.is_empty() {
+            self.shown = None;
+            return std::mem::take(&mut self.open).times.len();
+        }
+        self.chunks.remove(0).series.len()
     }
 
     /// The latest time.

@@ -34,7 +34,12 @@ pub struct Options {
     pub max_size: Option<u64>,
     /// Bytes that stay free on the file system; `None`: [`Options::default_min_free`].
     pub min_free: Option<u64>,
+    /// Bytes of memory for rows that no file has, roughly; at half of it they are flushed.
+    pub memory: usize,
 }
+
+/// [`Options::memory`] unless told: a flush of half of it makes files of some 100,000 rows, large enough to be few.
+const MEMORY_BYTES: usize = 96 << 20;
 
 impl Options {
     /// A tenth of the file system, 50 GiB at most.
@@ -51,7 +56,7 @@ impl Options {
 impl Default for Options {
     fn default() -> Self {
         let retention = Arc::new(|_: &str, table: &str| default_retention(table));
-        Self { retention, max_size: None, min_free: None }
+        Self { retention, max_size: None, min_free: None, memory: MEMORY_BYTES }
     }
 }
 
@@ -60,6 +65,7 @@ impl std::fmt::Debug for Options {
         f.debug_struct("Options")
             .field("max_size", &self.max_size)
             .field("min_free", &self.min_free)
+            .field("memory", &self.memory)
             .finish_non_exhaustive()
     }
 }
@@ -88,13 +94,28 @@ pub(crate) struct Inner {
     options: Options,
     /// By database, then by table.
     tables: RwLock<BTreeMap<String, BTreeMap<String, Arc<Table>>>>,
-    /// The last journal entry that was applied. Held while one is applied, and while rows are taken for a flush.
-    applied: Mutex<u64>,
+    /// Held while an entry is applied, and while rows are taken for a flush.
+    applied: Mutex<Applied>,
     /// Held while a commit takes effect in memory: whoever looks at two tables sees both before it or both after it.
     pub(crate) swap: RwLock<()>,
     work: Mutex<Work>,
     /// Held while files are merged.
     compacting: Mutex<()>,
+}
+
+/// How far the journal is in.
+///
+/// ```text
+///  whole ──no room to write, memory is full──▶ has_gap ──room again: read_again──▶ reading ──caught_up──▶ whole
+/// ```
+#[derive(Debug, Default)]
+struct Applied {
+    /// The last entry that was applied.
+    seq: u64,
+    /// Rows after the cursor were given up, which only the journal has now: nothing is flushed before they are back.
+    has_gap: bool,
+    /// While entries are read from the journal, the last one that came by itself and was left out: it is read, too.
+    left_out: Option<u64>,
 }
 
 /// What was found wrong at the opening, each with what was done about it.
@@ -152,26 +173,81 @@ impl Store {
     }
 
     /// Takes the rows of a journal entry in; they are seen by every query that begins after this returns. Entries come
-    /// in order; one that was applied before is left out.
+    /// in order; one that was applied before is left out, as are all while the journal is read again
+    /// ([`Store::read_again`]).
     ///
     /// # Errors
     /// [`StoreError::Internal`] only: rows that contradict the schema.
     pub fn apply(&self, seq: u64, database: &str, batch: &Batch) -> Result<()> {
         let mut applied = lock(&self.inner.applied);
-        if seq <= *applied {
+        match &mut applied.left_out {
+            Some(left_out) => {
+                *left_out = seq.max(*left_out);
+                Ok(())
+            }
+            None => self.inner.apply(&mut applied, seq, database, batch),
+        }
+    }
+
+    /// As [`Store::apply`], for an entry that was read from the journal.
+    ///
+    /// # Errors
+    /// As [`Store::apply`].
+    pub fn apply_read(&self, seq: u64, database: &str, batch: &Batch) -> Result<()> {
+        self.inner.apply(&mut lock(&self.inner.applied), seq, database, batch)
+    }
+
+    /// Whether the journal is to be read again: rows were given up for want of room and there is room now, or an earlier
+    /// reading broke off.
+    ///
+    /// # Errors
+    /// The file system.
+    pub fn wants_reading(&self) -> Result<bool> {
+        let (has_gap, is_reading) = {
+            let applied = lock(&self.inner.applied);
+            (applied.has_gap, applied.left_out.is_some())
+        };
+        Ok(is_reading || (has_gap && self.inner.room()? == Room::Enough))
+    }
+
+    /// Begins anew with what is in files, because rows in memory were given up. Whoever calls this hands over the
+    /// journal's entries after the returned cursor, with [`Store::apply_read`], until [`Store::caught_up`].
+    pub fn read_again(&self) -> u64 {
+        let work = lock(&self.inner.work);
+        let mut applied = lock(&self.inner.applied);
+        let _at_once = self.inner.swap.write().unwrap_or_else(PoisonError::into_inner);
+        self.inner.all_tables().iter().for_each(|it| it.forget_rows());
+        *applied = Applied { seq: work.cursor, has_gap: false, left_out: Some(0) };
+        work.cursor
+    }
+
+    /// All entries up to this one were handed over, or are gone for good, and at that moment the journal had no more.
+    /// False if one has come since: then it is to be read, too.
+    pub fn caught_up(&self, through: u64) -> bool {
+        let mut applied = lock(&self.inner.applied);
+        applied.seq = applied.seq.max(through);
+        if applied.left_out.is_some_and(|it| it > applied.seq) {
+            return false;
+        }
+        applied.left_out = None;
+        true
+    }
+}
+
+impl Inner {
+    fn apply(&self, applied: &mut Applied, seq: u64, database: &str, batch: &Batch) -> Result<()> {
+        if seq <= applied.seq {
             return Ok(());
         }
         let mut result = Ok(());
         for rows in &batch.tables {
             // The other tables' rows are good all the same.
-            result = result.and(self.inner.table(database, &rows.table).append(rows));
+            result = result.and(self.table(database, &rows.table).append(rows));
         }
-        *applied = seq;
+        applied.seq = seq;
         result
     }
-}
 
-impl Inner {
     /// The table of this name, made if it is not there.
     fn table(&self, database: &str, name: &str) -> Arc<Table> {
         if let Some(table) = self.find(database, name) {

@@ -77,14 +77,8 @@ impl Table {
         columns: Columns,
         files: Vec<Arc<StoredFile>>,
     ) -> Self {
-        let floor = files.iter().map(|it| it.entry.times.1).max();
-        let state = State {
-            columns,
-            memory: Memory::new(floor),
-            files: Arc::new(files),
-            carry: None,
-            last: Last::default(),
-        };
+        let mut state = State { columns, files: Arc::new(files), ..State::default() };
+        state.forget_rows();
         let state = Mutex::new(state);
         Self { database: database.to_owned(), name: name.to_owned(), role, state, live: Mutex::default() }
     }
@@ -115,6 +109,11 @@ impl Table {
         state.memory.append(batch)?;
         state.last.append(batch);
         Ok(())
+    }
+
+    /// Gives up the rows that no file has.
+    pub(crate) fn forget_rows(&self) {
+        self.lock().forget_rows();
     }
 
     /// The latest time of a row.
@@ -164,6 +163,10 @@ impl Table {
 }
 
 impl State {
+    fn forget_rows(&mut self) {
+        self.memory = Memory::new(self.files.iter().map(|it| it.entry.times.1).max());
+    }
+
     /// The files, with these chunks in place of what is in memory.
     pub(crate) fn snapshot(&self, chunks: Vec<Arc<Chunk>>) -> Snapshot {
         let (columns, files) = (self.columns.clone(), Arc::clone(&self.files));

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use disk::{Disk, Entry};
 
-use super::{Complaints, Inner, Options, Store, Work};
+use super::{Applied, Complaints, Inner, Options, Store, Work};
 use crate::error::{Result, StoreError};
 use crate::files::StoredFile;
 use crate::manifest::{self, FileEntry, TableEntry, unborn};
@@ -68,7 +68,7 @@ impl Store {
             root: root.to_owned(),
             options,
             tables: RwLock::new(tables),
-            applied: Mutex::new(cursor),
+            applied: Mutex::new(Applied { seq: cursor, ..Applied::default() }),
             swap: RwLock::default(),
             work: Mutex::new(work),
             compacting: Mutex::default(),

@@ -20,10 +20,6 @@ use crate::table::{Role, Table};
 
 /// Rows rest this long in memory at most: the journal has them, and this is what a start reads again.
 const FLUSH_EVERY: Duration = Duration::from_secs(600);
-/// Memory for rows beyond which they are flushed at once, bytes.
-const FLUSH_BYTES: usize = 48 << 20;
-/// Memory for rows that cannot be flushed, bytes; beyond it the oldest go.
-const MEMORY_BYTES: usize = 2 * FLUSH_BYTES;
 
 /// What only maintenance touches.
 #[derive(Debug)]
@@ -80,7 +76,8 @@ pub struct Done {
     pub dropped_days: Vec<String>,
     /// See `dropped_days`.
     pub dropped_bytes: u64,
-    /// Rows in memory that went because there was no room to write them.
+    /// Rows in memory that went because there was no room to write them: the journal has them, see
+    /// [`Store::read_again`].
     pub dropped_rows: u64,
     /// Whether there is room to grow.
     pub room: Room,
@@ -115,7 +112,9 @@ impl Store {
         let room = self.inner.room().map_err(|error| Box::new((error, Done::default())))?;
         let mut done = Done { room, ..Done::default() };
         let worked = self.work_within(now_ns, others, &mut done);
-        if (done.room != Room::Enough || worked.is_err()) && self.is_behind() {
+        if self.is_behind()
+            && (done.room != Room::Enough || worked.is_err() || lock(&self.inner.applied).has_gap)
+        {
             done.dropped_rows = self.inner.drop_oldest_rows();
         }
         match worked {
@@ -136,7 +135,8 @@ impl Store {
             done.expired_files = self.inner.expire(&mut work, now_ns)?;
             self.inner.all_tables().iter().for_each(|it| it.lock().last.sweep(now_ns));
         }
-        if done.room == Room::Enough && (is_due || self.inner.memory_bytes() >= FLUSH_BYTES) {
+        if done.room == Room::Enough && (is_due || self.inner.memory_bytes() >= self.inner.options.memory / 2)
+        {
             done.flushed_rows = self.inner.flush(&mut work, now_ns)?;
             work.last_flush_ns = Some(now_ns);
         }
@@ -176,7 +176,7 @@ impl Store {
     /// [`Store::maintain`]: it may take minutes, and holds nothing up. Returns how many files went into others.
     /// Whether there are more rows in memory than there should be: whoever can wait with more of them should.
     pub fn is_behind(&self) -> bool {
-        self.inner.memory_bytes() >= MEMORY_BYTES
+        self.inner.memory_bytes() >= self.inner.options.memory
     }
 }
 
@@ -222,6 +222,9 @@ impl Inner {
     pub(super) fn flush(&self, work: &mut Work, now_ns: i64) -> Result<u64> {
         let (last, taken) = {
             let applied = lock(&self.applied);
+            if applied.has_gap {
+                return Ok(0);
+            }
             let mut taken = Vec::new();
             for table in self.all_tables() {
                 let chunks = table.lock().memory.take()?;
@@ -229,7 +232,7 @@ impl Inner {
                     taken.push((table, chunks));
                 }
             }
-            (*applied, taken)
+            (applied.seq, taken)
         };
         if last == work.cursor {
             return Ok(0);
@@ -447,9 +450,22 @@ impl Inner {
         self.commit(work, Commit { cursor: work.cursor, old, ..Commit::default() })
     }
 
-    /// Gives up the oldest chunk of each table. Returns how many rows that were.
+    /// Gives up the oldest chunk of each table, and again, until an eighth of the memory is free. The journal has them, and
+    /// they are read again from it when there is room. Returns how many rows that were.
     fn drop_oldest_rows(&self) -> u64 {
-        self.all_tables().iter().map(|it| it.lock().memory.drop_oldest() as u64).sum()
+        let mut applied = lock(&self.applied);
+        let mut dropped = 0;
+        while self.memory_bytes() > self.options.memory / 8 * 7 {
+            let before = dropped;
+            for table in self.all_tables() {
+                dropped += table.lock().memory.drop_oldest() as u64;
+            }
+            if dropped == before {
+                break;
+            }
+        }
+        applied.has_gap |= dropped > 0;
+        dropped
     }
 
     /// Removes files that no longer count and that no query reads.
