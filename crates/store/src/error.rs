@@ -36,6 +36,31 @@ pub enum StoreError {
         /// What is wrong with it.
         problem: String,
     },
+    /// There are more tables, columns and files than can be kept track of.
+    #[error(
+        "{path} would have {bytes} bytes, at most {limit} are read back: keep fewer days ([store] retention), or fewer tables"
+    )]
+    TooManyFiles {
+        /// The manifest.
+        path: PathBuf,
+        /// What it would have.
+        bytes: u64,
+        /// What it may have.
+        limit: u64,
+    },
+    /// The file system has no room for what was asked.
+    #[error(
+        "{free} bytes are free, and {needed} must stay free while it works: make room, or see [store] min_free"
+    )]
+    NoRoom {
+        /// Bytes that are free.
+        free: u64,
+        /// `min_free`, and what the work takes for a time.
+        needed: u64,
+    },
+    /// The same is being done already.
+    #[error("a compaction is running already")]
+    Running,
     /// A fault of this program.
     #[error("internal error: {0}")]
     Internal(String),
@@ -48,10 +73,23 @@ impl StoreError {
         move |source| Self::Io { doing, path, source }
     }
 
+    /// The file or folder that it is about.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Io { path, .. } | Self::Damaged { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
     /// Whether the disk has no room.
     pub fn is_disk_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. }
-            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+        match self {
+            Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            Self::NoRoom { .. } => true,
+            _ => false,
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arrow::datatypes::{DataType, SchemaRef};
@@ -65,13 +66,34 @@ pub(crate) struct StoredFile {
     pub(crate) path: PathBuf,
     pub(crate) disk: Arc<dyn Disk>,
     metadata: OnceLock<Arc<ParquetMetaData>>,
-    damage: OnceLock<String>,
+    damage: OnceLock<Damage>,
+    /// How often it could not be read although it had been whole.
+    doubts: AtomicU32,
 }
+
+/// Why a file is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Damage {
+    /// It is not there, or the disk does not give it: after a start that may be otherwise.
+    Unreadable,
+    /// It is not what was written.
+    Changed,
+}
+
+/// Failures to read a file that had been whole, after which it is left out.
+const MAX_DOUBTS: u32 = 3;
 
 impl StoredFile {
     pub(crate) fn new(disk: &Arc<dyn Disk>, path: PathBuf, entry: FileEntry) -> Self {
         let disk = Arc::clone(disk);
-        Self { entry, path, disk, metadata: OnceLock::new(), damage: OnceLock::new() }
+        Self {
+            entry,
+            path,
+            disk,
+            metadata: OnceLock::new(),
+            damage: OnceLock::new(),
+            doubts: AtomicU32::new(0),
+        }
     }
 
     /// Reads footer and page index and, the first time, the whole file, to see that it is what was written. False if it
@@ -108,11 +130,36 @@ impl StoredFile {
         self.damage.get().is_some() || self.metadata.get().is_some()
     }
 
+    /// Whether the file is known to be other than it was written, for good.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.damage.get() == Some(&Damage::Changed)
+    }
+
+    /// To be called when reading failed: looks at the file again. True if it is left out from now on, so that whoever
+    /// asked can go on without it; false if it may be read the next time.
+    pub(crate) fn doubt(&self, found: &StoreError) -> bool {
+        if self.damage.get().is_some() {
+            return true;
+        }
+        let doubts = self.doubts.fetch_add(1, Ordering::Relaxed) + 1;
+        match self.open().and_then(|file| self.verify(&file)) {
+            Err(error @ StoreError::Damaged { .. }) => self.give_up(&error),
+            // It is what was written and cannot be read, or the disk does not give it; but not for a moment only.
+            Ok(()) | Err(_) if doubts >= MAX_DOUBTS => self.give_up(found),
+            Ok(()) | Err(_) => {}
+        }
+        self.damage.get().is_some()
+    }
+
     /// Leaves the file out from now on.
     fn give_up(&self, error: &StoreError) {
         let problem = std::error::Error::source(error).map_or(String::new(), |source| format!(": {source}"));
         let problem = format!("{error}{problem}");
-        if self.damage.set(problem.clone()).is_ok() {
+        let damage = match error {
+            StoreError::Io { .. } => Damage::Unreadable,
+            _ => Damage::Changed,
+        };
+        if self.damage.set(damage).is_ok() {
             let rows = self.entry.rows;
             tracing::error!(rows, "a file of the store cannot be read and is left out: {problem}");
         }

@@ -16,8 +16,12 @@ use crate::schema::Columns;
 
 /// The format that is written; older ones are migrated when read, newer ones refused.
 pub(crate) const FORMAT: u64 = 1;
-/// The largest manifest that is read, bytes: a million files.
+/// The largest manifest that is read or written, bytes: a million files. The store removes its oldest days before
+/// ([`MAX_FILES`]).
 const MAX_BYTES: u64 = 256 << 20;
+/// So many files are kept; beyond it the oldest days go, as beyond `max_size`. A year of 300 tables in one file a day is a
+/// tenth of it, and each takes up to 250 bytes of the manifest.
+pub(crate) const MAX_FILES: usize = 1_000_000;
 
 /// All that is durable beside the Parquet files' contents.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -39,6 +43,12 @@ pub(crate) struct TableEntry {
     pub(crate) rollup_of: Option<(String, i64)>,
     /// Its files, oldest first: by day, then by the journal's order.
     pub(crate) files: Vec<FileEntry>,
+    /// Files that turned out to be damaged: under another name ([`aside`]) until their day goes, and not read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) damaged: Vec<FileEntry>,
+    /// Up to this time rows went before their retention was over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) removed_until: Option<i64>,
 }
 
 /// A Parquet file.
@@ -71,8 +81,17 @@ impl FileEntry {
 
 /// The name under which a file is written before it counts.
 pub(crate) fn unborn(path: &Path) -> PathBuf {
+    with_tail(path, ".new")
+}
+
+/// The name of a file that turned out to be damaged: `*.parquet` does not match it.
+pub(crate) fn aside(path: &Path) -> PathBuf {
+    with_tail(path, ".damaged")
+}
+
+fn with_tail(path: &Path, tail: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".new");
+    name.push(tail);
     name.into()
 }
 
@@ -120,7 +139,7 @@ pub(crate) fn read(disk: &dyn Disk, root: &Path) -> Result<Option<Manifest>> {
 /// Replaces the manifest. When this returns `Ok`, the new one is durable; otherwise either may be there.
 ///
 /// # Errors
-/// The file system.
+/// The file system; more than is read back, of which nothing is written.
 pub(crate) fn write(disk: &dyn Disk, root: &Path, manifest: &Manifest) -> Result<()> {
     let path = place(root);
     let new = unborn(&path);
@@ -129,6 +148,10 @@ pub(crate) fn write(disk: &dyn Disk, root: &Path, manifest: &Manifest) -> Result
     let mut bytes = serde_json::to_vec(&header).map_err(|error| StoreError::Internal(error.to_string()))?;
     bytes.push(b'\n');
     bytes.extend_from_slice(&body);
+    if bytes.len() as u64 > MAX_BYTES {
+        let bytes = bytes.len() as u64;
+        return Err(StoreError::TooManyFiles { path, bytes, limit: MAX_BYTES });
+    }
     let written = || {
         let file = disk.open(&new)?;
         file.set_len(0)?;

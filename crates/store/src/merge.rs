@@ -1,12 +1,13 @@
 //! One point a series and time: rows sorted by tags and time, those that repeat a point merged.
 //!
-//! Sources give their rows series by series, in the order of tags; [`merge`] walks them side by side and holds one
-//! series at a time. Where rows of one series have the same time, each field is that of the last row that has it, in
+//! Sources give their rows series by series, in the order of tags, and each series by time, in pieces; [`merge`] walks
+//! them side by side and holds one piece of each at a time. Where rows of one series have the same time, each field is that of the last row that has it, in
 //! the journal's order ([`Rule::Fields`], as InfluxDB 3 does); or the last row counts as a whole ([`Rule::Rows`],
 //! for roll-ups, which are made anew as a whole).
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{
@@ -32,23 +33,25 @@ pub(crate) enum Rule {
 /// A series' tags in the order of the schema's tag columns; absent sorts first.
 pub(crate) type Key = Vec<Option<String>>;
 
-/// Rows sorted by series.
+/// Rows sorted by series, then by time.
 pub(crate) trait Source {
     /// The series that [`Source::rows`] gives next; `None` at the end.
     fn key(&mut self) -> Result<Option<&Key>>;
 
-    /// All rows of that series, in the journal's order, or by time if none is repeated.
-    fn rows(&mut self) -> Result<Vec<RecordBatch>>;
+    /// The next rows of that series, sorted by time; those of the same time, in the journal's order, are all among them.
+    fn rows(&mut self) -> Result<Option<RecordBatch>>;
 }
 
 /// Walks sources, older before newer, that all have this schema (tags, time, fields), and gives the merged rows of one
-/// series after the other, sorted by time.
+/// series after the other, each in pieces, by time.
 pub(crate) fn merge(
     schema: &SchemaRef,
     mut sources: Vec<Box<dyn Source + '_>>,
     rule: Rule,
     mut take_rows: impl FnMut(&Key, RecordBatch) -> Result<()>,
 ) -> Result<()> {
+    // What was read of each source and is not given yet.
+    let mut heads: Vec<Option<RecordBatch>> = vec![None; sources.len()];
     loop {
         let mut least: Option<Key> = None;
         for source in &mut sources {
@@ -59,15 +62,36 @@ pub(crate) fn merge(
             }
         }
         let Some(key) = least else { return Ok(()) };
-        let mut rows = Vec::new();
-        for source in &mut sources {
-            if source.key()? == Some(&key) {
-                rows.append(&mut source.rows()?);
+        loop {
+            // Up to here all sources have been read.
+            let mut through = i64::MAX;
+            for (source, head) in sources.iter_mut().zip(&mut heads) {
+                while head.as_ref().is_none_or(|it| it.num_rows() == 0) && source.key()? == Some(&key) {
+                    *head = source.rows()?;
+                }
+                if source.key()? == Some(&key)
+                    && let Some(head) = head
+                {
+                    through = times(head)?.last().map_or(through, |&last| through.min(last));
+                }
             }
-        }
-        let rows = one_point_a_time(concat_batches(schema, &rows)?, rule)?;
-        if rows.num_rows() > 0 {
-            take_rows(&key, rows)?;
+            let mut rows = Vec::new();
+            for head in &mut heads {
+                let Some(all) = head.take() else { continue };
+                let count = times(&all)?.partition_point(|&time| time <= through);
+                if count < all.num_rows() {
+                    *head = Some(all.slice(count, all.num_rows() - count));
+                }
+                if count > 0 {
+                    rows.push(all.slice(0, count));
+                }
+            }
+            let rows = match rows.len() {
+                0 => break,
+                1 => rows.remove(0),
+                _ => concat_batches(schema, &rows)?,
+            };
+            take_rows(&key, one_point_a_time(rows, rule)?)?;
         }
     }
 }
@@ -136,41 +160,66 @@ pub(crate) struct Chunks {
     schema: SchemaRef,
     /// Time and fields: the tags of a series are in its key, and putting dictionaries together costs more than making
     /// one anew.
-    batches: Vec<RecordBatch>,
-    /// By key, the last first; each with its rows as `(chunk, row)`, in the journal's order.
-    series: Vec<(Key, Vec<(usize, usize)>)>,
+    batches: Arc<Vec<RecordBatch>>,
+    /// By key, the last first; each with its rows as `(time, chunk, row)`, by time, then in the journal's order.
+    series: Vec<(Key, Vec<(i64, usize, usize)>)>,
 }
 
 impl Chunks {
     /// The rows of these chunks, given in the journal's order, that `keep` says yes to by their time.
     pub(crate) fn new(schema: &SchemaRef, chunks: &[Arc<Chunk>], keep: impl Fn(i64) -> bool) -> Result<Self> {
+        let mut all = Self::by(schema, chunks, |time| keep(time).then_some(()))?;
+        let none = Self { schema: Arc::clone(schema), batches: Arc::default(), series: Vec::new() };
+        Ok(all.remove(&()).unwrap_or(none))
+    }
+
+    /// The rows of these chunks, given in the journal's order, sorted out by their time in one walk; those of no group
+    /// are left out.
+    pub(crate) fn by<G: Copy + Ord>(
+        schema: &SchemaRef,
+        chunks: &[Arc<Chunk>],
+        group_of: impl Fn(i64) -> Option<G>,
+    ) -> Result<BTreeMap<G, Self>> {
         let tags = tag_names(schema);
         let untagged = schema.fields().iter().filter(|it| !tags.contains(it.name()));
         let untagged: SchemaRef = Arc::new(Schema::new(untagged.cloned().collect::<Vec<_>>()));
-        let mut places: HashMap<Key, usize> = HashMap::new();
-        let mut series: Vec<(Key, Vec<(usize, usize)>)> = Vec::new();
-        let mut batches = Vec::with_capacity(chunks.len());
+        let batches = chunks.iter().map(|it| adapt(&it.rows, &untagged)).collect::<Result<Vec<_>>>()?;
+        let batches = Arc::new(batches);
+        let mut keys: HashMap<Key, usize> = HashMap::new();
+        // By group, then by the place of the key.
+        let mut groups: BTreeMap<G, BTreeMap<usize, Vec<(i64, usize, usize)>>> = BTreeMap::new();
         for (number, chunk) in chunks.iter().enumerate() {
-            batches.push(adapt(&chunk.rows, &untagged)?);
             let mut of_chunk: Vec<Option<usize>> = vec![None; chunk.keys.len()];
+            let mut rows: Vec<(G, usize, i64, usize)> = Vec::with_capacity(chunk.series.len());
             for (row, (&id, &time)) in chunk.series.iter().zip(times(&chunk.rows)?).enumerate() {
-                if !keep(time) {
-                    continue;
-                }
+                let Some(group) = group_of(time) else { continue };
                 let place = *of_chunk[id as usize].get_or_insert_with(|| {
                     let given = &chunk.keys[id as usize].tags;
                     let value = |tag: &String| given.iter().find(|it| it.0 == *tag).map(|it| it.1.clone());
                     let key: Key = tags.iter().map(value).collect();
-                    *places.entry(key.clone()).or_insert_with(|| {
-                        series.push((key, Vec::new()));
-                        series.len() - 1
-                    })
+                    let next = keys.len();
+                    *keys.entry(key).or_insert(next)
                 });
-                series[place].1.push((number, row));
+                rows.push((group, place, time, row));
+            }
+            // By time, so that most are in order below; of the same time the later row stays behind.
+            rows.sort_unstable();
+            for of_series in rows.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
+                let (group, place, ..) = of_series[0];
+                let places = groups.entry(group).or_default().entry(place).or_default();
+                places.extend(of_series.iter().map(|&(_, _, time, row)| (time, number, row)));
             }
         }
-        series.sort_by(|a, b| b.0.cmp(&a.0));
-        Ok(Self { schema: Arc::clone(schema), batches, series })
+        let mut names: Vec<Key> = vec![Key::new(); keys.len()];
+        keys.into_iter().for_each(|(key, place)| names[place] = key);
+        let source = |(group, of_group): (G, BTreeMap<usize, Vec<(i64, usize, usize)>>)| {
+            let mut series: Vec<_> =
+                of_group.into_iter().map(|(place, rows)| (names[place].clone(), rows)).collect();
+            series.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+            series.iter_mut().for_each(|it| it.1.sort_unstable());
+            (group, Self { schema: Arc::clone(schema), batches: Arc::clone(&batches), series })
+        };
+        Ok(groups.into_iter().map(source).collect())
     }
 }
 
@@ -179,8 +228,9 @@ impl Source for Chunks {
         Ok(self.series.last().map(|it| &it.0))
     }
 
-    fn rows(&mut self) -> Result<Vec<RecordBatch>> {
-        let Some((key, places)) = self.series.pop() else { return Ok(Vec::new()) };
+    fn rows(&mut self) -> Result<Option<RecordBatch>> {
+        let Some((key, places)) = self.series.pop() else { return Ok(None) };
+        let places: Vec<_> = places.into_iter().map(|(_, chunk, row)| (chunk, row)).collect();
         let batches: Vec<&RecordBatch> = self.batches.iter().collect();
         let rows = interleave_record_batch(&batches, &places)?;
         let mut columns = Vec::with_capacity(self.schema.fields().len());
@@ -195,7 +245,7 @@ impl Source for Chunks {
             });
         }
         columns.extend(rows.columns().iter().cloned());
-        Ok(vec![RecordBatch::try_new(Arc::clone(&self.schema), columns)?])
+        Ok(Some(RecordBatch::try_new(Arc::clone(&self.schema), columns)?))
     }
 }
 
@@ -208,12 +258,16 @@ pub(crate) struct Sorted<I> {
     runs: Vec<(Key, RecordBatch)>,
     /// The last key that was given, to see that the order holds.
     before: Option<Key>,
+    /// Where they come from.
+    path: PathBuf,
 }
 
 impl<I: Iterator<Item = Result<RecordBatch>>> Sorted<I> {
-    pub(crate) fn new(schema: &SchemaRef, batches: I) -> Self {
+    /// The rows of the file of this name.
+    pub(crate) fn new(schema: &SchemaRef, path: &Path, batches: I) -> Self {
         let tags = tag_names(schema);
-        Self { batches, schema: Arc::clone(schema), tags, runs: Vec::new(), before: None }
+        let (schema, path) = (Arc::clone(schema), path.to_owned());
+        Self { batches, schema, tags, runs: Vec::new(), before: None, path }
     }
 
     fn fill(&mut self) -> Result<()> {
@@ -245,20 +299,17 @@ impl<I: Iterator<Item = Result<RecordBatch>>> Source for Sorted<I> {
         if let (Some(key), Some(before)) = (key, &self.before)
             && key.cmp(before) == Ordering::Less
         {
-            return Err(StoreError::Internal("a file's rows are not sorted by their tags".to_owned()));
+            let problem = "its rows are not sorted by their tags".to_owned();
+            return Err(StoreError::Damaged { path: self.path.clone(), problem });
         }
         Ok(key)
     }
 
-    fn rows(&mut self) -> Result<Vec<RecordBatch>> {
-        let Some(key) = self.key()?.cloned() else { return Ok(Vec::new()) };
-        let mut rows = Vec::new();
-        // A series may go on in the next batch.
-        while self.key()?.is_some_and(|it| *it == key) {
-            rows.extend(self.runs.pop().map(|it| it.1));
-        }
+    fn rows(&mut self) -> Result<Option<RecordBatch>> {
+        self.fill()?;
+        let Some((key, rows)) = self.runs.pop() else { return Ok(None) };
         self.before = Some(key);
-        Ok(rows)
+        Ok(Some(rows))
     }
 }
 

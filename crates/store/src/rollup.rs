@@ -26,10 +26,10 @@ use telemetry::catalogue;
 use telemetry::lines::SeriesKey;
 
 use crate::error::{Result, StoreError};
-use crate::memory::{Chunk, Times, widen};
-use crate::merge::{Key, merge, tag_names, times};
+use crate::memory::{Chunk, Times, overlap, widen};
+use crate::merge::{Chunks, Key, Source, merge, tag_names, times};
 use crate::schema::{Columns, Kind};
-use crate::table::{Snapshot, sources};
+use crate::table::{Snapshot, file_sources, sources};
 
 const MINUTE_NS: i64 = 60_000_000_000;
 const HOUR_NS: i64 = 60 * MINUTE_NS;
@@ -42,6 +42,9 @@ pub(crate) const BUCKETS: [Bucket; 2] =
 pub(crate) const STEP_LIMIT_NS: i64 = HOUR_NS;
 /// A bucket is written once the table has rows this much later than its end: hosts are not read at the same moment.
 const GRACE_NS: i64 = MINUTE_NS;
+/// Late rows that are scattered over the past are computed anew in so many readings of files at most: where there are
+/// more, those that are nearest to each other become one, so that a flush reads each raw file once at most.
+const MAX_READINGS: usize = 32;
 
 /// A size of buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,8 +236,12 @@ pub(crate) struct Advanced {
 struct Anew {
     /// The starts of the hours.
     hours: BTreeSet<i64>,
-    /// The time of its last row.
-    last: i64,
+    /// The time of the last row that was known.
+    known: Option<i64>,
+    /// The time of its last row; `None` where the series goes on from what was known.
+    last: Option<i64>,
+    /// Its new rows.
+    rows: RecordBatch,
 }
 
 /// Which buckets are given.
@@ -284,15 +291,15 @@ pub(crate) fn rebuild(table: &str, snapshot: &Snapshot) -> Result<Carry> {
     // All that is not closed lies in this hour or the one before.
     let from = start_of(newest.saturating_sub(GRACE_NS), HOUR_NS).saturating_sub(STEP_LIMIT_NS);
     let files = Snapshot { chunks: Vec::new(), ..snapshot.clone() };
-    read(&files, &fields, (from, i64::MAX), |key, rows| {
-        let mut series = Series::default();
-        feed(&mut series, &fields, rows, &mut |_, _| {})?;
+    read(&files, &fields, (from, i64::MAX), None, |key, rows| {
+        let series = carry.series.entry(fields.key(key)).or_default();
+        feed(series, &fields, rows, &mut |_, _| {})
+    })?;
+    for series in carry.series.values_mut() {
         for (bucket, open) in BUCKETS.iter().zip(&mut series.open) {
             open.take_if(|it| is_closed(it.start, *bucket, Some(newest)));
         }
-        carry.series.insert(fields.key(key), series);
-        Ok(())
-    })?;
+    }
     Ok(carry)
 }
 
@@ -322,7 +329,7 @@ pub(crate) fn advance(
     let mut anew: BTreeMap<Key, Anew> = BTreeMap::new();
 
     let new_rows = Snapshot { files: Arc::default(), ..snapshot.clone() };
-    read(&new_rows, &fields, (oldest, i64::MAX), |key, rows| {
+    read(&new_rows, &fields, (oldest, i64::MAX), None, |key, rows| {
         let all = times(rows)?;
         let (Some(&first), Some(&last)) = (all.first(), all.last()) else { return Ok(()) };
         let name = fields.key(key);
@@ -333,14 +340,16 @@ pub(crate) fn advance(
             // The step to the next point may belong to the hour after.
             let hours = all.iter().map(|&time| start_of(time, HOUR_NS));
             let hours = hours.flat_map(|it| [it, it.saturating_add(HOUR_NS)]).collect();
-            let last = known.map_or(last, |it| it.max(last));
-            anew.insert(key.clone(), Anew { hours, last });
+            let last = Some(known.map_or(last, |it| it.max(last)));
+            anew.insert(key.clone(), Anew { hours, known, last, rows: rows.clone() });
             return Ok(());
         }
         let series = next.series.entry(name.clone()).or_default();
         feed(series, &fields, rows, &mut |size, open| finished[size].rows.push((name.clone(), open)))
     })?;
-    recompute(&fields, &anew, snapshot, &mut next, &mut finished)?;
+    leave_gaps(&fields, &mut anew, snapshot, carry.newest, &mut next, &mut finished)?;
+    let mut recompute = Recompute { fields: &fields, anew: &anew, next: &mut next, finished: &mut finished };
+    recompute.run(snapshot)?;
 
     let computed: BTreeSet<SeriesKey> = anew.keys().map(|it| fields.key(it)).collect();
     for (name, series) in &mut next.series {
@@ -360,48 +369,114 @@ pub(crate) fn advance(
     Ok(Advanced { carry: next, rows: [minutes.into_chunk(&fields)?, hours.into_chunk(&fields)?] })
 }
 
-/// Computes hours of series anew from all raw rows.
-fn recompute(
+/// Hours of which raw rows are gone keep the roll-ups that they have: what is left would make worse ones. A series whose
+/// last hour is such a one goes on from what was known.
+fn leave_gaps(
     fields: &Fields<'_>,
-    anew: &BTreeMap<Key, Anew>,
+    anew: &mut BTreeMap<Key, Anew>,
     snapshot: &Snapshot,
+    newest: Option<i64>,
     next: &mut Carry,
     finished: &mut [Finished; 2],
 ) -> Result<()> {
+    // An hour's first step depends on the hour before.
+    let needed = |hour: i64| (hour.saturating_sub(STEP_LIMIT_NS), hour.saturating_add(HOUR_NS - 1));
     let hours: BTreeSet<i64> = anew.values().flat_map(|it| it.hours.iter().copied()).collect();
-    for span in side_by_side(&hours) {
-        let window = (span.0.saturating_sub(STEP_LIMIT_NS), span.1.saturating_sub(1));
-        read(snapshot, fields, window, |key, rows| {
-            let Some(wanted) = anew.get(key) else { return Ok(()) };
+    let spans: Vec<Times> = side_by_side(&hours).iter().map(|it| (needed(it.0).0, it.1 - 1)).collect();
+    let gaps = snapshot.gaps(&spans)?;
+    if gaps.is_empty() {
+        return Ok(());
+    }
+    for (key, it) in anew {
+        it.hours.retain(|&hour| !gaps.iter().any(|&gap| overlap(gap, needed(hour))));
+        let Some(last) = it.last else { continue };
+        if it.hours.contains(&start_of(last, HOUR_NS)) {
+            continue;
+        }
+        it.last = None;
+        let is_late = |&time: &i64| match it.known {
+            Some(known) => time <= known,
+            None => is_closed(start_of(time, MINUTE_NS), BUCKETS[0], newest),
+        };
+        let from = times(&it.rows)?.partition_point(is_late);
+        let rows = it.rows.slice(from, it.rows.num_rows() - from);
+        if rows.num_rows() > 0 {
             let name = fields.key(key);
-            let mut series = Series::default();
-            let give = |finished: &mut [Finished; 2], size: usize, open: Open| {
-                if wanted.hours.contains(&start_of(open.start, HOUR_NS)) {
-                    widen(&mut finished[size].late, (open.start, open.start));
-                    finished[size].rows.push((name.clone(), open));
-                }
-            };
-            feed(&mut series, fields, rows, &mut |size, open| give(finished, size, open))?;
-            if series.last_time >= Some(wanted.last) {
-                let open = [0, 1].map(|size| series.open[size].as_ref().map(|it| it.start));
-                let before = next.series.insert(name.clone(), series);
-                // What was open and is neither now nor was computed anew is over: there are later rows.
-                for (size, was) in before.into_iter().flat_map(|it| it.open).enumerate() {
-                    let is_over = |it: &Open| {
-                        open[size] != Some(it.start) && !wanted.hours.contains(&start_of(it.start, HOUR_NS))
-                    };
-                    finished[size].rows.extend(was.filter(is_over).map(|it| (name.clone(), it)));
-                }
-            } else {
-                // The series goes on after the window; what is open here is over.
-                for (size, open) in series.open.into_iter().enumerate() {
-                    open.into_iter().for_each(|it| give(finished, size, it));
-                }
-            }
-            Ok(())
-        })?;
+            let series = next.series.entry(name.clone()).or_default();
+            feed(series, fields, &rows, &mut |size, open| finished[size].rows.push((name.clone(), open)))?;
+        }
     }
     Ok(())
+}
+
+/// Computes hours of series anew from all raw rows.
+struct Recompute<'a> {
+    fields: &'a Fields<'a>,
+    anew: &'a BTreeMap<Key, Anew>,
+    next: &'a mut Carry,
+    finished: &'a mut [Finished; 2],
+}
+
+impl Recompute<'_> {
+    fn run(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let hours: BTreeSet<i64> = self.anew.values().flat_map(|it| it.hours.iter().copied()).collect();
+        // They do not overlap: between two spans there is an hour at least.
+        let windows: Vec<Times> = few(side_by_side(&hours), MAX_READINGS)
+            .into_iter()
+            .map(|it| (it.0.saturating_sub(STEP_LIMIT_NS), it.1.saturating_sub(1)))
+            .collect();
+        let window_of = |time: i64| {
+            let place = windows.partition_point(|it| it.1 < time);
+            windows.get(place).filter(|it| it.0 <= time).map(|_| place)
+        };
+        let mut chunks = Chunks::by(&self.fields.schema, &snapshot.chunks, window_of)?;
+        for (place, &window) in windows.iter().enumerate() {
+            let mut current: Option<(Key, Series)> = None;
+            let fields = self.fields;
+            read(snapshot, fields, window, Some(chunks.remove(&place)), |key, rows| {
+                if !self.anew.contains_key(key) {
+                    return Ok(());
+                }
+                if current.as_ref().is_some_and(|it| it.0 != *key) {
+                    current.take().into_iter().for_each(|(key, series)| self.end(&key, series));
+                }
+                let (_, series) = current.get_or_insert_with(|| (key.clone(), Series::default()));
+                feed(series, fields, rows, &mut |size, open| self.give(key, size, open))
+            })?;
+            current.into_iter().for_each(|(key, series)| self.end(&key, series));
+        }
+        Ok(())
+    }
+
+    /// A bucket that is over, if it is one of those that were asked for.
+    fn give(&mut self, key: &Key, size: usize, open: Open) {
+        if self.anew.get(key).is_some_and(|it| it.hours.contains(&start_of(open.start, HOUR_NS))) {
+            widen(&mut self.finished[size].late, (open.start, open.start));
+            self.finished[size].rows.push((self.fields.key(key), open));
+        }
+    }
+
+    /// The end of a window.
+    fn end(&mut self, key: &Key, series: Series) {
+        let Some(wanted) = self.anew.get(key) else { return };
+        if wanted.last.is_none_or(|last| series.last_time < Some(last)) {
+            // The series goes on after the window; what is open here is over.
+            for (size, open) in series.open.into_iter().enumerate() {
+                open.into_iter().for_each(|it| self.give(key, size, it));
+            }
+            return;
+        }
+        let name = self.fields.key(key);
+        let open = [0, 1].map(|size| series.open[size].as_ref().map(|it| it.start));
+        let before = self.next.series.insert(name.clone(), series);
+        // What was open and is neither now nor was computed anew is over: there are later rows.
+        for (size, was) in before.into_iter().flat_map(|it| it.open).enumerate() {
+            let is_over = |it: &Open| {
+                open[size] != Some(it.start) && !wanted.hours.contains(&start_of(it.start, HOUR_NS))
+            };
+            self.finished[size].rows.extend(was.filter(is_over).map(|it| (name.clone(), it)));
+        }
+    }
 }
 
 /// Hours that follow each other, as spans from the first's start to the last's end.
@@ -416,15 +491,47 @@ fn side_by_side(hours: &BTreeSet<i64>) -> Vec<Times> {
     spans
 }
 
-/// All merged rows of a snapshot within these times, series by series.
+/// So many spans at most: those with the least between them become one.
+fn few(spans: Vec<Times>, most: usize) -> Vec<Times> {
+    let mut between: Vec<i64> = spans.windows(2).map(|it| it[1].0.saturating_sub(it[0].1)).collect();
+    if between.len() < most {
+        return spans;
+    }
+    between.sort_unstable_by(|a, b| b.cmp(a));
+    let mut left = most - 1;
+    let least = between[left];
+    let mut joined: Vec<Times> = Vec::with_capacity(most);
+    for span in spans {
+        match joined.last_mut() {
+            Some(last) if left == 0 || span.0.saturating_sub(last.1) <= least => last.1 = span.1,
+            Some(_) => {
+                left -= 1;
+                joined.push(span);
+            }
+            None => joined.push(span),
+        }
+    }
+    joined
+}
+
+/// All merged rows of a snapshot within these times, series by series, each in pieces by time. `chunks`: those of its
+/// rows in memory, if they were sorted out before.
 fn read(
     snapshot: &Snapshot,
     fields: &Fields<'_>,
     window: Times,
+    chunks: Option<Option<Chunks>>,
     mut take: impl FnMut(&Key, &RecordBatch) -> Result<()>,
 ) -> Result<()> {
     let pieces = snapshot.pieces(window)?;
-    let sources = sources(&pieces, &fields.schema, window)?;
+    let sources = match chunks {
+        None => sources(&pieces, &fields.schema, window)?,
+        Some(chunks) => {
+            let mut sources = file_sources(&pieces, &fields.schema, window)?;
+            sources.extend(chunks.map(|it| Box::new(it) as Box<dyn Source>));
+            sources
+        }
+    };
     merge(&fields.schema, sources, crate::merge::Rule::Fields, |key, rows| {
         let all = times(&rows)?;
         let from = all.partition_point(|&time| time < window.0);

@@ -101,6 +101,8 @@ pub(crate) struct Inner {
     work: Mutex<Work>,
     /// Held while files are merged.
     compacting: Mutex<()>,
+    /// Held while a compaction works that somebody asked for.
+    asked: Mutex<()>,
 }
 
 /// How far the journal is in.

@@ -56,6 +56,10 @@ pub(crate) struct State {
     pub(crate) carry: Option<Arc<Carry>>,
     /// The newest row of each series.
     pub(crate) last: Last,
+    /// Files that are set aside.
+    pub(crate) damaged: Vec<Arc<StoredFile>>,
+    /// Up to this time rows went before their retention was over.
+    pub(crate) removed_until: Option<i64>,
 }
 
 /// All rows of a table at one moment.
@@ -67,6 +71,8 @@ pub(crate) struct Snapshot {
     pub(crate) chunks: Vec<Arc<Chunk>>,
     /// Of these files.
     pub(crate) carry: Option<Arc<Carry>>,
+    /// Times of which rows are gone that should be there.
+    pub(crate) gone: Vec<Times>,
 }
 
 impl Table {
@@ -109,6 +115,12 @@ impl Table {
         state.memory.append(batch)?;
         state.last.append(batch);
         Ok(())
+    }
+
+    /// The file of this table that the error is about.
+    pub(crate) fn file_of(&self, error: &StoreError) -> Option<Arc<StoredFile>> {
+        let path = error.path()?;
+        self.lock().files.iter().find(|it| it.path == path).cloned()
     }
 
     /// Gives up the rows that no file has.
@@ -163,6 +175,17 @@ impl Table {
 }
 
 impl State {
+    /// All that takes room.
+    pub(crate) fn all_files(&self) -> Vec<Arc<StoredFile>> {
+        self.files.iter().chain(&self.damaged).cloned().collect()
+    }
+
+    /// [`State::removed_until`] when these are removed.
+    pub(crate) fn removed_by(&self, old: &[Arc<StoredFile>]) -> Option<i64> {
+        let is_old = |it: &&Arc<StoredFile>| old.iter().any(|old| Arc::ptr_eq(old, it));
+        self.files.iter().filter(is_old).map(|it| it.entry.times.1).max().max(self.removed_until)
+    }
+
     fn forget_rows(&mut self) {
         self.memory = Memory::new(self.files.iter().map(|it| it.entry.times.1).max());
     }
@@ -170,7 +193,9 @@ impl State {
     /// The files, with these chunks in place of what is in memory.
     pub(crate) fn snapshot(&self, chunks: Vec<Arc<Chunk>>) -> Snapshot {
         let (columns, files) = (self.columns.clone(), Arc::clone(&self.files));
-        Snapshot { columns, files, chunks, carry: self.carry.clone() }
+        let removed = self.removed_until.map(|until| (i64::MIN, until));
+        let gone = self.damaged.iter().map(|it| it.entry.times).chain(removed).collect();
+        Snapshot { columns, files, chunks, carry: self.carry.clone(), gone }
     }
 }
 
@@ -226,6 +251,13 @@ impl Piece {
         }
     }
 
+    fn chunk(&self) -> Option<&Arc<Chunk>> {
+        match self {
+            Self::File(_) => None,
+            Self::Chunk(chunk) => Some(chunk),
+        }
+    }
+
     /// A file holds each point once; a chunk with late rows may not.
     fn repeats_itself(&self) -> bool {
         matches!(self, Self::Chunk(chunk) if chunk.late.is_some())
@@ -246,6 +278,21 @@ impl Snapshot {
     pub(crate) fn newest(&self) -> Option<i64> {
         let files = self.files.iter().map(|it| it.entry.times.1);
         files.chain(self.chunks.iter().map(|it| it.times.1)).max()
+    }
+
+    /// Times within these spans of which rows are gone that should be there: of files that were lost or removed.
+    ///
+    /// # Errors
+    /// As [`Snapshot::pieces`].
+    pub(crate) fn gaps(&self, spans: &[Times]) -> Result<Vec<Times>> {
+        let is_wanted = |times: Times| spans.iter().any(|&span| overlap(times, span));
+        let mut gaps: Vec<Times> = self.gone.iter().copied().filter(|&it| is_wanted(it)).collect();
+        for file in self.files.iter().filter(|it| is_wanted(it.entry.times)) {
+            if !file.is_whole()? {
+                gaps.push(file.entry.times);
+            }
+        }
+        Ok(gaps)
     }
 
     /// The pieces that have rows of these times, perhaps among others, in the journal's order. (Files stand by day, but
@@ -304,14 +351,23 @@ impl Snapshot {
 
 /// Pieces in the journal's order as sources for these times; chunks of memory, which are the last, are one.
 pub(crate) fn sources(pieces: &[Piece], schema: &SchemaRef, wanted: Times) -> Result<Vec<Box<dyn Source>>> {
+    let chunks: Vec<_> = pieces.iter().filter_map(Piece::chunk).cloned().collect();
+    let mut sources = file_sources(pieces, schema, wanted)?;
+    sources.push(Box::new(Chunks::new(schema, &chunks, |time| overlap((time, time), wanted))?));
+    Ok(sources)
+}
+
+/// The files among pieces as sources.
+pub(crate) fn file_sources(
+    pieces: &[Piece],
+    schema: &SchemaRef,
+    wanted: Times,
+) -> Result<Vec<Box<dyn Source>>> {
     let mut sources: Vec<Box<dyn Source>> = Vec::new();
-    let mut chunks = Vec::new();
     for piece in pieces {
-        match piece {
-            Piece::File(file) => sources.push(Box::new(Sorted::new(schema, file.rows(schema, wanted)?))),
-            Piece::Chunk(chunk) => chunks.push(Arc::clone(chunk)),
+        if let Piece::File(file) = piece {
+            sources.push(Box::new(Sorted::new(schema, &file.path, file.rows(schema, wanted)?)));
         }
     }
-    sources.push(Box::new(Chunks::new(schema, &chunks, |time| overlap((time, time), wanted))?));
     Ok(sources)
 }

@@ -51,7 +51,20 @@ impl Store {
                 files.push(Arc::new(StoredFile::new(&disk, path, entry)));
             }
             let role = role_of(&table)?;
+            let mut damaged = Vec::new();
+            for entry in std::mem::take(&mut table.damaged) {
+                let path = entry.path(root, &table.database, &table.table);
+                let aside = manifest::aside(&path);
+                // A crash may have come before it was renamed. What merged its neighbours may have taken its name.
+                if !known.contains(&path) {
+                    let _ = disk.rename(&path, &aside);
+                }
+                known.insert(aside.clone());
+                damaged.push(Arc::new(StoredFile::new(&disk, aside, entry)));
+            }
             let opened = Table::new(&table.database, &table.table, role, table.columns, files);
+            opened.lock().damaged = damaged;
+            opened.lock().removed_until = table.removed_until;
             tables.entry(table.database).or_default().insert(table.table, Arc::new(opened));
         }
         remove_strangers(&*disk, root, &known)?;
@@ -72,6 +85,7 @@ impl Store {
             swap: RwLock::default(),
             work: Mutex::new(work),
             compacting: Mutex::default(),
+            asked: Mutex::default(),
         };
         Ok((Self { inner: Arc::new(inner) }, complaints))
     }
@@ -145,10 +159,10 @@ fn remove_strangers(disk: &dyn Disk, root: &Path, known: &BTreeSet<PathBuf>) -> 
     Ok(())
 }
 
-/// Whether the name is one that only this store gives: `<first>-<last>.parquet`, perhaps `.new`.
+/// Whether the name is one that only this store gives: `<first>-<last>.parquet`, perhaps `.new` or `.damaged`.
 fn is_ours(path: &Path) -> bool {
     let name = path.file_name().and_then(|it| it.to_str()).unwrap_or_default();
-    let name = name.strip_suffix(".new").unwrap_or(name);
+    let name = name.strip_suffix(".new").or_else(|| name.strip_suffix(".damaged")).unwrap_or(name);
     let span = name.strip_suffix(".parquet").and_then(|it| it.split_once('-'));
     span.is_some_and(|(first, last)| first.parse::<u64>().is_ok() && last.parse::<u64>().is_ok())
 }

@@ -12,11 +12,11 @@ use super::{Inner, Options, Store, lock};
 use crate::error::{Result, StoreError};
 use crate::files::{Effort, FileWriter, StoredFile};
 use crate::layout::{self, DAY_NS, day_of, day_start_ns};
-use crate::manifest::{self, FileEntry, Manifest, TableEntry, unborn};
+use crate::manifest::{self, FileEntry, MAX_FILES, Manifest, TableEntry, unborn};
 use crate::memory::{Chunk, Times, all_of, overlap};
 use crate::merge::{Chunks, Source, merge};
-use crate::rollup::{self, BUCKETS, Carry, Give};
-use crate::table::{Role, Table};
+use crate::rollup::{self, Advanced, BUCKETS, Carry, Give};
+use crate::table::{Role, Snapshot, Table};
 
 /// Rows rest this long in memory at most: the journal has them, and this is what a start reads again.
 const FLUSH_EVERY: Duration = Duration::from_secs(600);
@@ -59,6 +59,10 @@ pub(super) struct Commit {
     pub(super) carries: Vec<NewCarry>,
     /// Files that no longer count.
     pub(super) old: Vec<Arc<StoredFile>>,
+    /// They go before their retention is over.
+    pub(super) is_early: bool,
+    /// Files that are set aside.
+    pub(super) damaged: Vec<Arc<StoredFile>>,
 }
 
 /// What maintenance did.
@@ -130,6 +134,7 @@ impl Store {
         work.last_flush_ns = Some(last);
         let is_due = now_ns - last >= FLUSH_EVERY.as_nanos() as i64;
         done.cursor = work.cursor;
+        self.inner.set_aside(&mut work)?;
         self.inner.keep_within(&mut work, others, done)?;
         if is_due {
             done.expired_files = self.inner.expire(&mut work, now_ns)?;
@@ -195,7 +200,11 @@ impl Inner {
     pub(super) fn begin(&self) -> Result<MutexGuard<'_, Work>> {
         let mut work = lock(&self.work);
         if work.is_uncertain {
-            manifest::write(&*self.disk, &self.root, &self.manifest(work.cursor, &[], &[]))?;
+            manifest::write(
+                &*self.disk,
+                &self.root,
+                &self.manifest(&Commit { cursor: work.cursor, ..Commit::default() }),
+            )?;
             work.is_uncertain = false;
             for path in std::mem::take(&mut work.orphans) {
                 // One of the two names is not there; what stays is removed at the next start.
@@ -261,9 +270,7 @@ impl Inner {
         let mut carries = Vec::new();
         for (table, chunks) in taken {
             let snapshot = table.lock().snapshot(chunks.clone());
-            let carry = table.carry(&snapshot)?;
-            let oldest = self.oldest_ns(table, now_ns);
-            let advanced = rollup::advance(&table.name, &carry, &snapshot, oldest, Give::Closed)?;
+            let advanced = self.advance(table, &snapshot, now_ns)?;
             carries.push((Arc::clone(table), Arc::new(advanced.carry)));
             for (bucket, rows) in BUCKETS.iter().zip(advanced.rows) {
                 let Some(rows) = rows else { continue };
@@ -278,18 +285,33 @@ impl Inner {
         Ok((new, carries))
     }
 
+    /// The roll-ups that the rows in memory bring to an end. Older files that late rows need and that turn out to be
+    /// damaged are left out.
+    fn advance(&self, table: &Arc<Table>, snapshot: &Snapshot, now_ns: i64) -> Result<Advanced> {
+        let oldest = self.oldest_ns(table, now_ns);
+        loop {
+            let advance = || {
+                let carry = table.carry(snapshot)?;
+                rollup::advance(&table.name, &carry, snapshot, oldest, Give::Closed)
+            };
+            match advance() {
+                // Each time there is a file less.
+                Err(error) if table.file_of(&error).is_some_and(|it| it.doubt(&error)) => {}
+                advanced => return advanced,
+            }
+        }
+    }
+
     fn write_chunks(&self, taken: &[Taken], span: (u64, u64), now_ns: i64) -> Result<Vec<New>> {
         let mut new = Vec::new();
         for (table, chunks) in taken {
             let schema = table.lock().columns.resting_schema();
             let late = all_of(chunks.iter().filter_map(|it| it.late));
-            let mut days = BTreeSet::new();
-            for chunk in chunks {
-                days.extend(crate::merge::times(&chunk.rows)?.iter().map(|&time| day_of(time)));
-            }
-            for day in days.into_iter().filter(|&day| !self.is_expired(table, day, now_ns)) {
+            // Days that are over long ago are not written at all. So there are as many files as days that are kept at most,
+            // and with retention for ever no more than rows.
+            let day_of = |time| Some(day_of(time)).filter(|&day| !self.is_expired(table, day, now_ns));
+            for (day, source) in Chunks::by(&schema, chunks, day_of)? {
                 let entry = FileEntry { day, first: span.0, last: span.1, ..FileEntry::default() };
-                let source = Chunks::new(&schema, chunks, |time| day_of(time) == day)?;
                 let sources: Vec<Box<dyn Source>> = vec![Box::new(source)];
                 new.extend(self.write_file(table, entry, &schema, sources, late, Effort::Flush)?);
             }
@@ -328,24 +350,31 @@ impl Inner {
 
     /// Makes new files count and old ones not, at once and durably.
     pub(super) fn commit(&self, work: &mut Work, commit: Commit) -> Result<()> {
-        let Commit { cursor, new, carries, old } = commit;
-        let is_flush = cursor > work.cursor;
-        let old = &old[..];
+        let Commit { cursor, new, old, .. } = &commit;
+        let is_flush = *cursor > work.cursor;
         let dirs: BTreeSet<&Path> = new.iter().filter_map(|it| it.1.path.parent()).collect();
         for dir in dirs {
             self.disk.sync_dir(dir).map_err(StoreError::io("syncing", dir))?;
         }
         work.orphans = new.iter().map(|it| it.1.path.clone()).collect();
         work.is_uncertain = true;
-        manifest::write(&*self.disk, &self.root, &self.manifest(cursor, &new, old))?;
-        for (_, file) in &new {
+        manifest::write(&*self.disk, &self.root, &self.manifest(&commit))?;
+        for (_, file) in new {
             let named = self.disk.rename(&unborn(&file.path), &file.path);
             named.map_err(StoreError::io("renaming", &file.path))?;
+        }
+        for file in &commit.damaged {
+            // It may be gone. What cannot be renamed now is renamed at the next start.
+            if let Err(error) = self.disk.rename(&file.path, &manifest::aside(&file.path)) {
+                tracing::warn!(path = %file.path.display(), "cannot rename a damaged file: {error}");
+            }
         }
         // The new names need no sync: a start finds either.
         work.is_uncertain = false;
         work.orphans.clear();
-        work.cursor = cursor;
+        work.cursor = *cursor;
+        work.doomed.extend(old.iter().cloned());
+        let Commit { new, carries, old, is_early, damaged, .. } = commit;
         let mut new: Vec<(Arc<Table>, Arc<StoredFile>)> =
             new.into_iter().map(|(table, file)| (table, Arc::new(file))).collect();
         let _swapping = self.swap.write().unwrap_or_else(PoisonError::into_inner);
@@ -354,7 +383,17 @@ impl Inner {
         }
         for table in self.all_tables() {
             let mut state = table.lock();
-            let mut files: Vec<_> = state.files.iter().filter(|it| !is_one_of(it, old)).cloned().collect();
+            if is_early {
+                state.removed_until = state.removed_by(&old);
+            }
+            let (kept, gone): (Vec<_>, Vec<_>) =
+                state.files.iter().cloned().partition(|it| !is_one_of(it, &old) && !is_one_of(it, &damaged));
+            let aside = gone.iter().filter(|it| is_one_of(it, &damaged));
+            let aside = aside
+                .map(|it| Arc::new(StoredFile::new(&self.disk, manifest::aside(&it.path), it.entry.clone())));
+            state.damaged.extend(aside);
+            state.damaged.retain(|it| !is_one_of(it, &old));
+            let mut files = kept;
             files.extend(new.extract_if(.., |it| Arc::ptr_eq(&it.0, &table)).map(|it| it.1));
             files.sort_by_key(|it| (it.entry.day, it.entry.first));
             state.files = Arc::new(files);
@@ -362,19 +401,22 @@ impl Inner {
                 state.memory.flushed();
             }
         }
-        work.doomed.extend(old.iter().cloned());
         Ok(())
     }
 
-    /// What is durable after a commit of these.
-    fn manifest(&self, cursor: u64, new: &[New], old: &[Arc<StoredFile>]) -> Manifest {
-        let mut manifest = Manifest { cursor, tables: Vec::new() };
+    /// What is durable after this commit.
+    fn manifest(&self, commit: &Commit) -> Manifest {
+        let mut manifest = Manifest { cursor: commit.cursor, tables: Vec::new() };
         for table in self.all_tables() {
             let state = table.lock();
-            let kept = state.files.iter().filter(|it| !is_one_of(it, old)).map(|it| &it.entry);
-            let added = new.iter().filter(|it| Arc::ptr_eq(&it.0, &table)).map(|it| &it.1.entry);
+            let stays = |it: &&Arc<StoredFile>| !is_one_of(it, &commit.old);
+            let (kept, set_aside): (Vec<_>, Vec<_>) =
+                state.files.iter().filter(stays).partition(|it| !is_one_of(it, &commit.damaged));
+            let kept = kept.into_iter().map(|it| &it.entry);
+            let added = commit.new.iter().filter(|it| Arc::ptr_eq(&it.0, &table)).map(|it| &it.1.entry);
             let mut files: Vec<FileEntry> = kept.chain(added).cloned().collect();
             files.sort_by_key(|it| (it.day, it.first));
+            let damaged = state.damaged.iter().filter(stays).chain(set_aside);
             manifest.tables.push(TableEntry {
                 database: table.database.clone(),
                 table: table.name.clone(),
@@ -384,12 +426,29 @@ impl Inner {
                     Role::RollUp { of, size } => Some((of.clone(), BUCKETS[*size].ns)),
                 },
                 files,
+                damaged: damaged.map(|it| it.entry.clone()).collect(),
+                removed_until: if commit.is_early {
+                    state.removed_by(&commit.old)
+                } else {
+                    state.removed_until
+                },
             });
         }
         manifest
     }
 
-    /// Merges files where that is worth it; `all` makes one file of each day. Returns how many files went into others.
+    /// Files that were found damaged count no more; they stay, under another name, until their day goes.
+    pub(super) fn set_aside(&self, work: &mut Work) -> Result<()> {
+        let mut damaged = Vec::new();
+        for table in self.all_tables() {
+            damaged.extend(table.lock().files.iter().filter(|it| it.is_damaged()).cloned());
+        }
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        self.commit(work, Commit { cursor: work.cursor, damaged, ..Commit::default() })
+    }
+
     /// Removes days that are older than their table's retention. Returns how many files that were.
     pub(super) fn expire(&self, work: &mut Work, now_ns: i64) -> Result<usize> {
         // A clock that is far ahead of all points is not believed.
@@ -397,8 +456,8 @@ impl Inner {
         let now_ns = now_ns.min(newest.saturating_add(DAY_NS));
         let mut old = Vec::new();
         for table in self.all_tables() {
-            let files = Arc::clone(&table.lock().files);
-            old.extend(files.iter().filter(|it| self.is_expired(&table, it.entry.day, now_ns)).cloned());
+            let files = table.lock().all_files();
+            old.extend(files.into_iter().filter(|it| self.is_expired(&table, it.entry.day, now_ns)));
         }
         let expired = old.len();
         if expired > 0 {
@@ -413,8 +472,14 @@ impl Inner {
 
     /// Whether the file system has room.
     pub(super) fn room(&self) -> Result<Room> {
+        self.room_for(0)
+    }
+
+    /// Whether it has room while so many bytes more are taken.
+    pub(super) fn room_for(&self, bytes: u64) -> Result<Room> {
         let space = self.space()?;
         let min_free = self.options.min_free.unwrap_or_else(|| Options::default_min_free(space));
+        let min_free = min_free.saturating_add(bytes);
         let is_short = space.free < min_free;
         Ok(if is_short { Room::Short { free: space.free, min_free } } else { Room::Enough })
     }
@@ -428,26 +493,28 @@ impl Inner {
         let mut files: Vec<(bool, Arc<StoredFile>)> = Vec::new();
         for table in self.all_tables() {
             let is_hours = matches!(&table.role, Role::RollUp { size, .. } if *size + 1 == BUCKETS.len());
-            files.extend(table.lock().files.iter().map(|it| (is_hours, Arc::clone(it))));
+            files.extend(table.lock().all_files().into_iter().map(|it| (is_hours, it)));
         }
         // Files that a query still reads go by themselves.
         let mut bytes: u64 = others + files.iter().map(|it| it.1.entry.bytes).sum::<u64>();
-        if bytes <= max_size {
+        let mut count = files.len();
+        if bytes <= max_size && count <= MAX_FILES {
             return Ok(());
         }
         files.sort_by_key(|(is_hours, file)| (*is_hours, file.entry.day));
         let mut old = Vec::new();
         for day in files.chunk_by(|a, b| (a.0, a.1.entry.day) == (b.0, b.1.entry.day)) {
-            if bytes <= max_size {
+            if bytes <= max_size && count <= MAX_FILES {
                 break;
             }
+            count -= day.len();
             let freed: u64 = day.iter().map(|it| it.1.entry.bytes).sum();
             bytes = bytes.saturating_sub(freed);
             done.dropped_bytes += freed;
             done.dropped_days.push(layout::day_name(day[0].1.entry.day));
             old.extend(day.iter().map(|it| Arc::clone(&it.1)));
         }
-        self.commit(work, Commit { cursor: work.cursor, old, ..Commit::default() })
+        self.commit(work, Commit { cursor: work.cursor, old, is_early: true, ..Commit::default() })
     }
 
     /// Gives up the oldest chunk of each table, and again, until an eighth of the memory is free. The journal has them, and

@@ -1,5 +1,6 @@
 //! Tests of the store from outside.
 
+mod damage;
 mod functions;
 mod last;
 mod model;
