@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use disk::Disk;
 use futures_util::StreamExt as _;
 use journal::{Journal, Limits};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 use store::Store;
 use store::sql::Engine;
 
@@ -23,35 +23,46 @@ use crate::http::backend::{Format, Query};
 use crate::keep::STORE;
 use crate::losses::Losses;
 use crate::serve::sql::{answer, told};
+use crate::through::Port;
 use crate::write::Retentions;
-
-/// The token for a port that demands one.
-pub(crate) const TOKEN_VARIABLE: &str = "KVMETRY_TOKEN";
 
 /// The data directory, as far as a command may use it.
 enum Data {
     /// Ours.
     Open { store: Store, engine: Box<Engine>, journal: Arc<Journal>, dir: DataDir },
-    /// Another process's, whose HTTP port is here.
-    Served { url: String },
+    /// Another process's, or not ours to open; its HTTP port answers.
+    Served(Port),
 }
 
 impl Data {
-    fn find(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
+    /// Finds it for a command of this name.
+    fn find(config: &Config, clock: &Arc<dyn Clock>, command: &str) -> anyhow::Result<Self> {
         let place = config.data_dir.display();
-        if !config.data_dir.join("version").exists() {
-            bail!("there is no data in {place}: has kvmetry run here? name another place with --data-dir");
+        match config.data_dir.join("version").try_exists() {
+            Ok(true) => {}
+            Ok(false) => {
+                bail!("there is no data in {place}: has kvmetry run here? name another place with --data-dir")
+            }
+            Err(error) => bail!(
+                "{place} cannot be looked into: {error}; run this as the user that kvmetry runs as, or as one of its \
+                 group"
+            ),
         }
-        let dir = match DataDir::open(&config.data_dir) {
-            Ok(dir) => dir,
-            Err(DataDirError::InUse { path, who }) => match datadir::told(&path, "url") {
-                Some(url) => return Ok(Self::Served { url }),
-                None => bail!(
-                    "{place} is in use by process {who}, which has no HTTP port to ask through (--listen)"
-                ),
-            },
-            Err(error) => return Err(error.into()),
+        let mut dir = match (DataDir::open(&config.data_dir), Port::told(&config.data_dir)) {
+            (Ok(dir), _) => dir,
+            (Err(error), Some(port)) if is_in_use(&error) || is_denied(&error) => {
+                return Ok(Self::Served(port));
+            }
+            (Err(DataDirError::InUse { who, .. }), None) => {
+                bail!("{place} is in use by process {who}, which has no HTTP port to ask through (--listen)")
+            }
+            (Err(error), None) if is_denied(&error) => bail!(
+                "{place} is not this user's to open, and no kvmetry with an HTTP port has it, to ask through: run this \
+                 as the user that kvmetry runs as, or start kvmetry serve as that one"
+            ),
+            (Err(error), _) => return Err(error.into()),
         };
+        dir.tell(&[(datadir::COMMAND, command)])?;
         let disk: Arc<dyn Disk> = Arc::new(dir.disk());
         // Nothing is appended, so the other readers' cursors stay as they are.
         let limits = Limits { max_bytes: config.journal.max_size, max_age: config.journal.max_age };
@@ -70,6 +81,18 @@ impl Data {
     }
 }
 
+/// Another process has the directory, and keeps it.
+fn is_in_use(error: &DataDirError) -> bool {
+    matches!(error, DataDirError::InUse { .. })
+}
+
+/// This user may not write there.
+fn is_denied(error: &DataDirError) -> bool {
+    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    let kinds = [PermissionDenied, ReadOnlyFilesystem];
+    matches!(error, DataDirError::Io { problem, .. } if kinds.contains(&problem.kind()))
+}
+
 /// Asks, and prints the answer.
 ///
 /// # Errors
@@ -81,9 +104,9 @@ pub(crate) async fn query(config: &Config, asked: &cli::Query) -> anyhow::Result
     if format == QueryFormat::Parquet && std::io::stdout().is_terminal() {
         bail!("a Parquet file is not for a terminal: > FILE");
     }
-    match Data::find(config, &clock)? {
+    match Data::find(config, &clock, "query")? {
         Data::Open { engine, .. } => ask_here(&engine, database, sql, format).await,
-        Data::Served { url } => ask_there(&url, database, sql, format).await,
+        Data::Served(port) => ask_there(&port, database, sql, format).await,
     }
 }
 
@@ -111,7 +134,7 @@ async fn ask_here(engine: &Engine, database: &str, sql: &str, format: QueryForma
     end_line(format, last)
 }
 
-async fn ask_there(url: &str, database: &str, sql: &str, format: QueryFormat) -> anyhow::Result<()> {
+async fn ask_there(port: &Port, database: &str, sql: &str, format: QueryFormat) -> anyhow::Result<()> {
     let name = match format {
         QueryFormat::Table => "pretty",
         QueryFormat::Csv => "csv",
@@ -120,7 +143,7 @@ async fn ask_there(url: &str, database: &str, sql: &str, format: QueryFormat) ->
         QueryFormat::Parquet => "parquet",
     };
     let body = json!({ "db": database, "q": sql, "format": name });
-    let mut answer = post(url, "/api/v3/query_sql", &body).await?;
+    let mut answer = port.post("/api/v3/query_sql", &body).await?;
     let mut last = None;
     while let Some(bytes) = answer.chunk().await.context("the answer broke off")? {
         last = bytes.last().copied().or(last);
@@ -137,40 +160,16 @@ fn end_line(format: QueryFormat, last: Option<u8>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Posts to the process that has the data directory.
-async fn post(url: &str, path: &str, body: &Value) -> anyhow::Result<reqwest::Response> {
-    // Another part of the program may have chosen it before.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder().no_proxy().build().context("no HTTP client")?;
-    let mut request =
-        client.post(format!("{url}{path}")).header("content-type", "application/json").body(body.to_string());
-    if let Ok(token) = std::env::var(TOKEN_VARIABLE) {
-        request = request.bearer_auth(token);
-    }
-    let answer = request.send().await.with_context(|| format!("{url} does not answer"))?;
-    let status = answer.status();
-    if status.is_success() {
-        return Ok(answer);
-    }
-    let text = answer.text().await.unwrap_or_default();
-    let said: Option<Value> = serde_json::from_str(&text).ok();
-    let said = said.as_ref().and_then(|it| it["error"].as_str()).unwrap_or(text.trim());
-    match status.as_u16() {
-        401 | 403 => bail!("{url} says: {said} (the token is taken from {TOKEN_VARIABLE})"),
-        _ => bail!("{said}"),
-    }
-}
-
 /// Writes all points into files and makes one of each day's.
 ///
 /// # Errors
 /// A data directory that cannot be used.
 pub(crate) async fn compact(config: &Config) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    match Data::find(config, &clock)? {
+    match Data::find(config, &clock, "compact")? {
         Data::Open { store, .. } => tell(&told(&store.compact(clock.wall_ns())?)),
-        Data::Served { url } => {
-            let answer = post(&url, "/api/v3/compact", &json!({})).await?;
+        Data::Served(port) => {
+            let answer = port.post("/api/v3/compact", &json!({})).await?;
             tell(&answer.text().await.context("the answer broke off")?)
         }
     }
@@ -183,7 +182,7 @@ pub(crate) async fn compact(config: &Config) -> anyhow::Result<()> {
 pub(crate) async fn backup(config: &Config, to: &Path) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let to = backup::check_target(to, &config.data_dir)?;
-    let made: Made = match Data::find(config, &clock)? {
+    let made: Made = match Data::find(config, &clock, "backup")? {
         Data::Open { store, journal, dir, .. } => {
             let source = backup::Source {
                 dir: dir.path().to_owned(),
@@ -196,11 +195,10 @@ pub(crate) async fn backup(config: &Config, to: &Path) -> anyhow::Result<()> {
             };
             source.make()?
         }
-        Data::Served { url } => {
-            let answer = post(&url, "/api/v3/backup", &json!({})).await?;
+        Data::Served(port) => {
+            let answer = port.post("/api/v3/backup", &json!({})).await?;
             let answer = answer.text().await.context("the answer broke off")?;
-            serde_json::from_str(&answer)
-                .with_context(|| format!("{url} does not tell where the backup is"))?
+            serde_json::from_str(&answer).context("the server does not tell where the backup is")?
         }
     };
     backup::move_to(&made.dir, &to)?;

@@ -36,6 +36,12 @@ const DIR_MODE: u32 = 0o750;
 pub(crate) const UNFINISHED: &str = "unfinished";
 /// An administrator's mark in a mount point: if it can be seen, what belongs there is not mounted.
 const NOT_MOUNTED: &str = "not-mounted";
+/// In the lock file: which command has the directory, that gives it back by itself.
+pub(crate) const COMMAND: &str = "command";
+/// In the lock file: where the HTTP port is, as a URL.
+pub(crate) const URL: &str = "url";
+/// In the lock file: the file with the port's certificate, if it speaks TLS.
+pub(crate) const CERTIFICATE: &str = "certificate";
 /// The largest lock or version file that is read, bytes.
 const MAX_FILE_BYTES: u64 = 4096;
 
@@ -58,6 +64,9 @@ pub(crate) enum DataDirError {
         path.display()
     )]
     InUse { path: PathBuf, who: String },
+    /// A command has it, for as long as it takes.
+    #[error("{} is in use by process {who}, a kvmetry {command}: wait until that has ended", path.display())]
+    InUseBriefly { path: PathBuf, who: String, command: String },
     /// A newer kvmetry wrote it.
     #[error(
         "{} was written by a newer kvmetry (version {found}, this one knows {VERSION}): run that one, or give this \
@@ -119,7 +128,7 @@ impl DataDir {
         check_version(&path)?;
         let mark = format!("pid {}\nrun {:016x}\n", std::process::id(), fastrand::u64(..));
         let mut dir = Self { path, mark, lock };
-        dir.tell(&[])?;
+        dir.tell::<&str>(&[])?;
         Ok(dir)
     }
 
@@ -137,10 +146,10 @@ impl DataDir {
     ///
     /// # Errors
     /// What the system says.
-    pub(crate) fn tell(&mut self, facts: &[(&str, &str)]) -> Result<(), DataDirError> {
+    pub(crate) fn tell<T: AsRef<str>>(&mut self, facts: &[(&str, T)]) -> Result<(), DataDirError> {
         let mut text = self.mark.clone();
         for (name, value) in facts {
-            let _ = writeln!(text, "{name} {value}");
+            let _ = writeln!(text, "{name} {}", value.as_ref());
         }
         let write = |file: &mut File| {
             // The mark is there at every moment.
@@ -175,8 +184,11 @@ fn lock(dir: &Path) -> Result<File, DataDirError> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
-            let who = told(dir, "pid").unwrap_or_else(|| "unknown".to_owned());
-            Err(DataDirError::InUse { path: dir.to_owned(), who })
+            let (path, who) = (dir.to_owned(), told(dir, "pid").unwrap_or_else(|| "unknown".to_owned()));
+            Err(match told(dir, COMMAND) {
+                Some(command) => DataDirError::InUseBriefly { path, who, command },
+                None => DataDirError::InUse { path, who },
+            })
         }
         Err(TryLockError::Error(problem)) => Err(failed("locked")(problem)),
     }
@@ -246,7 +258,11 @@ mod tests {
         assert!(error.starts_with(&expect), "{error}");
         first.tell(&[("http", "127.0.0.1:8177")]).unwrap();
         assert_eq!(told(&path, "http").as_deref(), Some("127.0.0.1:8177"));
-        first.tell(&[]).unwrap();
+        first.tell(&[(COMMAND, "query")]).unwrap();
+        let error = DataDir::open(&path).unwrap_err().to_string();
+        let expect = format!("in use by process {pid}, a kvmetry query: wait until that has ended");
+        assert!(error.ends_with(&expect), "{error}");
+        first.tell::<&str>(&[]).unwrap();
         assert_eq!((told(&path, "http"), told(&path, "pid")), (None, Some(pid)));
         drop(first);
         DataDir::open(&path).unwrap();

@@ -27,7 +27,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 #[cfg(feature = "store")]
 use crate::config::DATABASE;
-use crate::datadir::DataDir;
+use crate::datadir::{self, DataDir};
 use crate::deliver::{self, Deliveries, DeliveryStats, Rejects};
 #[cfg(feature = "store")]
 use crate::embedded::{self, Embedded};
@@ -182,7 +182,12 @@ impl Kept {
             });
         }
         let url = format!("{scheme}://{address}{}", config.http.base_path);
-        self.dir.tell(&[("url", &url)])?;
+        let mut facts = vec![(datadir::URL, url)];
+        if let Some(tls) = &config.http.tls {
+            let file = std::path::absolute(&tls.certificate).unwrap_or_else(|_| tls.certificate.clone());
+            facts.push((datadir::CERTIFICATE, file.display().to_string()));
+        }
+        self.dir.tell(&facts)?;
         self.port = Some(port);
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Deliveries from a real journal to a server on loopback that answers as InfluxDB does and fails as told ([`stub`]).
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use disk::RealDisk;
 use journal::Limits;
@@ -16,6 +16,7 @@ use crate::clock::SystemClock;
 use crate::config::DATABASE;
 use crate::entry;
 use crate::logging::log_of_this_thread;
+use crate::selfsigned::{acceptor, certificate};
 
 /// For what must come: long enough for a machine with much else to do.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -965,51 +966,14 @@ async fn a_probe_says_what_the_server_is_or_what_is_wrong() {
     check(ping(), Fault::Reset, Err("the request failed")).await;
 }
 
-/// A certificate for 127.0.0.1 that vouches for itself, and its key, as files.
-fn certificate(folder: &Path) -> (PathBuf, PathBuf) {
-    let (cert, key, config) = (folder.join("cert.pem"), folder.join("key.pem"), folder.join("openssl.cnf"));
-    let text = "[req]\ndistinguished_name = dn\nprompt = no\nx509_extensions = server\n[dn]\nCN = stub\n[server]\n\
-                basicConstraints = critical, CA:FALSE\nsubjectAltName = IP:127.0.0.1\n";
-    std::fs::write(&config, text).unwrap();
-    let mut command = std::process::Command::new("openssl");
-    command.args([
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-    ]);
-    command.arg("-config").arg(&config).arg("-keyout").arg(&key).arg("-out").arg(&cert);
-    let made =
-        command.output().unwrap_or_else(|error| panic!("openssl: {error}; scripts/install-deps.sh test"));
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    (cert, key)
-}
-
-fn acceptor(cert: &Path, key: &Path) -> tokio_rustls::TlsAcceptor {
-    use rustls::pki_types::pem::PemObject;
-    let cert = rustls::pki_types::CertificateDer::from_pem_file(cert).unwrap();
-    let key = rustls::pki_types::PrivateKeyDer::from_pem_file(key).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider);
-    let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
-    tokio_rustls::TlsAcceptor::from(Arc::new(config.with_single_cert(vec![cert], key).unwrap()))
-}
-
 #[tokio::test]
 async fn broken_tls_costs_nothing_but_time() {
     let folder = tempfile::tempdir().unwrap();
-    let (cert, key) = certificate(folder.path());
-    let strange = tempfile::tempdir().unwrap();
-    let (other, _) = certificate(strange.path());
+    let (tls, other) = (certificate(folder.path(), "a"), certificate(folder.path(), "b"));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let url = format!("https://{address}");
-    let servers = [InfluxDb { ca: Some(cert.clone()), ..server(&url, Api::V3) }];
+    let servers = [InfluxDb { ca: Some(tls.certificate.clone()), ..server(&url, Api::V3) }];
     let mut kept = Kept::new(&servers);
     for _ in 0..10 {
         kept.cycle(10);
@@ -1028,12 +992,12 @@ async fn broken_tls_costs_nothing_but_time() {
         }
         assert_eq!((deliveries.stats()[0].delivered_lines, deliveries.stats()[0].waiting_entries), (0, 10));
     }
-    let stub = Stub::start_at(listener, Model::default(), Some(acceptor(&cert, &key))).await;
+    let stub = Stub::start_at(listener, Model::default(), Some(acceptor(&tls))).await;
     stub.wait_for("all points", |model| model.count(DATABASE) == 100).await;
     end(deliveries).await;
     assert_in_order(&stub.model().databases[DATABASE].times.iter().step_by(10).copied().collect::<Vec<_>>());
     // Another authority's certificate is a person's to mend.
-    let stranger = InfluxDb { ca: Some(other), ..server(&url, Api::V3) };
+    let stranger = InfluxDb { ca: Some(other.certificate), ..server(&url, Api::V3) };
     let verdict = Client::new(&stranger).unwrap().post("d", Vec::new(), false).await;
     assert!(matches!(&verdict, Verdict::NeedsAPerson { why } if why.contains("set ca")), "{verdict:?}");
 }

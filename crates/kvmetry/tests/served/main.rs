@@ -21,9 +21,15 @@ struct Server {
 
 impl Server {
     fn start(dir: &Path) -> Self {
+        Self::with(dir, &[], &[])
+    }
+
+    fn with(dir: &Path, args: &[&str], variables: &[(&str, &Path)]) -> Self {
         let mut child = Command::new(KVMETRY)
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(dir)
+            .args(args)
+            .envs(variables.iter().copied())
             .env("KVMETRY_LOG", "info")
             .envs(LONG)
             .stdin(Stdio::null())
@@ -81,7 +87,9 @@ impl Drop for Server {
 
 fn client() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder().no_proxy().build().expect("a client")
+    // What the port shows is not what these tests look at.
+    let builder = reqwest::Client::builder().no_proxy().tls_danger_accept_invalid_certs(true);
+    builder.build().expect("a client")
 }
 
 fn kvmetry(dir: &Path, args: &[&str]) -> Output {
@@ -130,6 +138,73 @@ async fn commands_ask_beside_a_server_and_without_one() {
     let pretty =
         text(&kvmetry(dir.path(), &["query", "--database", "db", "SELECT v FROM cpu ORDER BY time"]));
     assert_eq!(pretty, "+---+\n| v |\n+---+\n| 1 |\n| 5 |\n+---+\n");
+}
+
+#[tokio::test]
+async fn commands_ask_through_a_port_that_speaks_tls() {
+    let (dir, keys) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let [cert, key] = ["cert.pem", "key.pem"].map(|name| keys.path().join(name));
+    let mut openssl = Command::new("openssl");
+    openssl.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]);
+    // Another name than the one that is asked for.
+    openssl.args(["-subj", "/CN=kvm1.example"]).arg("-keyout").arg(&key).arg("-out").arg(&cert);
+    assert!(openssl.output().expect("openssl; scripts/install-deps.sh test").status.success());
+    let variables = [("KVMETRY_HTTP_TLS_CERT", &*cert), ("KVMETRY_HTTP_TLS_KEY", &*key)];
+    let server = Server::with(dir.path(), &[], &variables);
+    assert!(server.url.starts_with("https://"), "{}", server.url);
+    assert_eq!(server.write("cpu,vm=a v=1i 1000").await.expect("an answer"), 204);
+    let ask = ["query", "--database", "db", "--format", "csv", "SELECT max(v) AS v FROM cpu"];
+    assert_eq!(text(&kvmetry(dir.path(), &ask)), "v\n1\n");
+    kvmetry(dir.path(), &["compact"]);
+    server.stop();
+}
+
+/// Somebody of the group, who may read the directory and not write to it.
+#[tokio::test]
+async fn who_may_not_write_to_the_directory_asks_through_the_port() {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::process::CommandExt as _;
+    let dir = tempfile::tempdir().expect("a folder");
+    let may = |path: &Path, mode: u32| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("its mode");
+    };
+    may(dir.path(), 0o755);
+    let ask = || {
+        let mut command = Command::new(KVMETRY);
+        command.args(["query", "--database", "db", "--format", "csv", "SELECT max(v) AS v FROM cpu"]);
+        command.arg("--data-dir").arg(dir.path()).envs(LONG);
+        // Who may do everything must become somebody who may not.
+        if std::fs::OpenOptions::new().write(true).open(dir.path().join("lock")).is_ok() {
+            command.uid(65_534).gid(65_534);
+        }
+        command.output().expect("it runs")
+    };
+    let server = Server::start(dir.path());
+    assert_eq!(server.write("cpu,vm=a v=1i 1000").await.expect("an answer"), 204);
+    may(&dir.path().join("lock"), 0o444);
+    let asked = ask();
+    assert_eq!(text(&asked), "v\n1\n", "{}", String::from_utf8_lossy(&asked.stderr));
+    server.stop();
+    // Nobody is there to be asked any more, though the lock file says so still.
+    let said = String::from_utf8_lossy(&ask().stderr).into_owned();
+    assert!(
+        said.contains("does not answer, though a kvmetry that has the data said it listens there"),
+        "{said}"
+    );
+    std::fs::write(dir.path().join("lock"), "pid 1\n").unwrap_or_default();
+    may(dir.path(), 0o700);
+    let said = String::from_utf8_lossy(&ask().stderr).into_owned();
+    assert!(!said.contains("there is no data"), "{said}");
 }
 
 /// Every example of docs/API.md, one after another, gives what the page says.

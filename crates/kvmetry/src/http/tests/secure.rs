@@ -1,7 +1,6 @@
 //! TLS, with certificates that `openssl` makes.
 
 use std::path::Path;
-use std::process::Command;
 
 use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject;
@@ -9,32 +8,7 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::config::HttpTls;
-
-fn certificate(folder: &Path, name: &str) -> HttpTls {
-    let path = |kind: &str| folder.join(format!("{name}-{kind}.pem"));
-    let tls = HttpTls { certificate: path("cert"), key: path("key") };
-    let mut command = Command::new("openssl");
-    command.args([
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-    ]);
-    command.args(["-subj", "/CN=kvmetry", "-addext", "subjectAltName=DNS:localhost", "-addext"]);
-    command
-        .args(["basicConstraints=critical,CA:FALSE", "-keyout"])
-        .arg(&tls.key)
-        .arg("-out")
-        .arg(&tls.certificate);
-    let made = command.output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    tls
-}
+use crate::selfsigned::certificate;
 
 /// A connection whose other side must have this certificate, with the protocol that was agreed on.
 async fn connect(
