@@ -67,8 +67,18 @@ impl Kept {
         let dir = DataDir::open(&config.data_dir)?;
         let disk: Arc<dyn Disk> = Arc::new(dir.disk());
         let mut readers: Vec<_> = config.influxdb.iter().map(deliver::reader).collect();
-        if config.store.enabled {
+        // A store that is off for now gets what it misses when it is on again, as far as the journal reaches: what it
+        // had in memory alone is nowhere else.
+        let is_store_there = dir.path().join("store").is_dir();
+        if config.store.enabled || is_store_there {
             readers.push(STORE.to_owned());
+        }
+        if is_store_there && !config.store.enabled {
+            tracing::warn!(
+                "the store is off, and what it misses waits in the journal, within max_size and max_age: remove {} if \
+                 it is not to come back",
+                dir.path().join("store").display()
+            );
         }
         let readers: Vec<_> = readers.iter().map(String::as_str).collect();
         let limits = Limits { max_bytes: config.journal.max_size, max_age: config.journal.max_age };

@@ -285,7 +285,9 @@ pub(crate) const SECTIONS: &[Section] = &[
             Key {
                 name: "enabled",
                 kind: Kind::Bool { default: true },
-                doc: "Whether there is one. --no-store is the same as false.",
+                doc: "Whether there is one. --no-store is the same as false. One that is there from before gets what it\n\
+                      misses when it is on again, as far as the journal reaches, which keeps it for that: remove the\n\
+                      folder if it is not to come back.",
             },
             Key {
                 name: "retention",

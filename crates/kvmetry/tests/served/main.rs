@@ -207,6 +207,39 @@ async fn who_may_not_write_to_the_directory_asks_through_the_port() {
     assert!(!said.contains("there is no data"), "{said}");
 }
 
+/// What only memory and the journal have outlasts a server without the store, and what that one takes comes after it.
+#[tokio::test]
+async fn a_store_that_was_off_for_once_misses_and_doubles_nothing() {
+    let (dir, elsewhere) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let sink = Server::start(elsewhere.path());
+    let config = elsewhere.path().join("config.toml");
+    std::fs::write(&config, format!("[[influxdb]]\nurl = {:?}\n", sink.url)).expect("a file");
+    let off = ["--no-store", "--config", config.to_str().expect("UTF-8")];
+    let all = "SELECT n FROM t ORDER BY time";
+    let mut expect = "n\n".to_owned();
+    for (n, args) in [(1, &[][..]), (2, &off), (3, &off), (4, &[])] {
+        let server = Server::with(dir.path(), args, &[]);
+        for m in 0..50 {
+            let point = n * 100 + m;
+            let line = format!("t,vm=a n={point}i {point}000");
+            assert_eq!(server.write(&line).await.expect("an answer"), 204);
+            expect += &format!("{point}\n");
+        }
+        if n == 3 {
+            // The other server has all of it, so the journal needs it no more for that one. Its end tidies up.
+            server.stop();
+            assert_eq!(sink.ask(all).await, expect);
+        } else {
+            server.kill();
+        }
+    }
+    let server = Server::start(dir.path());
+    assert_eq!(server.ask(all).await, expect);
+    kvmetry(dir.path(), &["compact"]);
+    assert_eq!(server.ask(all).await, expect);
+    server.stop();
+}
+
 /// Every example of docs/API.md, one after another, gives what the page says.
 #[tokio::test]
 async fn the_examples_of_the_api_page_work() {
