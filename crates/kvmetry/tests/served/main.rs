@@ -4,6 +4,7 @@
 mod backup;
 mod clients;
 mod mount;
+mod queries;
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;

@@ -79,7 +79,7 @@ struct Budget {
     refused: RefCell<Option<DataFusionError>>,
 }
 
-/// A source whose rows are counted, until the series is merged.
+/// A source whose rows are counted, until they are merged.
 struct Counted<'a> {
     source: Box<dyn Source>,
     budget: &'a Budget,
@@ -90,7 +90,7 @@ impl Source for Counted<'_> {
         self.source.key()
     }
 
-    fn rows(&mut self) -> Result<Vec<RecordBatch>> {
+    fn rows(&mut self) -> Result<Option<RecordBatch>> {
         // Series without a wanted row send nothing.
         if self.budget.to.is_closed() {
             return Err(gone());

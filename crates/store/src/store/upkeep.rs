@@ -168,7 +168,7 @@ impl Store {
         let mut work = self.inner.begin()?;
         self.inner.flush(&mut work, now_ns)?;
         work.last_flush_ns = Some(now_ns);
-        let manifest = self.inner.manifest(work.cursor, &[], &[]);
+        let manifest = self.inner.manifest(&Commit { cursor: work.cursor, ..Commit::default() });
         let files_of = |it: &TableEntry| match self.inner.find(&it.database, &it.table) {
             Some(table) => Arc::clone(&table.lock().files),
             None => Arc::default(),
