@@ -229,20 +229,32 @@ struct Nic {
     /// Part of the VM's traffic.
     share: f64,
     unplug_ns: Option<i64>,
-    rx_bytes: u64,
-    rx_packets: u64,
+    /// In packets.
+    rx: Flow,
+    tx: Flow,
     rx_drops: u64,
-    tx_bytes: u64,
-    tx_packets: u64,
 }
 
 #[derive(Debug, Default)]
 struct Disk {
     name: String,
-    reads: u64,
-    read_bytes: u64,
-    writes: u64,
-    written_bytes: u64,
+    /// In requests.
+    read: Flow,
+    written: Flow,
+}
+
+/// What went one way since the VM's start.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flow {
+    count: u64,
+    bytes: u64,
+}
+
+impl Flow {
+    fn add(&mut self, count: u64, bytes: u64) {
+        self.count += count;
+        self.bytes += bytes;
+    }
 }
 
 /// What the guest reports of its memory; pages of 4 KiB.
@@ -368,12 +380,12 @@ impl Vm {
         for nic in &self.nics {
             let Some(slot) = sample.nics.add(&nic.name) else { continue };
             slot.reading = DeviceReading::Given;
-            slot.rx_bytes = Some(Bytes(nic.rx_bytes));
-            slot.rx_packets = Some(Count(nic.rx_packets));
+            slot.rx_bytes = Some(Bytes(nic.rx.bytes));
+            slot.rx_packets = Some(Count(nic.rx.count));
             slot.rx_errors = Some(Count(0));
             slot.rx_drops = Some(Count(nic.rx_drops));
-            slot.tx_bytes = Some(Bytes(nic.tx_bytes));
-            slot.tx_packets = Some(Count(nic.tx_packets));
+            slot.tx_bytes = Some(Bytes(nic.tx.bytes));
+            slot.tx_packets = Some(Count(nic.tx.count));
             slot.tx_errors = Some(Count(0));
             slot.tx_drops = Some(Count(0));
         }
@@ -381,10 +393,10 @@ impl Vm {
         for disk in &self.disks {
             let Some(slot) = sample.disks.add(&disk.name) else { continue };
             slot.reading = DeviceReading::Given;
-            slot.rd_reqs = Some(Count(disk.reads));
-            slot.rd_bytes = Some(Bytes(disk.read_bytes));
-            slot.wr_reqs = Some(Count(disk.writes));
-            slot.wr_bytes = Some(Bytes(disk.written_bytes));
+            slot.rd_reqs = Some(Count(disk.read.count));
+            slot.rd_bytes = Some(Bytes(disk.read.bytes));
+            slot.wr_reqs = Some(Count(disk.written.count));
+            slot.wr_bytes = Some(Bytes(disk.written.bytes));
         }
         true
     }
@@ -480,22 +492,17 @@ impl Vm {
                 // Acknowledgements of one are the packets of the other.
                 let came_packets = 1 + (came as f64 / random.between(760.0, 840.0)) as u64;
                 let went_packets = 1 + (went as f64 / random.between(760.0, 840.0)) as u64;
-                nic.rx_bytes += came + went_packets / 3 * 66;
-                nic.rx_packets += came_packets + went_packets / 3;
-                nic.tx_bytes += went + came_packets / 3 * 66;
-                nic.tx_packets += went_packets + came_packets / 3;
+                nic.rx.add(came_packets + went_packets / 3, came + went_packets / 3 * 66);
+                nic.tx.add(went_packets + came_packets / 3, went + came_packets / 3 * 66);
                 nic.rx_drops += random.count(came_packets as f64 * 2e-7);
             }
             // Who has this address? Asked of everybody on the network.
             let asked = random.count(0.06 * seconds);
-            nic.rx_bytes += asked * 60;
-            nic.rx_packets += asked;
+            nic.rx.add(asked, asked * 60);
             // What is the time?
             let synced = random.count(seconds / 256.0);
-            nic.tx_bytes += synced * 90;
-            nic.tx_packets += synced;
-            nic.rx_bytes += synced * 90;
-            nic.rx_packets += synced;
+            nic.tx.add(synced, synced * 90);
+            nic.rx.add(synced, synced * 90);
         }
     }
 
@@ -524,10 +531,8 @@ impl Vm {
             }
             let reads = random.count(reads_a_s * seconds);
             let writes = random.count(writes_a_s * seconds);
-            disk.reads += reads;
-            disk.read_bytes += random.sum(reads, pages * 2.0) * 4_096;
-            disk.writes += writes;
-            disk.written_bytes += random.sum(writes, pages) * 4_096;
+            disk.read.add(reads, random.sum(reads, pages * 2.0) * 4_096);
+            disk.written.add(writes, random.sum(writes, pages) * 4_096);
         }
     }
 
