@@ -176,3 +176,60 @@ fn failed(failure: QueryFailure) -> Problem {
     let problem = Problem::new(status, failure.message);
     if failure.fault == QueryFault::Busy { problem.retry_after(BUSY_RETRY) } else { problem }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Some bytes of a good request are replaced, doubled, cut out.
+    fn mutated(good: &str, random: &mut fastrand::Rng) -> Vec<u8> {
+        const PIECES: [&str; 16] = [
+            "&", "=", "%", "%00", "%ff", "+", "\"", "\\u0000", "\\ud800", "{", "}", "[", "1e999", "null",
+            "db", "\u{fc}",
+        ];
+        let mut bytes = good.as_bytes().to_vec();
+        for _ in 0..random.usize(1..6) {
+            let at = random.usize(..=bytes.len());
+            let to = (at + random.usize(..4)).min(bytes.len());
+            let new = match random.u8(..3) {
+                0 => vec![random.u8(..)],
+                1 => random.choice(PIECES).unwrap_or_default().as_bytes().to_vec(),
+                _ => bytes[at / 2..at].to_vec(),
+            };
+            bytes.splice(at..to, new);
+        }
+        bytes
+    }
+
+    /// Whatever is sent is a question with all that it needs, or refused as the client's fault.
+    #[test]
+    fn any_parameters_are_a_question_or_refused() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        let (mut taken, mut refused) = (0, 0);
+        let mut judge = |asked: Result<Asked, Problem>| match asked.and_then(|asked| asked.query(None)) {
+            Ok(query) => {
+                taken += 1;
+                assert!(!query.database.trim().is_empty() && !query.sql.trim().is_empty());
+                assert!(!query.params.values().any(|value| value.is_array() || value.is_object()));
+            }
+            Err(problem) => {
+                refused += 1;
+                assert_eq!(problem.status(), StatusCode::BAD_REQUEST, "{problem:?}");
+            }
+        };
+        let form = "db=kvm&q=SELECT+%22VMID%22+FROM+t+WHERE+a%3D%24b&format=csv&params=%7B%22b%22%3A1.5%7D";
+        let json = r#"{"db":"kvm","q":"SELECT \"VMID\" FROM t WHERE a=$b","format":"csv","params":{"b":"x\u00fc","c":null}}"#;
+        for _ in 0..20_000 {
+            let query: String = mutated(form, &mut random).into_iter().map(char::from).collect();
+            // What no URI can be never comes here.
+            if let Ok(uri) = format!("/api/v3/query_sql?{query}").parse() {
+                judge(Asked::from_params(Params::of(&uri)));
+            }
+            let body = mutated(json, &mut random);
+            judge(serde_json::from_slice(&body).map_err(|error| Problem::wrong(error.to_string())));
+        }
+        assert!(taken > 1_000 && refused > 1_000, "{taken} taken, {refused} refused");
+    }
+}
