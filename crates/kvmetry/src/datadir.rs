@@ -128,7 +128,7 @@ impl DataDir {
         check_version(&path)?;
         let mark = format!("pid {}\nrun {:016x}\n", std::process::id(), fastrand::u64(..));
         let mut dir = Self { path, mark, lock };
-        dir.tell::<&str>(&[])?;
+        dir.tell(&[])?;
         Ok(dir)
     }
 
@@ -146,10 +146,10 @@ impl DataDir {
     ///
     /// # Errors
     /// What the system says.
-    pub(crate) fn tell<T: AsRef<str>>(&mut self, facts: &[(&str, T)]) -> Result<(), DataDirError> {
+    pub(crate) fn tell(&mut self, facts: &[(&str, &str)]) -> Result<(), DataDirError> {
         let mut text = self.mark.clone();
         for (name, value) in facts {
-            let _ = writeln!(text, "{name} {}", value.as_ref());
+            let _ = writeln!(text, "{name} {value}");
         }
         let write = |file: &mut File| {
             // The mark is there at every moment.
@@ -262,7 +262,7 @@ mod tests {
         let error = DataDir::open(&path).unwrap_err().to_string();
         let expect = format!("in use by process {pid}, a kvmetry query: wait until that has ended");
         assert!(error.ends_with(&expect), "{error}");
-        first.tell::<&str>(&[]).unwrap();
+        first.tell(&[]).unwrap();
         assert_eq!((told(&path, "http"), told(&path, "pid")), (None, Some(pid)));
         drop(first);
         DataDir::open(&path).unwrap();

@@ -192,11 +192,12 @@ impl Kept {
             });
         }
         let url = format!("{scheme}://{address}{}", config.http.base_path);
-        let mut facts = vec![(datadir::URL, url)];
-        if let Some(tls) = &config.http.tls {
+        let certificate = config.http.tls.as_ref().map(|tls| {
             let file = std::path::absolute(&tls.certificate).unwrap_or_else(|_| tls.certificate.clone());
-            facts.push((datadir::CERTIFICATE, file.display().to_string()));
-        }
+            file.display().to_string()
+        });
+        let mut facts = vec![(datadir::URL, &*url)];
+        facts.extend(certificate.as_deref().map(|file| (datadir::CERTIFICATE, file)));
         self.dir.tell(&facts)?;
         self.port = Some(port);
         Ok(())
