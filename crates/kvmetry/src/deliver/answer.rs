@@ -85,6 +85,8 @@ pub(super) struct Answer {
     location: Option<String>,
     /// The first [`MAX_ANSWER_BYTES`] of the body.
     body: Vec<u8>,
+    /// The connection broke before its end.
+    broke_off: bool,
 }
 
 impl Answer {
@@ -96,9 +98,18 @@ impl Answer {
             retry_after: header(RETRY_AFTER).and_then(|text| asked_pause(text, header(DATE))),
             location: header(LOCATION).map(str::to_owned),
             body: Vec::new(),
+            broke_off: false,
         };
-        // The status is what counts: an answer that breaks off is judged by what came.
-        while let Ok(Some(piece)) = response.chunk().await {
+        // The status is what counts: an answer that breaks off is judged by what came, where that can be done.
+        loop {
+            let piece = match response.chunk().await {
+                Ok(Some(piece)) => piece,
+                Ok(None) => break,
+                Err(_) => {
+                    answer.broke_off = true;
+                    break;
+                }
+            };
             let room = MAX_ANSWER_BYTES - answer.body.len();
             answer.body.extend_from_slice(&piece[..piece.len().min(room)]);
             if answer.body.len() == MAX_ANSWER_BYTES {
@@ -148,7 +159,7 @@ impl Answer {
     #[cfg(test)]
     pub(super) fn of(status: u16, body: &str) -> Self {
         let status = StatusCode::from_u16(status).unwrap();
-        Self { status, retry_after: None, location: None, body: body.as_bytes().to_vec() }
+        Self { status, retry_after: None, location: None, body: body.as_bytes().to_vec(), broke_off: false }
     }
 }
 
@@ -178,6 +189,10 @@ pub(super) fn judge(server: &InfluxDb, database: &str, answer: &Answer) -> Verdi
                 None => format!("the server redirects ({why}); set url to the right server"),
             },
         },
+        // It may have been about lines.
+        400 | 422 if answer.broke_off => {
+            Verdict::Retry { why: format!("the answer broke off ({why})"), after: None }
+        }
         400 | 422 => match about_lines(server.api, answer) {
             Some(named) => Verdict::Lines { named, why },
             None if asks_for_org(answer) => Verdict::NeedsAPerson {

@@ -448,7 +448,8 @@ impl Delivery {
         let Some(stuck) = self.stuck.get_mut(database) else { return true };
         match brought {
             Brought::All => {
-                (stuck.through, stuck.lines, stuck.next_try) = (through, 0, Instant::now());
+                let left = lines.saturating_sub(text.lines());
+                (stuck.through, stuck.lines, stuck.next_try) = (through, left, Instant::now());
                 if text.lines() > lines && stuck.why.take().is_some() {
                     tracing::info!(output = self.name, database, "delivers to this database again");
                 }

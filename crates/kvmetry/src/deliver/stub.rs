@@ -30,6 +30,8 @@ pub(super) enum Fault {
     Rubbish,
     /// The answer breaks off in its head.
     Cut,
+    /// The answer breaks off in its body, after this status.
+    CutBody(u16, &'static str),
     /// The right answer, byte by byte.
     Slow,
     /// No answer at all.
@@ -65,6 +67,8 @@ pub(super) struct Model {
     pub(super) refused: BTreeMap<String, (u16, String)>,
     /// Added to the line numbers that are told: a wrong server.
     pub(super) number_shift: u64,
+    /// `original_line` is that of another one, as a real server's can be.
+    pub(super) wrong_original: bool,
     /// Answers an unbearable line as if partial writes were not known.
     pub(super) always_strict: bool,
     /// Each request: its line, and the length of its body unpacked.
@@ -84,6 +88,7 @@ impl Default for Model {
             hangs_beyond: None,
             refused: BTreeMap::new(),
             number_shift: 0,
+            wrong_original: false,
             always_strict: false,
             requests: Vec::new(),
             authorization: None,
@@ -187,7 +192,8 @@ impl Model {
             match Point::of(line, &mut columns) {
                 Ok(point) => good.push(point),
                 Err(why) => {
-                    let original: String = line.chars().take(20).collect();
+                    let original = if self.wrong_original { lines[0] } else { *line };
+                    let original: String = original.chars().take(20).collect();
                     let number: u64 = number + self.number_shift;
                     wrong.push(
                         json!({ "error_message": why, "line_number": number, "original_line": original }),
@@ -276,6 +282,7 @@ impl Stub {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 stream.set_zero_linger().unwrap();
+                stream.set_nodelay(true).unwrap();
                 let (model, notify, tls) = (Arc::clone(&shared), Arc::clone(&notify), tls.clone());
                 connections.spawn(async move {
                     match tls {
@@ -371,6 +378,12 @@ async fn serve(
                 }
                 Some(Fault::Answer(status, headers, body)) => text(*status, headers, body),
                 Some(Fault::Cut) => "HTTP/1.1 204 No Con".to_owned(),
+                Some(Fault::CutBody(status, part)) => {
+                    format!(
+                        "HTTP/1.1 {status} Whatever\r\ncontent-length: {}\r\n\r\n{part}",
+                        part.len() + 100
+                    )
+                }
                 Some(Fault::Rubbish) => "SSH-2.0-OpenSSH_9.2\r\n".to_owned(),
                 Some(_) => String::new(),
             };
@@ -378,7 +391,7 @@ async fn serve(
         };
         let gone = match &fault {
             Some(Fault::Reset | Fault::StoredButReset | Fault::ResetEarly) => true,
-            Some(Fault::HalfClose | Fault::Rubbish | Fault::Cut) => {
+            Some(Fault::HalfClose | Fault::Rubbish | Fault::Cut | Fault::CutBody(..)) => {
                 let _ = stream.write_all(answer.as_bytes()).await;
                 let _ = stream.shutdown().await;
                 changed.notify_waiters();

@@ -334,6 +334,64 @@ async fn a_server_that_flaps_has_all_points_in_the_end() {
     }
 }
 
+/// 200,000 lines through a server of which every other request fails, each time in another way: all of them come, each
+/// database's in order, and no more is held in memory than for one request.
+#[tokio::test]
+async fn a_long_backlog_comes_through_a_server_that_does_all_kinds_of_wrong() {
+    const CYCLES: usize = 400;
+    const VMS: usize = 250;
+    const LIMIT: usize = 64 << 10;
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let wrong: [fn() -> Fault; 14] = [
+        || Fault::Reset,
+        || Fault::StoredButReset,
+        || Fault::ResetEarly,
+        || Fault::HalfClose,
+        || Fault::Rubbish,
+        || Fault::Cut,
+        || Fault::Slow,
+        || Fault::CutBody(400, r#"{"error":"partial write of line protocol occurred","data":[{"err"#),
+        || Fault::CutBody(503, "bu"),
+        || Fault::Answer(500, "", "write buffer error: No space left on device".to_owned()),
+        || Fault::Answer(503, "retry-after: 0\r\n", "<html>".to_owned()),
+        || Fault::Answer(413, "", "max request size exceeded".to_owned()),
+        || Fault::Answer(403, "", String::new()),
+        || Fault::Answer(200, "", "<html>Welcome".to_owned()),
+    ];
+    let mut model = Model { max_bytes: LIMIT, ..Model::default() };
+    let faults = (0..400).map(|_| random.bool().then(|| wrong[random.usize(..wrong.len())]()));
+    model.faults.extend(faults);
+    let stub = Stub::start(model).await;
+    let servers = [at(stub.address, Api::V3)];
+    let mut kept = Kept::new(&servers);
+    for _ in 0..CYCLES {
+        kept.cycle(VMS);
+        let line = |vm| format!("vm,VMID={vm} v={}i {}\n", kept.time, kept.time * S);
+        kept.add("other", &(0..VMS).map(line).collect::<String>());
+    }
+    let deliveries = kept.deliver(&servers);
+    for part in 1..=20 {
+        let points = |model: &Model| model.count(DATABASE) + model.count("other");
+        stub.wait_for("more points", |model| points(model) >= 2 * CYCLES * VMS * part / 20).await;
+    }
+    // A server that says of lines that they are too large can cost none of them.
+    until(&deliveries, "the cursor", |stats| stats.waiting_entries == 0).await;
+    let stats = end(deliveries).await;
+    assert_eq!((stats.refused_lines, stats.lost_lines, stats.trouble), (0, 0, None));
+    assert!(
+        stats.delivered_lines >= 2 * (CYCLES * VMS) as u64 && stats.failures > 30,
+        "{} failures",
+        stats.failures
+    );
+    let model = stub.model();
+    for name in [DATABASE, "other"] {
+        assert_in_order(&model.databases[name].times);
+    }
+    assert_eq!(kept.rejects(), "");
+}
+
 #[tokio::test]
 async fn only_bad_lines_are_refused_and_each_is_kept_with_its_reason() {
     /// Ten lines, of which the third and the eighth are bad for the server.
@@ -366,10 +424,67 @@ async fn only_bad_lines_are_refused_and_each_is_kept_with_its_reason() {
     check(Api::V3, Model { number_shift: 1, ..Model::default() }, 30, conflict).await;
     check(Api::V3, Model { number_shift: 1000, ..Model::default() }, 30, "partial write of line protocol")
         .await;
+    // The words beside a number are of no account.
+    check(Api::V3, Model { wrong_original: true, ..Model::default() }, 4, conflict).await;
     // One line at a time: the other shape.
     check(Api::V3, Model { always_strict: true, ..Model::default() }, 30, conflict).await;
     check(Api::V2, Model::default(), 30, "status 400, ").await;
     check(Api::V1, Model::default(), 30, "status 400, unable to parse").await;
+}
+
+/// What InfluxDB 3 refuses in a line, whoever wrote it into the journal.
+#[tokio::test]
+async fn each_line_that_influxdb_3_refuses_is_refused_alone() {
+    let bad = [
+        "a v=NaN 1",
+        "a v=inf 1",
+        "a v=+1 1",
+        "a v=.5 1",
+        "a v=1 1\r",
+        "a,t= v=1 1",
+        "a v=18446744073709551616u 1",
+        "a,t=x 1",
+    ];
+    let good = ["a v=1 2", "a,t=x s=\"two\nlines\" 3", "a u=18446744073709551615u 4", "a b=t,i=-5i 5"];
+    let stub = Stub::start(Model::default()).await;
+    let servers = [at(stub.address, Api::V3)];
+    let kept = Kept::new(&servers);
+    let deliveries = kept.deliver(&servers);
+    for bad in bad {
+        kept.add("lines", &format!("{}\n{}\n{bad}\n{}\n{}\n", good[0], good[1], good[2], good[3]));
+    }
+    let refused = bad.len() as u64;
+    until(&deliveries, "all entries", |stats| stats.refused_lines == refused && stats.waiting_entries == 0)
+        .await;
+    let stats = end(deliveries).await;
+    assert_eq!((stats.delivered_lines, stats.refused_lines, stats.failures), (4 * refused, refused, 0));
+    assert_eq!(stub.model().count("lines"), good.len());
+    let rejects = kept.rejects();
+    for bad in bad {
+        assert!(rejects.contains(&format!("\n{bad}\n")), "{bad}: {rejects}");
+    }
+}
+
+/// A line that is refused can have changed the schema all the same: a column is there with a type that no row has.
+#[tokio::test]
+async fn a_refused_line_that_changed_the_schema_makes_others_refused() {
+    let stub = Stub::start(Model::default()).await;
+    let servers = [at(stub.address, Api::V3)];
+    let kept = Kept::new(&servers);
+    let deliveries = kept.deliver(&servers);
+    kept.add(DATABASE, "a v=1 1\n");
+    kept.add(DATABASE, "a new=1i,v=2i 2\n");
+    kept.add(DATABASE, "a new=1.5 3\na v=4 4\n");
+    stub.wait_for("the last point", |model| {
+        model.databases.get(DATABASE).is_some_and(|it| it.times.contains(&4))
+    })
+    .await;
+    let stats = end(deliveries).await;
+    assert_eq!((stats.delivered_lines, stats.refused_lines), (2, 2));
+    let rejects = kept.rejects();
+    let expect =
+        "column 'new', expected iox::column_type::field::integer, got iox::column_type::field::float";
+    assert!(rejects.contains(expect) && rejects.contains("a new=1.5 3"), "{rejects}");
 }
 
 #[tokio::test]
@@ -923,6 +1038,9 @@ async fn a_post_that_is_not_taken_says_what_comes_next() {
     check(answer(503, "retry-after: soon\r\n", "starting"), asked).await;
     let redirect = "NeedsAPerson { why: \"the server redirects to \\\"https://elsewhere/\\\"";
     check(answer(301, "location: https://elsewhere/\r\n", ""), redirect).await;
+    check(Fault::CutBody(400, "{\"err"), "Retry { why: \"the answer broke off (status 400, {\\\"err)\"")
+        .await;
+    check(Fault::CutBody(413, "max"), "TooLarge { why: \"status 413, max\" }").await;
     for fault in [Fault::Rubbish, Fault::Reset, Fault::ResetEarly, Fault::HalfClose, Fault::Cut] {
         check(fault, "NoAnswer { why: \"the request failed: ").await;
     }
