@@ -8,8 +8,6 @@ use datafusion::error::DataFusionError;
 
 /// Names of tables that a message lists.
 const TOLD_TABLES: usize = 20;
-/// InfluxDB 3's functions that are not there.
-const GAP_FILLING: [&str; 3] = ["date_bin_gapfill", "locf", "interpolate"];
 
 /// Why a query has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -128,17 +126,10 @@ fn missing_table(problem: &str) -> Option<&str> {
 fn missing_function(problem: &str) -> Option<String> {
     let (name, rest) = problem.split_once("Invalid function '")?.1.split_once('\'')?;
     let name = name.to_ascii_lowercase();
-    Some(if GAP_FILLING.contains(&name.as_str()) {
-        format!(
-            "{name} is not supported: make the buckets with generate_series and LEFT JOIN the points to them, as \
-             docs/QUERIES.md shows under \"Gaps\""
-        )
-    } else {
-        // DataFusion proposes one that is not alike, too.
-        let alike = rest.split('\'').nth(1).filter(|it| levenshtein(it, &name) <= 2);
-        let hint = alike.map_or(String::new(), |it| format!(": did you mean {it}?"));
-        format!("no function is called {name}{hint}")
-    })
+    // DataFusion proposes one that is not alike, too.
+    let alike = rest.split('\'').nth(1).filter(|it| levenshtein(it, &name) <= 2);
+    let hint = alike.map_or(String::new(), |it| format!(": did you mean {it}?"));
+    Some(format!("no function is called {name}{hint}"))
 }
 
 /// Adds to an unknown table which ones there are.

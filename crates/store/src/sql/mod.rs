@@ -6,6 +6,7 @@
 
 mod answer;
 mod error;
+mod gapfill;
 mod last;
 mod merged;
 mod provider;
@@ -152,7 +153,9 @@ impl Engine {
             .with_default_features();
         state.aggregate_functions().get_or_insert_default().extend(selector::all());
         let tz = ScalarUDF::new_from_impl(tz::TimeZone::new());
-        state.scalar_functions().get_or_insert_default().push(Arc::new(tz));
+        let functions = gapfill::functions().chain([Arc::new(tz)]);
+        state.scalar_functions().get_or_insert_default().extend(functions);
+        let state = state.with_query_planner(Arc::new(gapfill::Planner));
         let (store, state) = (Arc::clone(&store.inner), state.build());
         Ok(Self { store, state, limits, runtime: Some(runtime), watch: Some(watch) })
     }

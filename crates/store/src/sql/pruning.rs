@@ -31,8 +31,10 @@ fn narrow(times: Times, filter: &Expr) -> Times {
 
 fn bound((low, high): Times, op: Operator, at: i64) -> Times {
     match op {
-        Operator::Gt | Operator::GtEq => (low.max(at), high),
-        Operator::Lt | Operator::LtEq => (low, high.min(at)),
+        Operator::Gt => (low.max(at.saturating_add(1)), high),
+        Operator::GtEq => (low.max(at), high),
+        Operator::Lt => (low, high.min(at.saturating_sub(1))),
+        Operator::LtEq => (low, high.min(at)),
         Operator::Eq => (low.max(at), high.min(at)),
         _ => (low, high),
     }

@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinError, JoinHandle};
 
 use super::error::{name_tables, only_one_statement};
-use super::{CATALOG, INFORMATION_SCHEMA, Param, QueryError, QueryLimits, SCHEMA};
+use super::{CATALOG, INFORMATION_SCHEMA, Param, QueryError, QueryLimits, SCHEMA, gapfill};
 
 /// Batches between a query and its client: one is made while one is sent.
 const BATCHES_AHEAD: usize = 2;
@@ -159,6 +159,7 @@ impl Query {
 
     async fn plan(&self) -> Result<SendableRecordBatchStream, QueryError> {
         let plan = self.with_values(self.read_only().await?)?;
+        let plan = gapfill::rewrite(plan, self.context.state().config().options())?;
         let frame = self.context.execute_logical_plan(plan).await?;
         Ok(frame.execute_stream().await?)
     }

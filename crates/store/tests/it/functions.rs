@@ -20,7 +20,7 @@ fn open(lines: &str) -> (tempfile::TempDir, Engine) {
     let dir = tempfile::tempdir().expect("a folder");
     let options = Options { retention: Arc::new(|_, _| std::time::Duration::MAX), ..Options::default() };
     let (store, _) = Store::open(Arc::new(RealDisk), dir.path(), options).expect("it opens");
-    let parsed = parse(lines, Precision::Nanosecond, 0);
+    let parsed = parse(lines, Precision::Nanosecond, i64::MAX);
     let admitted = Catalog::default().admit("db", parsed, false).expect("good lines");
     store.apply(1, "db", &admitted.batch).expect("it takes them");
     let engine = engine(&store);
@@ -149,11 +149,6 @@ fn unknown_names_are_told_with_those_that_there_are() {
             "SELECT selector_lasst(v, time) FROM cpu",
             "no function is called selector_lasst: did you mean selector_last?",
         ),
-        (
-            "SELECT date_bin_gapfill(INTERVAL '1 second', time), locf(avg(v)) FROM cpu GROUP BY 1",
-            "date_bin_gapfill is not supported: make the buckets with generate_series and LEFT JOIN the points to \
-             them, as docs/QUERIES.md shows under \"Gaps\"",
-        ),
     ]);
 }
 
@@ -184,4 +179,151 @@ fn a_list_of_tables_is_bounded_and_has_no_roll_ups() {
     assert_eq!(told, expect);
     let told = ask(&engine, "db", "SELECT * FROM Table01", Format::Csv).expect_err("no table");
     assert!(told.contains("upper-case letters need double quotes, \"Table01\""), "{told}");
+}
+
+/// InfluxDB's own example of its page on filling gaps, with its answers.
+const HOME: &str = "
+home,room=Kitchen temp=21.0,co=1i 1641024000
+home,room=Kitchen temp=23.0,co=4i 1641027600
+home,room=Kitchen temp=22.7,co=9i 1641031200
+home,room=Living\\ Room temp=21.1 1641024000
+home,room=Living\\ Room temp=21.4 1641027600
+home,room=Living\\ Room temp=21.8 1641031200
+";
+const TWO_HOURS: &str = "time >= '2022-01-01T08:00:00Z' AND time <= '2022-01-01T10:00:00Z'";
+
+fn home() -> (tempfile::TempDir, Engine) {
+    open(&HOME.replace("00\n", "00000000000\n"))
+}
+
+#[test]
+fn gaps_are_filled_as_influxdb_fills_them() {
+    let (_dir, engine) = home();
+    for (value, expect) in [
+        ("avg(temp)", ["21.0,,23.0,,22.7", "21.1,,21.4,,21.8"]),
+        ("locf(avg(temp))", ["21.0,21.0,23.0,23.0,22.7", "21.1,21.1,21.4,21.4,21.8"]),
+        ("round(interpolate(avg(temp)), 3)", ["21.0,22.0,23.0,22.85,22.7", "21.1,21.25,21.4,21.6,21.8"]),
+        // Whole numbers stay whole; what has no value at all has none between.
+        ("interpolate(max(co))", ["1,2,4,6,9", ",,,,"]),
+        ("coalesce(count(*), 0)", ["1,0,1,0,1", "1,0,1,0,1"]),
+        (
+            "locf(selector_last(temp, time))['value']",
+            ["21.0,21.0,23.0,23.0,22.7", "21.1,21.1,21.4,21.4,21.8"],
+        ),
+        (
+            "round(locf(avg(temp)) - interpolate(avg(temp)), 3)",
+            ["0.0,-1.0,0.0,0.15,0.0", "0.0,-0.15,0.0,-0.2,0.0"],
+        ),
+    ] {
+        let sql = format!(
+            "SELECT date_bin_gapfill(INTERVAL '30 minutes', time) AS t, room, {value} AS v FROM home \
+             WHERE {TWO_HOURS} GROUP BY 1, room ORDER BY room, t"
+        );
+        let found = ask(&engine, "db", &sql, Format::Csv).expect(value);
+        let mut lines = "t,room,v\n".to_owned();
+        for (room, values) in ["Kitchen", "Living Room"].iter().zip(expect) {
+            for (place, value) in values.split(',').enumerate() {
+                let (hour, minute) = (8 + place / 2, place % 2 * 30);
+                lines.push_str(&format!("2022-01-01T{hour:02}:{minute:02}:00,{room},{value}\n"));
+            }
+        }
+        assert_eq!(found, lines, "{value}");
+    }
+}
+
+#[test]
+fn gaps_are_filled_without_groups_beside_having_and_in_parts() {
+    let (_dir, engine) = home();
+    let bucket = "date_bin_gapfill(INTERVAL '1 hour', time)";
+    for (sql, expect) in [
+        // Without groups; the end is left out.
+        (
+            format!(
+                "SELECT {bucket} AS t, count(*) AS n FROM home WHERE time >= '2022-01-01T07:30:00Z' AND time < '2022-01-01T10:00:00Z' GROUP BY t"
+            ),
+            "t,n\n2022-01-01T07:00:00,\n2022-01-01T08:00:00,2\n2022-01-01T09:00:00,2\n",
+        ),
+        // No end is now: far more than three years of hours.
+        (
+            format!(
+                "SELECT count(*) > 26000 AS n FROM (SELECT {bucket}, count(*) FROM home WHERE time >= '2022-01-01T08:00:00Z' GROUP BY 1)"
+            ),
+            "n\ntrue\n",
+        ),
+        // No series, no rows.
+        (
+            format!(
+                "SELECT {bucket} AS t, room, locf(max(co)) AS c FROM home WHERE {TWO_HOURS} AND room = 'Attic' GROUP BY t, room"
+            ),
+            "t,room,c\n",
+        ),
+        (
+            format!(
+                "SELECT {bucket} AS t, room, locf(avg(temp)) AS v FROM home WHERE {TWO_HOURS} GROUP BY t, room HAVING avg(temp) > 22 ORDER BY t"
+            ),
+            "t,room,v\n2022-01-01T09:00:00,Kitchen,23.0\n2022-01-01T10:00:00,Kitchen,22.7\n",
+        ),
+        // With an origin; and a part of a larger query, with a filter that may not be pushed below the filling.
+        (
+            format!(
+                "WITH f AS (SELECT date_bin_gapfill(INTERVAL '1 hour', time, TIMESTAMP '2022-01-01T00:15:00') AS t, locf(sum(co)) AS c \
+                     FROM home WHERE {TWO_HOURS} GROUP BY 1) SELECT f.t, f.c FROM f WHERE f.t > '2022-01-01T08:30:00Z'"
+            ),
+            "t,c\n2022-01-01T09:15:00,9\n",
+        ),
+        (
+            format!(
+                "SELECT {bucket} AS t, avg(temp) AS a, locf(avg(temp)) FROM home WHERE {TWO_HOURS} AND room = 'Kitchen' GROUP BY 1 ORDER BY 2 LIMIT 1"
+            ),
+            "t,a,locf(avg(home.temp))\n2022-01-01T08:00:00,21.0,21.0\n",
+        ),
+    ] {
+        assert_eq!(ask(&engine, "db", &sql, Format::Csv).expect(&sql), expect, "{sql}");
+    }
+    let explained = ask(
+        &engine,
+        "db",
+        &format!("EXPLAIN SELECT {bucket}, locf(avg(temp)) FROM home WHERE {TWO_HOURS} GROUP BY 1"),
+        Format::Csv,
+    );
+    assert!(explained.expect("a plan").contains("GapFill: buckets=3, filled=[locf(avg(home.temp))]"));
+}
+
+#[test]
+fn gaps_that_cannot_be_filled_are_refused() {
+    refusals(&[
+        (
+            "SELECT date_bin_gapfill(INTERVAL '1 second', time), avg(v) FROM cpu GROUP BY 1",
+            "date_bin_gapfill wants to know where to begin: WHERE time >= …",
+        ),
+        (
+            "SELECT date_bin_gapfill(INTERVAL '1 month', time), avg(v) FROM cpu WHERE time > now() GROUP BY 1",
+            "date_bin_gapfill: its interval must be a constant of days, hours, minutes or seconds",
+        ),
+        (
+            "SELECT date_bin_gapfill(INTERVAL '1 second', time), avg(v) FROM cpu WHERE time > '1970-01-01' GROUP BY 1",
+            "date_bin_gapfill: more than 1000000 buckets: a longer interval, or a shorter range of time",
+        ),
+        (
+            "SELECT date_bin_gapfill(INTERVAL '1 second', time) FROM cpu",
+            "date_bin_gapfill must be what the query groups by: GROUP BY 1, and once only",
+        ),
+        (
+            "SELECT locf(v) FROM cpu",
+            "locf wants an aggregate of the same SELECT as date_bin_gapfill, and nothing else: locf(avg(memrss))",
+        ),
+        (
+            "SELECT date_bin_gapfill(INTERVAL '1 second', time), interpolate(max(s)) FROM cpu \
+             WHERE time >= '1970-01-01' AND time < '1970-01-02' GROUP BY 1",
+            "interpolate wants numbers, and has Utf8: use locf",
+        ),
+        (
+            "SELECT date_bin_gapfill('1 second', v) FROM cpu GROUP BY 1",
+            "date_bin_gapfill wants an interval and time: date_bin_gapfill(INTERVAL '1 minute', time)",
+        ),
+        (
+            "SELECT date_bin_gapfill('1 second', min(time)) FROM (SELECT time, v FROM cpu) GROUP BY v",
+            "date_bin_gapfill must be what the query groups by: GROUP BY 1, and once only",
+        ),
+    ]);
 }
