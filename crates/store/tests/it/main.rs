@@ -4,5 +4,6 @@ mod damage;
 mod functions;
 mod last;
 mod model;
+mod mutated_sql;
 mod rollup;
 mod support;
