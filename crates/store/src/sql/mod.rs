@@ -5,6 +5,7 @@
 //! for any more is dropped.
 
 mod answer;
+mod bounded;
 mod error;
 mod gapfill;
 mod last;
@@ -153,7 +154,7 @@ impl Engine {
             .with_default_features();
         state.aggregate_functions().get_or_insert_default().extend(selector::all());
         let tz = ScalarUDF::new_from_impl(tz::TimeZone::new());
-        let functions = gapfill::functions().chain([Arc::new(tz)]);
+        let functions = bounded::functions().chain(gapfill::functions()).chain([Arc::new(tz)]);
         state.scalar_functions().get_or_insert_default().extend(functions);
         let state = state.with_query_planner(Arc::new(gapfill::Planner));
         let (store, state) = (Arc::clone(&store.inner), state.build());

@@ -327,3 +327,24 @@ fn gaps_that_cannot_be_filled_are_refused() {
         ),
     ]);
 }
+
+#[test]
+fn texts_that_would_fill_the_memory_are_refused() {
+    answers(&[
+        ("repeat(min(s), 3) AS it", r#"{"it":"xxx"}"#),
+        ("lpad(min(s), 3, '-') AS it", r#"{"it":"--x"}"#),
+        ("rpad(min(s), 2) || repeat(min(s), NULL) AS it", r#"{}"#),
+        ("length(repeat('x', 1000000)) AS it FROM cpu LIMIT 1 --", r#"{"it":1000000}"#),
+    ]);
+    let (_dir, engine) = open(LINES);
+    for sql in [
+        "SELECT repeat('x', 2000000000)",
+        "SELECT lpad('x', 2000000000)",
+        "SELECT rpad(s, n * 1000000000) FROM cpu",
+        "SELECT repeat(s, 1000000000) FROM cpu",
+        "SELECT count(repeat('xx', CAST(value AS INT) * 1000)) FROM generate_series(1, 100000)",
+    ] {
+        let told = ask(&engine, "db", sql, Format::Csv).expect_err(sql);
+        assert!(told.contains("bytes, 67108864 is the limit"), "{sql}: {told}");
+    }
+}
