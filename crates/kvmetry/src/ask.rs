@@ -22,6 +22,7 @@ use crate::embedded;
 use crate::http::backend::{Format, Query};
 use crate::keep::STORE;
 use crate::losses::Losses;
+use crate::others::Others;
 use crate::serve::sql::{answer, told};
 use crate::through::Port;
 use crate::write::Retentions;
@@ -69,6 +70,7 @@ impl Data {
         let opened = Journal::open(Arc::clone(&disk), &dir.path().join("journal"), limits, &[STORE])?;
         let journal = Arc::new(opened.0);
         let (store, engine) = embedded::open(&embedded::Setup {
+            others: Others::new(Arc::clone(&disk), dir.path().to_owned()),
             disk,
             dir: dir.path().join("store"),
             retentions: Arc::new(Retentions::of_journal(&journal)?),

@@ -19,6 +19,7 @@ use crate::entry;
 use crate::keep::STORE;
 use crate::logging::OncePerCause;
 use crate::losses::{Losses, Lost};
+use crate::others::Others;
 use crate::write::{Applied, Retentions};
 
 /// How often the store is looked after.
@@ -36,6 +37,8 @@ pub(crate) struct Setup {
     pub(crate) config: config::Store,
     pub(crate) retentions: Arc<Retentions>,
     pub(crate) losses: Arc<Losses>,
+    /// What else counts against the store's max_size.
+    pub(crate) others: Others,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
@@ -93,7 +96,7 @@ impl Embedded {
     /// As [`open`].
     pub(crate) fn start(setup: Setup) -> anyhow::Result<Self> {
         let (store, engine) = open(&setup)?;
-        let Setup { journal, losses, clock, .. } = setup;
+        let Setup { journal, losses, clock, others, .. } = setup;
         let stop = Arc::new(Stop::default());
         let (end, ended) = tokio::sync::oneshot::channel();
         let compactor =
@@ -102,7 +105,7 @@ impl Embedded {
         let thread = std::thread::Builder::new().name("compact".to_owned());
         thread.spawn(move || compactor.run(&compactor_stop)).context("no thread for the store")?;
         let told = OncePerCause::default();
-        let upkeep = Upkeep { store: store.clone(), journal, losses, clock, told, has_room: true };
+        let upkeep = Upkeep { store: store.clone(), journal, losses, others, clock, told, has_room: true };
         let upkeep_stop = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("store".to_owned());
         thread
@@ -232,6 +235,7 @@ struct Upkeep {
     store: Store,
     journal: Arc<Journal>,
     losses: Arc<Losses>,
+    others: Others,
     clock: Arc<dyn Clock>,
     told: OncePerCause,
     has_room: bool,
@@ -298,7 +302,8 @@ impl Upkeep {
     }
 
     fn maintain(&mut self) {
-        let done = match self.store.maintain(self.clock.wall_ns(), 0) {
+        let done = match self.store.maintain(self.clock.wall_ns(), self.others.bytes(self.clock.monotonic()))
+        {
             Ok(done) => done,
             Err(failed) => {
                 let (error, done) = *failed;

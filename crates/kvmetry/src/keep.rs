@@ -33,6 +33,8 @@ use crate::deliver::{self, Deliveries, DeliveryStats, Rejects};
 use crate::embedded::{self, Embedded};
 use crate::http;
 use crate::losses::{JOURNAL, Losses};
+#[cfg(feature = "store")]
+use crate::others::Others;
 use crate::owndisk::OwnDisk;
 use crate::serve::Served;
 use crate::write::{self, Retentions, Writer};
@@ -102,6 +104,7 @@ impl Kept {
                     config: config.store.clone(),
                     retentions: Arc::clone(&retentions),
                     losses: Arc::clone(&losses),
+                    others: Others::new(Arc::clone(&disk), dir.path().to_owned()),
                     clock: Arc::clone(clock),
                 };
                 Some(Embedded::start(setup)?)

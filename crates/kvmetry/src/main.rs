@@ -20,6 +20,8 @@ mod keep;
 mod logging;
 mod losses;
 mod once;
+#[cfg(feature = "store")]
+mod others;
 mod output;
 mod owndisk;
 mod pipeline;

@@ -20,6 +20,8 @@ mod manifest;
 mod memory;
 mod merge;
 mod rollup;
+#[cfg(test)]
+mod room;
 mod schema;
 pub mod sql;
 mod store;

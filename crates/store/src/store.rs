@@ -9,6 +9,7 @@ mod upkeep;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -103,6 +104,8 @@ pub(crate) struct Inner {
     compacting: Mutex<()>,
     /// Held while a compaction works that somebody asked for.
     asked: Mutex<()>,
+    /// Length of the files that are being merged, bytes: as much may be written beside them.
+    pub(crate) merging: AtomicU64,
 }
 
 /// How far the journal is in.

@@ -1,6 +1,7 @@
 //! Compaction: small files of a day become larger ones.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, TryLockError};
 
 use super::upkeep::{Commit, Done, New, Room, is_one_of};
@@ -105,8 +106,12 @@ impl Inner {
             return Ok(0);
         }
         // At the worst the new file takes as much as the old ones, which stay until it counts.
-        self.demand_room(set.iter().map(|it| it.entry.bytes).sum())?;
-        self.merge_files(table, set)
+        let bytes = set.iter().map(|it| it.entry.bytes).sum();
+        self.demand_room(bytes)?;
+        self.merging.store(bytes, Ordering::Relaxed);
+        let merged = self.merge_files(table, set);
+        self.merging.store(0, Ordering::Relaxed);
+        merged
     }
 
     /// # Errors

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 
 use disk::{Disk, Entry};
@@ -85,6 +86,7 @@ impl Store {
             swap: RwLock::default(),
             work: Mutex::new(work),
             compacting: Mutex::default(),
+            merging: AtomicU64::new(0),
             asked: Mutex::default(),
         };
         Ok((Self { inner: Arc::new(inner) }, complaints))

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -496,6 +497,7 @@ impl Inner {
             files.extend(table.lock().all_files().into_iter().map(|it| (is_hours, it)));
         }
         // Files that a query still reads go by themselves.
+        let others = others + self.merging.load(Ordering::Relaxed);
         let mut bytes: u64 = others + files.iter().map(|it| it.1.entry.bytes).sum::<u64>();
         let mut count = files.len();
         if bytes <= max_size && count <= MAX_FILES {
