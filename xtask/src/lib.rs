@@ -1,6 +1,7 @@
 //! The project's own tools, as a library: tests use the lab, `cargo xtask` all of it. Never shipped.
 
 pub mod docs;
+pub mod fixture;
 pub mod generate;
 pub mod lab;
 pub mod perf;

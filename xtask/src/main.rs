@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use xtask::lab::{Accel, Lab, LabOptions};
-use xtask::{docs, generate, perf, store_perf, tidy};
+use xtask::{docs, fixture, generate, perf, store_perf, tidy};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own tools")]
@@ -49,6 +49,15 @@ enum Task {
         /// What other servers take of the disk for the same day, too (half an hour)
         #[arg(long)]
         peers: bool,
+    },
+    /// A data directory as this release leaves it, for the tests of all later ones; once a version of the directory
+    Fixture {
+        /// The binary that writes it
+        #[arg(long, default_value = "target/release/kvmetry")]
+        binary: PathBuf,
+        /// Where; it must not be there yet
+        #[arg(long, default_value = "crates/kvmetry/tests/fixtures/data-dir-v1")]
+        dir: PathBuf,
     },
     /// Made-up telemetry of VMs, as line protocol to stdout: the same options, the same lines
     Gen(generate::Options),
@@ -150,6 +159,7 @@ fn main() -> ExitCode {
         Task::Docs { .. } => docs::check(),
         Task::Perf { sizes, binary, store, cycles } => perf::run(&binary, &sizes, store, cycles),
         Task::StorePerf { binary, peers } => store_perf::run(&binary, peers),
+        Task::Fixture { binary, dir } => fixture::run(&binary, &dir),
         Task::Gen(options) => generate::run(&options),
         Task::Tidy => tidy::tidy(),
     };

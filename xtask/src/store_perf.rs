@@ -257,7 +257,7 @@ fn sizes(database: &Path) -> Result<(u64, u64)> {
     Ok((raw, rolled))
 }
 
-struct Fed {
+pub(crate) struct Fed {
     lines: u64,
     bytes: u64,
     cpu: Duration,
@@ -268,14 +268,15 @@ struct Fed {
     parser: Duration,
 }
 
-struct Server {
+/// `kvmetry serve`; killed when it is dropped.
+pub(crate) struct Server {
     child: Child,
     address: String,
     connection: BufReader<TcpStream>,
 }
 
 impl Server {
-    fn start(binary: &Path, dir: &Path) -> Result<Self> {
+    pub(crate) fn start(binary: &Path, dir: &Path) -> Result<Self> {
         let mut child = Command::new(binary)
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(dir)
@@ -300,7 +301,7 @@ impl Server {
         Ok(Self { child, address, connection })
     }
 
-    fn feed(&mut self, database: &str, options: Options, length: Duration) -> Result<Fed> {
+    pub(crate) fn feed(&mut self, database: &str, options: Options, length: Duration) -> Result<Fed> {
         self.feed_at(&format!("/api/v3/write_lp?db={database}&precision=ns"), options, length)
     }
 
@@ -333,12 +334,12 @@ impl Server {
         Ok(fed)
     }
 
-    fn ask(&mut self, database: &str, sql: &str) -> Result<String> {
+    pub(crate) fn ask(&mut self, database: &str, sql: &str) -> Result<String> {
         let body = serde_json::json!({ "db": database, "q": sql, "format": "csv" }).to_string();
         self.post("/api/v3/query_sql", body.as_bytes())
     }
 
-    fn post(&mut self, path: &str, body: &[u8]) -> Result<String> {
+    pub(crate) fn post(&mut self, path: &str, body: &[u8]) -> Result<String> {
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             self.address,

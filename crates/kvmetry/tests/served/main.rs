@@ -3,9 +3,11 @@
 
 mod backup;
 mod clients;
+mod fixture;
 mod mount;
 mod queries;
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -22,17 +24,18 @@ struct Server {
 
 impl Server {
     fn start(dir: &Path) -> Self {
-        Self::with(dir, &[], &[])
+        Self::with::<&str>(dir, &[], &[])
     }
 
-    fn with(dir: &Path, args: &[&str], variables: &[(&str, &Path)]) -> Self {
+    /// With more arguments and variables.
+    fn with<V: AsRef<OsStr>>(dir: &Path, args: &[&str], variables: &[(&str, V)]) -> Self {
         let mut child = Command::new(KVMETRY)
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(dir)
             .args(args)
-            .envs(variables.iter().copied())
             .env("KVMETRY_LOG", "info")
             .envs(LONG)
+            .envs(variables.iter().map(|(name, value)| (name, value.as_ref())))
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -219,7 +222,7 @@ async fn a_store_that_was_off_for_once_misses_and_doubles_nothing() {
     let all = "SELECT n FROM t ORDER BY time";
     let mut expect = "n\n".to_owned();
     for (n, args) in [(1, &[][..]), (2, &off), (3, &off), (4, &[])] {
-        let server = Server::with(dir.path(), args, &[]);
+        let server = Server::with::<&str>(dir.path(), args, &[]);
         for m in 0..50 {
             let point = n * 100 + m;
             let line = format!("t,vm=a n={point}i {point}000");
