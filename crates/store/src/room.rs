@@ -19,6 +19,7 @@ fn open(disk: &Double, max_size: u64, min_free: u64) -> Store {
         retention: Arc::new(|_, _| Duration::MAX),
         max_size: Some(max_size),
         min_free: Some(min_free),
+        ..Options::default()
     };
     let disk = Arc::new(disk.clone()) as Arc<dyn Disk>;
     Store::open(disk, Path::new("/store"), options).expect("it opens").0
