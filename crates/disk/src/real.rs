@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt as _};
+use std::os::unix::fs::{FileExt, MetadataExt as _, chown};
 use std::path::Path;
 
 use crate::{Disk, DiskFile, Entry, Space};
@@ -13,11 +13,15 @@ pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?))
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        give_to_owner(path)?;
+        Ok(Box::new(file))
     }
 
     fn create_new(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(OpenOptions::new().read(true).write(true).create_new(true).open(path)?))
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        give_to_owner(path)?;
+        Ok(Box::new(file))
     }
 
     fn open_to_read(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
@@ -49,7 +53,7 @@ impl Disk for RealDisk {
         for dir in missing.into_iter().rev() {
             match fs::create_dir(dir) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
+                _ => give_to_owner(dir)?,
             }
             if let Some(parent) = dir.parent() {
                 self.sync_dir(parent)?;
@@ -88,6 +92,18 @@ impl Disk for RealDisk {
         let about = rustix::fs::statvfs(path)?;
         Ok(Space { total: about.f_blocks * about.f_frsize, free: about.f_bavail * about.f_frsize })
     }
+}
+
+/// What root makes in a directory of another user's becomes that user's: a command that root runs on a service's data
+/// must leave nothing behind that the service cannot replace. Refusing such commands instead would keep root from asking.
+fn give_to_owner(path: &Path) -> io::Result<()> {
+    let about = fs::symlink_metadata(path)?;
+    let Some(above) = path.parent().filter(|_| about.uid() == 0) else { return Ok(()) };
+    let above = fs::metadata(if above.as_os_str().is_empty() { Path::new(".") } else { above })?;
+    if above.uid() == 0 {
+        return Ok(());
+    }
+    chown(path, Some(above.uid()), Some(above.gid()))
 }
 
 impl DiskFile for File {

@@ -4,3 +4,4 @@
 
 mod crash;
 mod every;
+mod owner;
