@@ -8,7 +8,8 @@ use telemetry::lines::Refused;
 use crate::clock::Clock;
 #[cfg(feature = "store")]
 use crate::http::backend::{
-    Answer, Backend, Database, DatabaseFailure, Query, QueryFailure, QueryFault, Write, WriteFailure,
+    Answer, Backend, CompactFailure, Database, DatabaseFailure, Query, QueryFailure, QueryFault, Write,
+    WriteFailure,
 };
 use crate::write::{WriteError, Writer};
 
@@ -51,18 +52,18 @@ impl Backend for Served {
         })
     }
 
-    async fn compact(&self) -> Result<String, String> {
+    async fn compact(&self) -> Result<String, CompactFailure> {
         #[cfg(feature = "store")]
         if let Some((store, _)) = &self.embedded {
             let (store, now_ns) = (store.clone(), self.clock.wall_ns());
             let done = tokio::task::spawn_blocking(move || store.compact(now_ns)).await;
             return match done {
                 Ok(Ok(done)) => Ok(sql::told(&done)),
-                Ok(Err(error)) => Err(format!("{:#}", anyhow::Error::from(error))),
-                Err(error) => Err(error.to_string()),
+                Ok(Err(error)) => Err(sql::compact_failure(error)),
+                Err(error) => Err(CompactFailure::Failed(error.to_string())),
             };
         }
-        Err("there is no store here (--no-store)".to_owned())
+        Err(CompactFailure::Failed("there is no store here (--no-store)".to_owned()))
     }
 
     async fn backup(&self) -> Result<String, String> {
@@ -133,6 +134,7 @@ fn database_failure(error: WriteError) -> DatabaseFailure {
 pub(crate) mod sql {
     use futures_util::StreamExt as _;
     use serde_json::Value;
+    use store::StoreError;
     use store::sql::{Engine, Format, Param, QueryError};
 
     use super::*;
@@ -158,6 +160,15 @@ pub(crate) mod sql {
             "{} rows written to files, {} files merged into one a day, {} expired",
             done.flushed_rows, done.compacted_files, done.expired_files
         )
+    }
+
+    pub(super) fn compact_failure(error: StoreError) -> CompactFailure {
+        let failure = match error {
+            StoreError::Running => CompactFailure::Running,
+            _ if error.is_disk_full() => CompactFailure::NoRoom,
+            _ => CompactFailure::Failed,
+        };
+        failure(format!("{:#}", anyhow::Error::from(error)))
     }
 
     fn param(value: &Value) -> Result<Param, QueryFailure> {

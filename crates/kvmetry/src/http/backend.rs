@@ -31,7 +31,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     /// Why not, for a person.
-    fn compact(&self) -> impl Future<Output = Result<String, String>> + Send;
+    fn compact(&self) -> impl Future<Output = Result<String, CompactFailure>> + Send;
 
     /// Makes a backup in the data directory. Returns what and where, as JSON.
     ///
@@ -183,5 +183,16 @@ pub(crate) enum DatabaseFailure {
     /// One more than there may be; the message says how many.
     TooMany(String),
     /// A fault of this side.
+    Failed(String),
+}
+
+/// Why there was no compaction, for a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum CompactFailure {
+    /// One is running already.
+    Running(String),
+    /// The disk has no room for it.
+    NoRoom(String),
+    /// Anything else.
     Failed(String),
 }

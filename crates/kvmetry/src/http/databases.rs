@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::App;
-use super::backend::{Backend, Database, DatabaseFailure, Format};
+use super::backend::{Backend, CompactFailure, Database, DatabaseFailure, Format};
 use super::params::Params;
 use super::reply::Problem;
 
@@ -92,7 +92,11 @@ pub(crate) async fn change<B: Backend>(
 /// `POST /api/v3/compact`.
 pub(crate) async fn compact<B: Backend>(State(app): State<Arc<App<B>>>) -> Result<String, Problem> {
     let done = app.backend.compact().await;
-    done.map_err(|why| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, why))
+    done.map_err(|failure| match failure {
+        CompactFailure::Running(why) => Problem::new(StatusCode::CONFLICT, why),
+        CompactFailure::NoRoom(why) => Problem::new(StatusCode::INSUFFICIENT_STORAGE, why),
+        CompactFailure::Failed(why) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, why),
+    })
 }
 
 /// `POST /api/v3/backup`.

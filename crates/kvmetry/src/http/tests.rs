@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::backend::{
-    Answer, Database, DatabaseFailure, Query, QueryFailure, QueryFault, Write, WriteFailure,
+    Answer, CompactFailure, Database, DatabaseFailure, Query, QueryFailure, QueryFault, Write, WriteFailure,
 };
 use super::*;
 use crate::clock::SystemClock;
@@ -60,11 +60,12 @@ struct Double {
     asked: Mutex<Vec<Query>>,
     databases: Mutex<BTreeMap<String, Option<Duration>>>,
     databases_fail: Mutex<Option<DatabaseFailure>>,
+    compact_fails: Mutex<Option<CompactFailure>>,
 }
 
 impl Backend for Double {
-    async fn compact(&self) -> Result<String, String> {
-        Ok("compacted".to_owned())
+    async fn compact(&self) -> Result<String, CompactFailure> {
+        self.compact_fails.lock().unwrap().take().map_or_else(|| Ok("compacted".to_owned()), Err)
     }
 
     async fn backup(&self) -> Result<String, String> {

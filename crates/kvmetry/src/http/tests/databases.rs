@@ -76,3 +76,19 @@ async fn what_is_refused() {
     }
     assert_eq!(port.double.databases.lock().unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn compaction_says_why_not() {
+    let port = Port::open().await;
+    port.json("POST", COMPACT, "").await.is_text(200, "compacted");
+    for (failure, status) in [
+        (CompactFailure::Running("why".to_owned()), 409),
+        (CompactFailure::NoRoom("why".to_owned()), 507),
+        (CompactFailure::Failed("why".to_owned()), 500),
+    ] {
+        *port.double.compact_fails.lock().unwrap() = Some(failure);
+        let got = port.json("POST", COMPACT, "").await;
+        assert_eq!(got.status, status);
+        assert!(got.body.contains("why"), "{}", got.body);
+    }
+}
