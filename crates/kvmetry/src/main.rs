@@ -33,6 +33,7 @@ mod table;
 #[cfg(any(feature = "store", test))]
 mod through;
 mod token;
+mod vital;
 mod write;
 
 use std::process::ExitCode;

@@ -31,6 +31,7 @@ use crate::config::DATABASE;
 use crate::entry;
 use crate::logging::{OncePerCause, chain};
 use crate::losses::{JOURNAL, Losses, Lost};
+use crate::vital;
 
 /// Bodies of writes that wait for the disk, bytes, and as much again for the collector's lines. It is three of the
 /// largest bodies, and a minute of 1,000 VMs. A write counts as at least 1 KiB, so there are at most 32,768.
@@ -264,8 +265,7 @@ impl Writer {
         });
         let troubles = OncePerCause::default();
         let thread = Thread { shared: Arc::clone(&shared), journal, applied, troubles, is_failing: false };
-        let named = std::thread::Builder::new().name("writer".to_owned());
-        named.spawn(move || thread.run()).map_err(StartError::Thread)?;
+        vital::spawn("writer", move || thread.run()).map_err(StartError::Thread)?;
         Ok(Self { shared })
     }
 
@@ -601,7 +601,11 @@ impl Thread {
     }
 }
 
-fn read_catalog(journal: &Journal) -> Result<Catalog, StartError> {
+/// The tables that the journal knows.
+///
+/// # Errors
+/// A catalogue that a newer version wrote or that is damaged.
+pub(crate) fn read_catalog(journal: &Journal) -> Result<Catalog, StartError> {
     match journal.state(CATALOG).map_err(StartError::Journal)? {
         Some(bytes) => Catalog::from_bytes(&bytes).map_err(StartError::Catalog),
         None => Ok(Catalog::default()),
