@@ -20,7 +20,8 @@ use crate::keep::STORE;
 use crate::logging::OncePerCause;
 use crate::losses::{Losses, Lost};
 use crate::others::Others;
-use crate::write::{Applied, Retentions};
+use crate::vital;
+use crate::write::{Applied, Retentions, read_catalog};
 
 /// How often the store is looked after.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
@@ -62,6 +63,14 @@ struct Stop {
 /// A directory that cannot be used.
 pub(crate) fn open(setup: &Setup) -> anyhow::Result<(Store, Engine)> {
     let (config, retentions) = (setup.config.clone(), Arc::clone(&setup.retentions));
+    let no_rollups = setup.config.no_rollups.clone();
+    let rollups = move |database: &str, table: &str| {
+        let is_meant = |it: &String| match it.split_once('/') {
+            Some(one) => one == (database, table),
+            None => it == "*" || it == database,
+        };
+        !no_rollups.iter().any(is_meant)
+    };
     let retention = move |database: &str, table: &str| {
         let own = retentions.of(database).filter(|_| !is_rollup(table));
         match own {
@@ -73,12 +82,14 @@ pub(crate) fn open(setup: &Setup) -> anyhow::Result<(Store, Engine)> {
     };
     let options = store::Options {
         retention: Arc::new(retention),
+        rollups: Arc::new(rollups),
         max_size: setup.config.max_size,
         min_free: setup.config.min_free,
         ..store::Options::default()
     };
     let opened = Store::open(Arc::clone(&setup.disk), &setup.dir, options);
     let (store, complaints) = opened.context("the embedded store")?;
+    store.know(&read_catalog(&setup.journal)?);
     for complaint in complaints {
         tracing::error!("the store: {complaint}");
     }
@@ -102,19 +113,16 @@ impl Embedded {
         let compactor =
             Compactor { store: store.clone(), clock: Arc::clone(&clock), told: OncePerCause::default() };
         let compactor_stop = Arc::clone(&stop);
-        let thread = std::thread::Builder::new().name("compact".to_owned());
-        thread.spawn(move || compactor.run(&compactor_stop)).context("no thread for the store")?;
+        vital::spawn("compact", move || compactor.run(&compactor_stop)).context("no thread for the store")?;
         let told = OncePerCause::default();
         let upkeep = Upkeep { store: store.clone(), journal, losses, others, clock, told, has_room: true };
         let upkeep_stop = Arc::clone(&stop);
-        let thread = std::thread::Builder::new().name("store".to_owned());
-        thread
-            .spawn(move || {
-                upkeep.run(&upkeep_stop);
-                // Whoever waited may have given up.
-                let _ = end.send(());
-            })
-            .context("no thread for the store")?;
+        let run = move || {
+            upkeep.run(&upkeep_stop);
+            // Whoever waited may have given up.
+            let _ = end.send(());
+        };
+        vital::spawn("store", run).context("no thread for the store")?;
         Ok(Self { store, engine: Arc::new(engine), stop, ended })
     }
 
@@ -147,6 +155,7 @@ impl Embedded {
             rows = stats.file_rows,
             memory_rows = stats.memory_rows,
             memory_bytes = stats.memory_bytes,
+            rollup_bytes = stats.rollup_bytes,
             "the store"
         );
     }

@@ -102,15 +102,21 @@ fn check(store: &Store, journal: &Journal) -> Result<(), String> {
     }
     let table = store.inner.find("db", "t").expect("it is there");
     let live = table.live_rollups(&raw, i64::MIN).expect("roll-ups");
-    let whole = Snapshot { files: Arc::default(), carry: None, chunks: all_chunks(journal), ..raw.clone() };
+    let whole = Snapshot {
+        files: Arc::default(),
+        carry: None,
+        mark: None,
+        chunks: all_chunks(journal),
+        ..raw.clone()
+    };
     let carry = rollup::rebuild("t", &whole).expect("nothing");
-    let anew = rollup::advance("t", &carry, &whole, i64::MIN, Give::All).expect("roll-ups").rows;
+    let anew = rollup::advance("t", &carry, &whole, i64::MIN, Give::All, i64::MAX).expect("roll-ups").rows;
     for ((name, live), anew) in ["t_1m", "t_1h"].into_iter().zip(live).zip(anew) {
         let mut rolled = snapshot(store, name).expect("a table of roll-ups");
         rolled.columns = rollup::columns("t", &raw.columns);
         let expect = Snapshot {
             files: Arc::default(),
-            chunks: anew.map(Arc::new).into_iter().collect(),
+            chunks: anew.into_iter().map(Arc::new).collect(),
             ..rolled.clone()
         };
         rolled.chunks.extend(live);
@@ -125,7 +131,7 @@ fn check(store: &Store, journal: &Journal) -> Result<(), String> {
 }
 
 fn all_chunks(journal: &Journal) -> Vec<Arc<crate::memory::Chunk>> {
-    let mut memory = crate::memory::Memory::new(None);
+    let mut memory = crate::memory::Memory::new(&Default::default());
     for text in journal {
         memory.append(&batch(text).tables[0]).expect("it takes them");
     }
@@ -167,7 +173,7 @@ fn history(seed: u64, crashes: usize, lie: Option<&Fault>) -> Result<(), String>
         disk.fault(Fault::nth(random.u64(0..120), Effect::PowerOff));
         while !disk.is_off() {
             match random.u8(0..6) {
-                0 | 1 => drop(store.flush(START)),
+                0 | 1 => drop(store.flush(START + random.i64(0..3) * DAY_NS)),
                 2 => drop(store.compact(START + random.i64(0..3) * DAY_NS)),
                 _ => {
                     let entry = random_entry(&mut random);
@@ -370,5 +376,30 @@ fn rows_without_room_come_back_from_the_journal() {
         store.flush(START).expect("it flushes");
         assert_eq!(store.cursor(), journal.len() as u64);
         check(&store, &journal).unwrap_or_else(|what| panic!("{what}"));
+    }
+}
+
+/// One series whose clock is two hours ahead: the others' points are no later for it, before and after a restart.
+#[test]
+fn a_clock_that_is_ahead_makes_no_others_late() {
+    const MINUTE_NS: i64 = 60_000_000_000;
+    let (disk, mut journal) = (Double::new(), Journal::new());
+    let mut store = open(&disk, &journal).expect("it opens");
+    for minute in 0..12 {
+        let now = START + minute * MINUTE_NS;
+        let line = |vm: &str, time: i64| format!("t,vm={vm} n={minute}i {time}\n");
+        let ahead = line("ahead", now + 120 * MINUTE_NS);
+        journal.push([ahead, line("a", now), line("b", now + 1)].concat());
+        store.apply(journal.len() as u64, "db", &batch(&journal[journal.len() - 1])).expect("it takes them");
+        store.flush(now + 2).expect("it flushes");
+        if minute == 6 {
+            store = open(&disk, &journal).expect("it opens");
+        }
+    }
+    check(&store, &journal).unwrap_or_else(|what| panic!("{what}"));
+    let files = snapshot(&store, "t").expect("it is there").files;
+    assert_eq!(files.len(), 12);
+    for file in files.iter() {
+        assert_eq!(file.entry.late, None, "{:?}", file.entry);
     }
 }

@@ -49,7 +49,26 @@ pub(crate) struct TableEntry {
     /// Up to this time rows went before their retention was over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) removed_until: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mark: Option<Mark>,
 }
+
+/// What must be known of a table's rows in files and cannot be seen from them fast.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    /// No row of a series that is not in `ahead` is later; `None` without rows.
+    pub(crate) floor: Option<i64>,
+    /// Series with rows in the future, as it was at the last flush: each with its latest time. One host whose clock is
+    /// ahead must not make all others late.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ahead: Vec<(Tags, i64)>,
+    /// Buckets that end before this time, and some grace, are in files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rolled_until: Option<i64>,
+}
+
+/// The tags of a series, by name.
+pub(crate) type Tags = Vec<(String, String)>;
 
 /// A Parquet file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

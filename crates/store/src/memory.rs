@@ -22,6 +22,7 @@ use arrow::record_batch::RecordBatch;
 use telemetry::lines::{FieldColumn, SeriesKey, TableBatch, Values};
 
 use crate::error::Result;
+use crate::manifest::{Mark, Tags};
 use crate::schema::{Kind, TIME, tag_type, time_type};
 
 /// Rows of a chunk at least: below, too many small pieces; above, what a query converts anew gets long.
@@ -29,6 +30,10 @@ pub(crate) const CHUNK_ROWS: usize = 8_192;
 
 /// How long a series without new rows is remembered: two flushes, so that no living series is taken for a new one.
 const REMEMBERED_NS: i64 = 3_600_000_000_000;
+
+/// Series whose clocks are ahead, as many as are remembered for it; beyond it their rows count as everybody's, and the
+/// others' are late until their time has come.
+const MAX_AHEAD: usize = 100;
 
 /// Bytes of texts in a chunk, roughly: they may be long.
 const CHUNK_TEXT_BYTES: usize = 8 << 20;
@@ -62,7 +67,16 @@ pub(crate) struct Registry {
     /// The latest time of each.
     last: Vec<i64>,
     tags: HashMap<String, TagValues>,
+    /// What the series take here, bytes, roughly.
+    bytes: usize,
+    /// What chunks took of lists that were made anew for them, bytes.
+    given: usize,
 }
+
+/// What a series takes in a [`Registry`] beside its tags, bytes, and each tag beside its texts.
+const SERIES_BYTES: usize = 160;
+/// See [`SERIES_BYTES`].
+const TAG_BYTES: usize = 104;
 
 /// The values of one tag, and which series has which.
 #[derive(Debug, Default)]
@@ -92,6 +106,9 @@ impl Registry {
             tag.of_series.resize(id as usize, None);
             tag.of_series.push(Some(code));
         }
+        // The key stands here twice, and its values once more.
+        let of_tag = |it: &(String, String)| TAG_BYTES + 2 * it.0.len() + 3 * it.1.len();
+        self.bytes += SERIES_BYTES + key.tags.iter().map(of_tag).sum::<usize>();
         self.ids.insert(key.clone(), id);
         self.series.push(Arc::new(key.clone()));
         self.last.push(floor);
@@ -102,19 +119,23 @@ impl Registry {
     fn share(&mut self) -> Arc<Vec<Arc<SeriesKey>>> {
         if self.shared.len() < self.series.len() {
             self.shared = Arc::new(self.series.clone());
+            self.given += 8 * self.series.len();
         }
         Arc::clone(&self.shared)
     }
 
-    /// Forgets the series that have had no row for [`REMEMBERED_NS`] before the newest one. Returns the latest time
-    /// of those that went.
-    fn forget(&mut self) -> Option<i64> {
-        let newest = self.last.iter().copied().max()?;
-        let limit = newest.saturating_sub(REMEMBERED_NS);
+    /// Forgets the series that have had no row for [`REMEMBERED_NS`] before the newest one, or all that are not ahead of
+    /// now. Returns the latest time of those that went.
+    fn forget(&mut self, now_ns: i64, all: bool) -> Option<i64> {
+        let newest = self.last.iter().copied().filter(|&last| last <= now_ns).max();
+        let limit =
+            if all { i64::MAX } else { newest.map_or(i64::MIN, |it| it.saturating_sub(REMEMBERED_NS)) };
         let old = std::mem::take(self);
-        let mut gone = None;
+        let (mut gone, mut ahead) = (None, 0);
         for (key, last) in old.series.iter().zip(old.last) {
-            if last >= limit {
+            let is_ahead = last > now_ns && ahead < MAX_AHEAD;
+            ahead += usize::from(is_ahead);
+            if last >= limit || is_ahead {
                 self.id(key, last);
             } else {
                 gone = gone.max(Some(last));
@@ -123,9 +144,21 @@ impl Registry {
         gone
     }
 
+    /// Series that have rows later than now, if they are few.
+    fn ahead(&self, now_ns: i64) -> Vec<(Tags, i64)> {
+        let all = self.series.iter().zip(&self.last).filter(|it| *it.1 > now_ns);
+        let ahead: Vec<_> = all.take(MAX_AHEAD + 1).map(|(key, &last)| (key.tags.clone(), last)).collect();
+        if ahead.len() > MAX_AHEAD { Vec::new() } else { ahead }
+    }
+
     fn tag_array(&mut self, name: &str, rows: &[SeriesId]) -> Option<ArrayRef> {
         let tag = self.tags.get_mut(name)?;
-        let values = tag.built.get_or_insert_with(|| Arc::new(StringArray::from_iter_values(&tag.values)));
+        let given = &mut self.given;
+        let values = tag.built.get_or_insert_with(|| {
+            let values = StringArray::from_iter_values(&tag.values);
+            *given += values.get_array_memory_size();
+            Arc::new(values)
+        });
         let codes = rows.iter().map(|&row| tag.of_series.get(row as usize).copied().flatten());
         let codes: Int32Array = codes.collect();
         DictionaryArray::try_new(codes, values.clone()).ok().map(|it| Arc::new(it) as ArrayRef)
@@ -165,7 +198,7 @@ pub(crate) struct Chunk {
 }
 
 impl Chunk {
-    /// What it takes in memory, bytes, roughly: the values of tags are shared by all chunks of a table.
+    /// What it takes in memory, bytes, roughly, without what it shares with other chunks ([`Registry::given`]).
     fn bytes(&self) -> usize {
         let columns = self.rows.columns().iter().map(|column| match column.data_type() {
             DataType::Dictionary(..) => 4 * column.len(),
@@ -191,9 +224,22 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// For a table whose files have no row later than `floor`.
-    pub(crate) fn new(floor: Option<i64>) -> Self {
-        Self { floor: floor.unwrap_or(i64::MIN), ..Self::default() }
+    /// For a table with these rows in files.
+    pub(crate) fn new(mark: &Mark) -> Self {
+        let mut memory = Self { floor: mark.floor.unwrap_or(i64::MIN), ..Self::default() };
+        for (tags, last) in &mark.ahead {
+            memory.registry.id(&SeriesKey { tags: tags.clone() }, *last);
+        }
+        memory
+    }
+
+    /// What is to be known of all rows up to now, once they are in files.
+    fn mark(&self, now_ns: i64) -> Mark {
+        let ahead = self.registry.ahead(now_ns);
+        let is_counted = |last: &i64| ahead.is_empty() || *last <= now_ns;
+        let floor = self.registry.last.iter().copied().filter(is_counted).max();
+        let floor = floor.map_or(self.floor, |it| it.max(self.floor));
+        Mark { floor: Some(floor), ahead, ..Mark::default() }
     }
 
     /// Adds rows, in the journal's order.
@@ -263,19 +309,24 @@ impl Memory {
         Ok(self.flushing.iter().chain(&self.chunks).cloned().chain(open).collect())
     }
 
-    /// Takes all rows for a flush. They are still shown until [`Memory::flushed`] or [`Memory::not_flushed`].
-    pub(crate) fn take(&mut self) -> Result<Vec<Arc<Chunk>>> {
+    /// Takes all rows for a flush, with what is to be known of them then. They are still shown until [`Memory::flushed`] or
+    /// [`Memory::not_flushed`]. `forget`: all series, too.
+    pub(crate) fn take(&mut self, now_ns: i64, forget: bool) -> Result<(Vec<Arc<Chunk>>, Mark)> {
         self.seal()?;
+        let mark = self.mark(now_ns);
         self.flushing.append(&mut self.chunks);
-        if let Some(gone) = self.registry.forget() {
+        let given = self.registry.given;
+        if let Some(gone) = self.registry.forget(now_ns, forget) {
             self.floor = self.floor.max(gone);
         }
-        Ok(self.flushing.clone())
+        self.registry.given = given;
+        Ok((self.flushing.clone(), mark))
     }
 
     /// The taken rows are in files now.
     pub(crate) fn flushed(&mut self) {
         self.flushing.clear();
+        self.registry.given = 0;
     }
 
     /// The flush failed: the taken rows stay, for the next one.
@@ -305,11 +356,17 @@ impl Memory {
         self.open.times.len() + chunks.map(|it| it.series.len()).sum::<usize>()
     }
 
-    /// What they take, bytes, roughly.
+    /// What their series take, bytes, roughly.
+    pub(crate) fn series_bytes(&self) -> usize {
+        self.registry.bytes
+    }
+
+    /// What they take with their series, bytes, roughly.
     pub(crate) fn bytes(&self) -> usize {
         let chunks = self.flushing.iter().chain(&self.chunks);
         let sealed: usize = chunks.map(|it| it.bytes()).sum();
-        sealed + self.open.text_bytes + self.open.times.len() * (12 + 8 * self.open.fields.len())
+        let series = self.registry.bytes + self.registry.given;
+        sealed + series + self.open.text_bytes + self.open.times.len() * (12 + 8 * self.open.fields.len())
     }
 }
 

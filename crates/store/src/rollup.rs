@@ -45,6 +45,13 @@ const GRACE_NS: i64 = MINUTE_NS;
 /// Late rows that are scattered over the past are computed anew in so many readings of files at most: where there are
 /// more, those that are nearest to each other become one, so that a flush reads each raw file once at most.
 const MAX_READINGS: usize = 32;
+/// Finished buckets that are held as such: one takes some 100 bytes a field, as a row in a chunk a third of that.
+const OPEN_ROWS: usize = 2_048;
+
+/// What a series takes between two flushes, bytes, roughly, beside its fields; and a field.
+const CARRIED_SERIES_BYTES: usize = 400;
+/// See [`CARRIED_SERIES_BYTES`].
+const CARRIED_FIELD_BYTES: usize = 2 * size_of::<Option<Summary>>() + size_of::<Option<(i64, Value)>>();
 
 /// A size of buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,25 +218,39 @@ struct Series {
 /// What must be known of the rows in files, to go on with new ones.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Carry {
-    series: HashMap<SeriesKey, Series>,
+    series: HashMap<Arc<SeriesKey>, Series>,
     /// The fields, in the order in which `series` has them: that of their coming.
     fields: Vec<String>,
-    /// No row in files is later.
+    /// No row in files is later, apart from those of the future: buckets that end before it are in files.
     newest: Option<i64>,
+}
+
+impl Carry {
+    pub(crate) fn newest(&self) -> Option<i64> {
+        self.newest
+    }
+
+    /// What it takes in memory, roughly.
+    pub(crate) fn bytes(&self) -> usize {
+        self.series.len() * (CARRIED_SERIES_BYTES + self.fields.len() * CARRIED_FIELD_BYTES)
+    }
 }
 
 /// Rows of buckets that are complete for now.
 #[derive(Debug, Default)]
 struct Finished {
-    rows: Vec<(SeriesKey, Open)>,
+    /// At most [`OPEN_ROWS`]: an [`Open`] takes several times what its row takes in a chunk.
+    rows: Vec<(Arc<SeriesKey>, Open)>,
+    /// Of `rows`.
     late: Option<Times>,
+    chunks: Vec<Chunk>,
 }
 
 /// What [`advance`] gives.
 pub(crate) struct Advanced {
     pub(crate) carry: Carry,
-    /// By bucket size; `None` where there is no row.
-    pub(crate) rows: [Option<Chunk>; 2],
+    /// By bucket size.
+    pub(crate) rows: [Vec<Chunk>; 2],
 }
 
 /// What is to be computed anew of a series with late rows.
@@ -275,16 +296,17 @@ impl<'a> Fields<'a> {
         self.names.iter().map(|it| it.0.to_owned()).collect()
     }
 
-    fn key(&self, key: &Key) -> SeriesKey {
+    fn key(&self, key: &Key) -> Arc<SeriesKey> {
         let given = self.tags.iter().zip(key);
         let given = given.filter_map(|(name, value)| Some((name.clone(), value.clone()?)));
-        SeriesKey { tags: given.collect() }
+        Arc::new(SeriesKey { tags: given.collect() })
     }
 }
 
 /// The carry of a table whose rows are all in files.
 pub(crate) fn rebuild(table: &str, snapshot: &Snapshot) -> Result<Carry> {
-    let newest = snapshot.files.iter().map(|it| it.entry.times.1).max();
+    let rolled_until = snapshot.mark.as_ref().and_then(|it| it.rolled_until);
+    let newest = rolled_until.or_else(|| snapshot.files.iter().map(|it| it.entry.times.1).max());
     let fields = Fields::new(table, &snapshot.columns, &[]);
     let mut carry = Carry { series: HashMap::new(), fields: fields.names(), newest };
     let Some(newest) = newest else { return Ok(carry) };
@@ -293,7 +315,7 @@ pub(crate) fn rebuild(table: &str, snapshot: &Snapshot) -> Result<Carry> {
     let files = Snapshot { chunks: Vec::new(), ..snapshot.clone() };
     read(&files, &fields, (from, i64::MAX), None, |key, rows| {
         let series = carry.series.entry(fields.key(key)).or_default();
-        feed(series, &fields, rows, &mut |_, _| {})
+        feed(series, &fields, rows, &mut |_, _| Ok(()))
     })?;
     for series in carry.series.values_mut() {
         for (bucket, open) in BUCKETS.iter().zip(&mut series.open) {
@@ -312,16 +334,17 @@ fn is_closed(start: i64, bucket: Bucket, newest: Option<i64>) -> bool {
 /// Takes the chunks of a snapshot in, whose files are those of the carry.
 ///
 /// Rows before `oldest` are left out: the raw rows around them are gone, and a bucket made of what is left would take the
-/// place of a better one.
+/// place of a better one. Rows later than `now_ns` end no bucket of other series.
 pub(crate) fn advance(
     table: &str,
     carry: &Carry,
     snapshot: &Snapshot,
     oldest: i64,
     give: Give,
+    now_ns: i64,
 ) -> Result<Advanced> {
     let fields = Fields::new(table, &snapshot.columns, &carry.fields);
-    let newest = snapshot.chunks.iter().map(|it| it.times.1).max().max(carry.newest);
+    let newest = snapshot.chunks.iter().map(|it| it.times.1.min(now_ns)).max().max(carry.newest);
     let mut next = carry.clone();
     next.fields = fields.names();
     next.newest = newest;
@@ -345,28 +368,29 @@ pub(crate) fn advance(
             return Ok(());
         }
         let series = next.series.entry(name.clone()).or_default();
-        feed(series, &fields, rows, &mut |size, open| finished[size].rows.push((name.clone(), open)))
+        feed(series, &fields, rows, &mut |size, open| finished[size].push(&fields, &name, open))
     })?;
     leave_gaps(&fields, &mut anew, snapshot, carry.newest, &mut next, &mut finished)?;
     let mut recompute = Recompute { fields: &fields, anew: &anew, next: &mut next, finished: &mut finished };
     recompute.run(snapshot)?;
 
-    let computed: BTreeSet<SeriesKey> = anew.keys().map(|it| fields.key(it)).collect();
+    let computed: BTreeSet<Arc<SeriesKey>> = anew.keys().map(|it| fields.key(it)).collect();
     for (name, series) in &mut next.series {
         for (size, bucket) in BUCKETS.iter().enumerate() {
             let is_given = |it: &mut Open| give == Give::All || is_closed(it.start, *bucket, newest);
             let Some(open) = series.open[size].take_if(is_given) else { continue };
             if computed.contains(name) {
-                widen(&mut finished[size].late, (open.start, open.start));
+                finished[size].push_late(&fields, name, open)?;
+            } else {
+                finished[size].push(&fields, name, open)?;
             }
-            finished[size].rows.push((name.clone(), open));
         }
     }
     // A series that has no row any more needs no memory: after this time no step is known.
     let limit = newest.map(|it| it.saturating_sub(2 * STEP_LIMIT_NS));
     next.series.retain(|_, it| it.open.iter().any(Option::is_some) || it.last_time >= limit);
     let [minutes, hours] = finished;
-    Ok(Advanced { carry: next, rows: [minutes.into_chunk(&fields)?, hours.into_chunk(&fields)?] })
+    Ok(Advanced { carry: next, rows: [minutes.into_chunks(&fields)?, hours.into_chunks(&fields)?] })
 }
 
 /// Hours of which raw rows are gone keep the roll-ups that they have: what is left would make worse ones. A series whose
@@ -403,7 +427,7 @@ fn leave_gaps(
         if rows.num_rows() > 0 {
             let name = fields.key(key);
             let series = next.series.entry(name.clone()).or_default();
-            feed(series, fields, &rows, &mut |size, open| finished[size].rows.push((name.clone(), open)))?;
+            feed(series, fields, &rows, &mut |size, open| finished[size].push(fields, &name, open))?;
         }
     }
     Ok(())
@@ -437,34 +461,36 @@ impl Recompute<'_> {
                 if !self.anew.contains_key(key) {
                     return Ok(());
                 }
-                if current.as_ref().is_some_and(|it| it.0 != *key) {
-                    current.take().into_iter().for_each(|(key, series)| self.end(&key, series));
+                if let Some((key, series)) = current.take_if(|it| it.0 != *key) {
+                    self.end(&key, series)?;
                 }
                 let (_, series) = current.get_or_insert_with(|| (key.clone(), Series::default()));
                 feed(series, fields, rows, &mut |size, open| self.give(key, size, open))
             })?;
-            current.into_iter().for_each(|(key, series)| self.end(&key, series));
+            if let Some((key, series)) = current {
+                self.end(&key, series)?;
+            }
         }
         Ok(())
     }
 
     /// A bucket that is over, if it is one of those that were asked for.
-    fn give(&mut self, key: &Key, size: usize, open: Open) {
+    fn give(&mut self, key: &Key, size: usize, open: Open) -> Result<()> {
         if self.anew.get(key).is_some_and(|it| it.hours.contains(&start_of(open.start, HOUR_NS))) {
-            widen(&mut self.finished[size].late, (open.start, open.start));
-            self.finished[size].rows.push((self.fields.key(key), open));
+            self.finished[size].push_late(self.fields, &self.fields.key(key), open)?;
         }
+        Ok(())
     }
 
     /// The end of a window.
-    fn end(&mut self, key: &Key, series: Series) {
-        let Some(wanted) = self.anew.get(key) else { return };
+    fn end(&mut self, key: &Key, series: Series) -> Result<()> {
+        let Some(wanted) = self.anew.get(key) else { return Ok(()) };
         if wanted.last.is_none_or(|last| series.last_time < Some(last)) {
             // The series goes on after the window; what is open here is over.
             for (size, open) in series.open.into_iter().enumerate() {
-                open.into_iter().for_each(|it| self.give(key, size, it));
+                open.map_or(Ok(()), |it| self.give(key, size, it))?;
             }
-            return;
+            return Ok(());
         }
         let name = self.fields.key(key);
         let open = [0, 1].map(|size| series.open[size].as_ref().map(|it| it.start));
@@ -474,8 +500,11 @@ impl Recompute<'_> {
             let is_over = |it: &Open| {
                 open[size] != Some(it.start) && !wanted.hours.contains(&start_of(it.start, HOUR_NS))
             };
-            self.finished[size].rows.extend(was.filter(is_over).map(|it| (name.clone(), it)));
+            if let Some(was) = was.filter(is_over) {
+                self.finished[size].push(self.fields, &name, was)?;
+            }
         }
+        Ok(())
     }
 }
 
@@ -545,7 +574,7 @@ fn feed(
     series: &mut Series,
     fields: &Fields<'_>,
     rows: &RecordBatch,
-    give: &mut dyn FnMut(usize, Open),
+    give: &mut dyn FnMut(usize, Open) -> Result<()>,
 ) -> Result<()> {
     let all = times(rows)?;
     let columns: Vec<_> = fields
@@ -562,7 +591,7 @@ fn feed(
         for (size, bucket) in BUCKETS.iter().enumerate() {
             let start = start_of(time, bucket.ns);
             if let Some(over) = series.open[size].take_if(|it| it.start != start) {
-                give(size, over);
+                give(size, over)?;
             }
             let open = series.open[size].get_or_insert_with(|| Open { start, fields: Vec::new() });
             open.fields.resize(count, None);
@@ -603,18 +632,36 @@ pub(crate) fn value_at(column: &ArrayRef, row: usize) -> Option<Value> {
 }
 
 impl Finished {
-    fn into_chunk(self, fields: &Fields<'_>) -> Result<Option<Chunk>> {
+    /// A bucket that no row was given of before.
+    fn push(&mut self, fields: &Fields<'_>, name: &Arc<SeriesKey>, open: Open) -> Result<()> {
+        self.rows.push((Arc::clone(name), open));
+        if self.rows.len() < OPEN_ROWS { Ok(()) } else { self.seal(fields) }
+    }
+
+    /// A bucket that a row may have been given of before.
+    fn push_late(&mut self, fields: &Fields<'_>, name: &Arc<SeriesKey>, open: Open) -> Result<()> {
+        widen(&mut self.late, (open.start, open.start));
+        self.push(fields, name, open)
+    }
+
+    fn into_chunks(mut self, fields: &Fields<'_>) -> Result<Vec<Chunk>> {
+        self.seal(fields)?;
+        Ok(self.chunks)
+    }
+
+    fn seal(&mut self, fields: &Fields<'_>) -> Result<()> {
         if self.rows.is_empty() {
-            return Ok(None);
+            return Ok(());
         }
-        let mut ids: HashMap<&SeriesKey, u32> = HashMap::new();
+        let (buckets, late) = (std::mem::take(&mut self.rows), self.late.take());
+        let mut ids: HashMap<&Arc<SeriesKey>, u32> = HashMap::new();
         let mut keys: Vec<Arc<SeriesKey>> = Vec::new();
-        let mut series = Vec::with_capacity(self.rows.len());
+        let mut series = Vec::with_capacity(buckets.len());
         let mut span = None;
-        for (key, open) in &self.rows {
+        for (key, open) in &buckets {
             widen(&mut span, (open.start, open.start));
             series.push(*ids.entry(key).or_insert_with(|| {
-                keys.push(Arc::new(key.clone()));
+                keys.push(Arc::clone(key));
                 keys.len() as u32 - 1
             }));
         }
@@ -627,11 +674,11 @@ impl Finished {
             let values: DictionaryArray<Int32Type> = series.iter().map(value).collect();
             columns.push((tag.clone(), Arc::new(values)));
         }
-        let starts: TimestampNanosecondArray = self.rows.iter().map(|it| Some(it.1.start)).collect();
+        let starts: TimestampNanosecondArray = buckets.iter().map(|it| Some(it.1.start)).collect();
         columns.push((crate::schema::TIME.to_owned(), Arc::new(starts)));
         for (place, (name, kind, shape)) in fields.names.iter().enumerate() {
             let of = |take: &dyn Fn(&Summary) -> Option<Value>, kind: Kind| {
-                let summaries = self.rows.iter().map(|it| it.1.fields.get(place).and_then(Option::as_ref));
+                let summaries = buckets.iter().map(|it| it.1.fields.get(place).and_then(Option::as_ref));
                 array(summaries.map(|it| it.and_then(take)), kind)
             };
             let mut add = |tail: &str, array: ArrayRef| {
@@ -656,7 +703,8 @@ impl Finished {
             (name, array, nullable)
         }))?;
         let times = span.ok_or_else(|| StoreError::Internal("buckets without times".to_owned()))?;
-        Ok(Some(Chunk { rows, series, keys: Arc::new(keys), times, late: self.late }))
+        self.chunks.push(Chunk { rows, series, keys: Arc::new(keys), times, late });
+        Ok(())
     }
 }
 

@@ -18,13 +18,15 @@ use telemetry::lines::{Batch, Catalog, Column};
 
 use crate::error::Result;
 use crate::rollup::BUCKETS;
-use crate::schema::Columns;
 use crate::table::{Role, Table};
 use upkeep::Work;
 pub use upkeep::{Done, MaintainError, Room};
 
 /// How long rows are kept, by database and table.
 pub type Retention = Arc<dyn Fn(&str, &str) -> Duration + Send + Sync>;
+
+/// Whether roll-ups are made, by database and table.
+pub type RollUps = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
 
 /// How the store is kept.
 #[derive(Clone)]
@@ -37,6 +39,8 @@ pub struct Options {
     pub min_free: Option<u64>,
     /// Bytes of memory for rows that no file has, roughly; at half of it they are flushed.
     pub memory: usize,
+    /// Whether roll-ups are made of a table; those that are there stay.
+    pub rollups: RollUps,
 }
 
 /// [`Options::memory`] unless told: a flush of half of it makes files of some 100,000 rows, large enough to be few.
@@ -57,7 +61,8 @@ impl Options {
 impl Default for Options {
     fn default() -> Self {
         let retention = Arc::new(|_: &str, table: &str| default_retention(table));
-        Self { retention, max_size: None, min_free: None, memory: MEMORY_BYTES }
+        let rollups = Arc::new(|_: &str, _: &str| true);
+        Self { retention, max_size: None, min_free: None, memory: MEMORY_BYTES, rollups }
     }
 }
 
@@ -137,8 +142,10 @@ pub struct Stats {
     pub file_rows: u64,
     /// Rows that no file has yet.
     pub memory_rows: usize,
-    /// What they take, bytes, roughly.
+    /// What they and their series take, bytes, roughly.
     pub memory_bytes: usize,
+    /// What the open buckets of roll-ups take beside it, bytes, roughly: some 15 KB for a series of 60 fields.
+    pub rollup_bytes: usize,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -163,6 +170,18 @@ impl Store {
         catalog
     }
 
+    /// Makes the tables of this catalogue whose names could be those of another table's roll-ups. To be called before rows
+    /// are applied, where the folder may be newer than the catalogue: else whichever came first would have the name.
+    pub fn know(&self, catalog: &Catalog) {
+        for database in catalog.databases() {
+            let is_like_rollup = |it: &&str| BUCKETS.iter().any(|bucket| it.ends_with(bucket.suffix));
+            let mut tables: Vec<&str> = catalog.tables(database).filter(is_like_rollup).collect();
+            // `x_1m_1m` before `x_1m`, which would take it for its own.
+            tables.sort_by_key(|it| std::cmp::Reverse(it.len()));
+            tables.into_iter().for_each(|it| drop(self.inner.table(database, it)));
+        }
+    }
+
     /// What it holds.
     pub fn stats(&self) -> Stats {
         let mut stats = Stats::default();
@@ -173,6 +192,7 @@ impl Store {
             stats.file_rows += state.files.iter().map(|it| it.entry.rows).sum::<u64>();
             stats.memory_rows += state.memory.rows();
             stats.memory_bytes += state.memory.bytes();
+            stats.rollup_bytes += state.carry.as_ref().map_or(0, |it| it.bytes());
         }
         stats
     }
@@ -221,7 +241,7 @@ impl Store {
         let work = lock(&self.inner.work);
         let mut applied = lock(&self.inner.applied);
         let _at_once = self.inner.swap.write().unwrap_or_else(PoisonError::into_inner);
-        self.inner.all_tables().iter().for_each(|it| it.forget_rows());
+        self.inner.all_tables().iter().for_each(|it| it.lock().forget_rows());
         *applied = Applied { seq: work.cursor, has_gap: false, left_out: Some(0) };
         work.cursor
     }
@@ -260,15 +280,12 @@ impl Inner {
         }
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         let tables = tables.entry(database.to_owned()).or_default();
-        let make =
-            |name: &str, role| Arc::new(Table::new(database, name, role, Columns::default(), Vec::new()));
         let is_new = !tables.contains_key(name);
-        let table = Arc::clone(tables.entry(name.to_owned()).or_insert_with(|| make(name, Role::Raw)));
-        for (size, bucket) in BUCKETS.iter().enumerate().filter(|_| is_new && table.role == Role::Raw) {
-            // Whoever wrote a table of that name before has no roll-ups.
-            let rollup = format!("{name}{}", bucket.suffix);
-            let role = Role::RollUp { of: name.to_owned(), size };
-            tables.entry(rollup.clone()).or_insert_with(|| make(&rollup, role));
+        let rolls = (self.options.rollups)(database, name);
+        let make = || Arc::new(Table::new(database, name, Role::Raw, rolls));
+        let table = Arc::clone(tables.entry(name.to_owned()).or_insert_with(make));
+        if is_new {
+            add_rollups(tables, &table);
         }
         table
     }
@@ -287,5 +304,16 @@ impl Inner {
     fn all_tables(&self) -> Vec<Arc<Table>> {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         tables.values().flat_map(BTreeMap::values).cloned().collect()
+    }
+}
+
+/// Makes the tables of a table's roll-ups, if it has some and they are not there.
+fn add_rollups(tables: &mut BTreeMap<String, Arc<Table>>, table: &Table) {
+    for (size, bucket) in BUCKETS.iter().enumerate().filter(|_| table.rolls) {
+        // Whoever wrote a table of that name before has no roll-ups.
+        let name = format!("{}{}", table.name, bucket.suffix);
+        let role = Role::RollUp { of: table.name.clone(), size };
+        let make = || Arc::new(Table::new(&table.database, &name, role, false));
+        tables.entry(name.clone()).or_insert_with(make);
     }
 }

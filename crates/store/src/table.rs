@@ -8,6 +8,7 @@ use telemetry::lines::TableBatch;
 use crate::error::{Result, StoreError};
 use crate::files::StoredFile;
 use crate::last::Last;
+use crate::manifest::Mark;
 use crate::memory::{Chunk, Memory, Times, overlap};
 use crate::merge::{Chunks, Rule, Sorted, Source};
 use crate::rollup::{self, Carry, Give};
@@ -19,6 +20,8 @@ pub(crate) struct Table {
     pub(crate) database: String,
     pub(crate) name: String,
     pub(crate) role: Role,
+    /// Whether roll-ups are made of it.
+    pub(crate) rolls: bool,
     state: Mutex<State>,
     /// The roll-ups of what is in memory, as they were asked for last.
     live: Mutex<Option<Live>>,
@@ -43,7 +46,7 @@ pub(crate) enum Role {
 struct Live {
     carry: Arc<Carry>,
     last_chunk: Option<Arc<Chunk>>,
-    rows: [Option<Arc<Chunk>>; 2],
+    rows: [Vec<Arc<Chunk>>; 2],
 }
 
 #[derive(Debug, Default)]
@@ -60,6 +63,8 @@ pub(crate) struct State {
     pub(crate) damaged: Vec<Arc<StoredFile>>,
     /// Up to this time rows went before their retention was over.
     pub(crate) removed_until: Option<i64>,
+    /// What must be known of the rows in files; `None` where a table has none.
+    pub(crate) mark: Option<Mark>,
 }
 
 /// All rows of a table at one moment.
@@ -73,20 +78,15 @@ pub(crate) struct Snapshot {
     pub(crate) carry: Option<Arc<Carry>>,
     /// Times of which rows are gone that should be there.
     pub(crate) gone: Vec<Times>,
+    /// Of these files.
+    pub(crate) mark: Option<Mark>,
 }
 
 impl Table {
-    pub(crate) fn new(
-        database: &str,
-        name: &str,
-        role: Role,
-        columns: Columns,
-        files: Vec<Arc<StoredFile>>,
-    ) -> Self {
-        let mut state = State { columns, files: Arc::new(files), ..State::default() };
-        state.forget_rows();
-        let state = Mutex::new(state);
-        Self { database: database.to_owned(), name: name.to_owned(), role, state, live: Mutex::default() }
+    /// A table without rows.
+    pub(crate) fn new(database: &str, name: &str, role: Role, rolls: bool) -> Self {
+        let (database, name, rolls) = (database.to_owned(), name.to_owned(), rolls && role == Role::Raw);
+        Self { database, name, role, rolls, state: Mutex::default(), live: Mutex::default() }
     }
 
     /// How rows of the same series and time are merged here.
@@ -123,11 +123,6 @@ impl Table {
         self.lock().files.iter().find(|it| it.path == path).cloned()
     }
 
-    /// Gives up the rows that no file has.
-    pub(crate) fn forget_rows(&self) {
-        self.lock().forget_rows();
-    }
-
     /// The latest time of a row.
     pub(crate) fn newest(&self) -> Option<i64> {
         let state = self.lock();
@@ -156,7 +151,7 @@ impl Table {
     /// The roll-ups of the rows of a snapshot that are not in files, as of now.
     ///
     /// Rows before `oldest` are left out.
-    pub(crate) fn live_rollups(&self, snapshot: &Snapshot, oldest: i64) -> Result<[Option<Arc<Chunk>>; 2]> {
+    pub(crate) fn live_rollups(&self, snapshot: &Snapshot, oldest: i64) -> Result<[Vec<Arc<Chunk>>; 2]> {
         let carry = self.carry(snapshot)?;
         let last_chunk = snapshot.chunks.last().cloned();
         // One at a time: whoever asks the same meanwhile waits and takes the answer.
@@ -167,8 +162,8 @@ impl Table {
         {
             return Ok(live.rows.clone());
         }
-        let rows = rollup::advance(&self.name, &carry, snapshot, oldest, Give::All)?.rows;
-        let rows = rows.map(|it| it.map(Arc::new));
+        let rows = rollup::advance(&self.name, &carry, snapshot, oldest, Give::All, i64::MAX)?.rows;
+        let rows = rows.map(|it| it.into_iter().map(Arc::new).collect::<Vec<_>>());
         *live = Some(Live { carry, last_chunk, rows: rows.clone() });
         Ok(rows)
     }
@@ -186,8 +181,10 @@ impl State {
         self.files.iter().filter(is_old).map(|it| it.entry.times.1).max().max(self.removed_until)
     }
 
-    fn forget_rows(&mut self) {
-        self.memory = Memory::new(self.files.iter().map(|it| it.entry.times.1).max());
+    /// Gives up the rows that no file has.
+    pub(crate) fn forget_rows(&mut self) {
+        let floor = || Mark { floor: self.files.iter().map(|it| it.entry.times.1).max(), ..Mark::default() };
+        self.memory = Memory::new(&self.mark.clone().unwrap_or_else(floor));
     }
 
     /// The files, with these chunks in place of what is in memory.
@@ -195,7 +192,7 @@ impl State {
         let (columns, files) = (self.columns.clone(), Arc::clone(&self.files));
         let removed = self.removed_until.map(|until| (i64::MIN, until));
         let gone = self.damaged.iter().map(|it| it.entry.times).chain(removed).collect();
-        Snapshot { columns, files, chunks, carry: self.carry.clone(), gone }
+        Snapshot { columns, files, chunks, carry: self.carry.clone(), gone, mark: self.mark.clone() }
     }
 }
 

@@ -323,6 +323,12 @@ pub(crate) const SECTIONS: &[Section] = &[
                 kind: kept_days(400),
                 doc: "How long the roll-ups by the hour are kept (tables named _1h).",
             },
+            Key {
+                name: "no_rollups",
+                kind: Kind::List,
+                doc: "Databases (\"lab\") and tables (\"kvmetry/vm_features\") of which no roll-ups are made; [\"*\"]: of\n\
+                      none. Those that are there stay until they are too old.",
+            },
         ],
     },
     Section {

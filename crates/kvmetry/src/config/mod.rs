@@ -147,6 +147,8 @@ pub(crate) struct Store {
     pub(crate) max_size: Option<u64>,
     /// Bytes that must stay free; `None`: by the file system's size.
     pub(crate) min_free: Option<u64>,
+    /// Databases, and tables as `database/table`, that have no roll-ups; `*`: none has.
+    pub(crate) no_rollups: Vec<String>,
 }
 
 impl Store {
@@ -450,6 +452,7 @@ fn build(mut given: Vec<Given>, flags: &Flags, token: bool, problems: &mut Vec<S
             hours_retention: store.duration("hours_retention"),
             max_size: Some(store.size("max_size")).filter(|&it| it > 0),
             min_free: Some(store.size("min_free")).filter(|&it| it > 0),
+            no_rollups: store.list("no_rollups"),
         },
         influxdb: influxdb(&given, token, &mut warnings, problems),
         outputs: outputs(&flags.outputs, problems),

@@ -36,6 +36,7 @@ fn defaults() -> Config {
             hours_retention: Duration::from_secs(400 * 86_400),
             max_size: None,
             min_free: None,
+            no_rollups: Vec::new(),
         },
         influxdb: Vec::new(),
         outputs: Vec::new(),

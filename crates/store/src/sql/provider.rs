@@ -64,7 +64,9 @@ impl Tables {
         let rule = table.rule();
         let raw = match &table.role {
             Role::Raw => None,
-            Role::RollUp { of, size } => self.tables.get(of).map(|raw| (Arc::clone(raw), *size)),
+            Role::RollUp { of, size } => {
+                self.tables.get(of).filter(|raw| raw.rolls).map(|raw| (Arc::clone(raw), *size))
+            }
         };
         let _all_at_once = self.store.swap.read().unwrap_or_else(PoisonError::into_inner);
         let mut snapshot = table.snapshot()?;
@@ -154,7 +156,7 @@ impl TableProvider for Rows {
                         live.snapshot.chunks.iter().map(|it| it.rows.get_array_memory_size()).sum(),
                     )?;
                     let mut rows = live.table.live_rollups(&live.snapshot, live.oldest)?;
-                    snapshot.chunks.extend(rows[live.size].take());
+                    snapshot.chunks.append(&mut rows[live.size]);
                 }
                 // Each is checked once; one after another, so that what a time-out leaves is not done again.
                 for file in files_of(&snapshot, times) {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use disk::{Disk, Entry};
 
-use super::{Applied, Complaints, Inner, Options, Store, Work};
+use super::{Applied, Complaints, Inner, Options, Store, Work, add_rollups};
 use crate::error::{Result, StoreError};
 use crate::files::StoredFile;
 use crate::manifest::{self, FileEntry, TableEntry, unborn};
@@ -63,10 +63,20 @@ impl Store {
                 known.insert(aside.clone());
                 damaged.push(Arc::new(StoredFile::new(&disk, aside, entry)));
             }
-            let opened = Table::new(&table.database, &table.table, role, table.columns, files);
-            opened.lock().damaged = damaged;
-            opened.lock().removed_until = table.removed_until;
+            let rolls = (options.rollups)(&table.database, &table.table);
+            let opened = Table::new(&table.database, &table.table, role, rolls);
+            {
+                let mut state = opened.lock();
+                (state.columns, state.files) = (table.columns, Arc::new(files));
+                (state.damaged, state.removed_until, state.mark) = (damaged, table.removed_until, table.mark);
+                state.forget_rows();
+            }
             tables.entry(table.database).or_default().insert(table.table, Arc::new(opened));
+        }
+        for tables in tables.values_mut() {
+            // They may have been off before.
+            let all: Vec<_> = tables.values().cloned().collect();
+            all.iter().for_each(|it| add_rollups(tables, it));
         }
         remove_strangers(&*disk, root, &known)?;
         let cursor = manifest.cursor;

@@ -13,7 +13,7 @@ use super::{Inner, Options, Store, lock};
 use crate::error::{Result, StoreError};
 use crate::files::{Effort, FileWriter, StoredFile};
 use crate::layout::{self, DAY_NS, day_of, day_start_ns};
-use crate::manifest::{self, FileEntry, MAX_FILES, Manifest, TableEntry, unborn};
+use crate::manifest::{self, FileEntry, MAX_FILES, Manifest, Mark, TableEntry, unborn};
 use crate::memory::{Chunk, Times, all_of, overlap};
 use crate::merge::{Chunks, Source, merge};
 use crate::rollup::{self, Advanced, BUCKETS, Carry, Give};
@@ -36,12 +36,16 @@ pub(super) struct Work {
     pub(super) doomed: Vec<Arc<StoredFile>>,
 }
 
+/// Of the memory for rows, what series may take that are remembered beyond a flush: a quarter. Where there are more, they
+/// are forgotten, and their next rows count as late if another series is before them.
+const SERIES_PART: usize = 4;
+
 /// Rows of a table that are taken for a flush.
 type Taken = (Arc<Table>, Vec<Arc<Chunk>>);
 /// A file that was written and does not count yet.
 pub(super) type New = (Arc<Table>, StoredFile);
-/// What a table's roll-ups go on from after a flush.
-pub(super) type NewCarry = (Arc<Table>, Arc<Carry>);
+/// What is known of a table after a flush, and what its roll-ups go on from.
+pub(super) type Known = (Arc<Table>, Mark, Option<Arc<Carry>>);
 
 /// What counted at one moment.
 pub(crate) struct Pinned {
@@ -57,7 +61,7 @@ pub(super) struct Commit {
     /// The last journal entry whose rows are all in files then.
     pub(super) cursor: u64,
     pub(super) new: Vec<New>,
-    pub(super) carries: Vec<NewCarry>,
+    pub(super) known: Vec<Known>,
     /// Files that no longer count.
     pub(super) old: Vec<Arc<StoredFile>>,
     /// They go before their retention is over.
@@ -230,29 +234,33 @@ impl Inner {
 
     /// Writes all rows into files. Returns how many.
     pub(super) fn flush(&self, work: &mut Work, now_ns: i64) -> Result<u64> {
-        let (last, taken) = {
+        let (last, taken, marks) = {
             let applied = lock(&self.applied);
             if applied.has_gap {
                 return Ok(0);
             }
-            let mut taken = Vec::new();
-            for table in self.all_tables() {
-                let chunks = table.lock().memory.take()?;
+            let (mut taken, mut marks) = (Vec::new(), Vec::new());
+            let tables = self.all_tables();
+            let series: usize = tables.iter().map(|it| it.lock().memory.series_bytes()).sum();
+            let forget = series > self.options.memory / SERIES_PART;
+            for table in tables {
+                let (chunks, mark) = table.lock().memory.take(now_ns, forget)?;
                 if !chunks.is_empty() {
                     taken.push((table, chunks));
+                    marks.push(mark);
                 }
             }
-            (applied.seq, taken)
+            (applied.seq, taken, marks)
         };
         if last == work.cursor {
             return Ok(0);
         }
         let span = (work.cursor + 1, last);
-        let written = self.write_flush(&taken, span, now_ns);
-        let committed = written.and_then(|(new, carries)| {
+        let written = self.write_flush(&taken, marks, span, now_ns);
+        let committed = written.and_then(|(new, known)| {
             let raw = new.iter().filter(|it| it.0.role == Role::Raw);
             let rows = raw.map(|it| it.1.entry.rows).sum();
-            self.commit(work, Commit { cursor: last, new, carries, ..Commit::default() }).map(|()| rows)
+            self.commit(work, Commit { cursor: last, new, known, ..Commit::default() }).map(|()| rows)
         });
         if committed.is_err() {
             taken.iter().for_each(|(table, _)| table.lock().memory.not_flushed());
@@ -264,26 +272,40 @@ impl Inner {
     fn write_flush(
         &self,
         taken: &[Taken],
+        marks: Vec<Mark>,
         span: (u64, u64),
         now_ns: i64,
-    ) -> Result<(Vec<New>, Vec<NewCarry>)> {
+    ) -> Result<(Vec<New>, Vec<Known>)> {
         let mut new = self.write_chunks(taken, span, now_ns)?;
-        let mut carries = Vec::new();
-        for (table, chunks) in taken {
+        let mut known = Vec::new();
+        for ((table, chunks), mut mark) in taken.iter().zip(marks) {
+            if !table.rolls {
+                // If it gets roll-ups one day, they begin there.
+                mark.rolled_until = mark.floor;
+                known.push((Arc::clone(table), mark, None));
+                continue;
+            }
             let snapshot = table.lock().snapshot(chunks.clone());
             let advanced = self.advance(table, &snapshot, now_ns)?;
-            carries.push((Arc::clone(table), Arc::new(advanced.carry)));
+            mark.rolled_until = advanced.carry.newest();
+            known.push((Arc::clone(table), mark, Some(Arc::new(advanced.carry))));
             for (bucket, rows) in BUCKETS.iter().zip(advanced.rows) {
-                let Some(rows) = rows else { continue };
+                if rows.is_empty() {
+                    continue;
+                }
                 let name = format!("{}{}", table.name, bucket.suffix);
                 let Some(target) = self.find(&table.database, &name).filter(|it| it.role != Role::Raw) else {
                     continue;
                 };
                 target.lock().columns = rollup::columns(&table.name, &snapshot.columns);
-                new.extend(self.write_chunks(&[(target, vec![Arc::new(rows)])], span, now_ns)?);
+                new.extend(self.write_chunks(
+                    &[(target, rows.into_iter().map(Arc::new).collect())],
+                    span,
+                    now_ns,
+                )?);
             }
         }
-        Ok((new, carries))
+        Ok((new, known))
     }
 
     /// The roll-ups that the rows in memory bring to an end. Older files that late rows need and that turn out to be
@@ -293,7 +315,7 @@ impl Inner {
         loop {
             let advance = || {
                 let carry = table.carry(snapshot)?;
-                rollup::advance(&table.name, &carry, snapshot, oldest, Give::Closed)
+                rollup::advance(&table.name, &carry, snapshot, oldest, Give::Closed, now_ns)
             };
             match advance() {
                 // Each time there is a file less.
@@ -375,12 +397,13 @@ impl Inner {
         work.orphans.clear();
         work.cursor = *cursor;
         work.doomed.extend(old.iter().cloned());
-        let Commit { new, carries, old, is_early, damaged, .. } = commit;
+        let Commit { new, known, old, is_early, damaged, .. } = commit;
         let mut new: Vec<(Arc<Table>, Arc<StoredFile>)> =
             new.into_iter().map(|(table, file)| (table, Arc::new(file))).collect();
         let _swapping = self.swap.write().unwrap_or_else(PoisonError::into_inner);
-        for (table, carry) in carries {
-            table.lock().carry = Some(carry);
+        for (table, mark, carry) in known {
+            let mut state = table.lock();
+            (state.mark, state.carry) = (Some(mark), carry);
         }
         for table in self.all_tables() {
             let mut state = table.lock();
@@ -418,6 +441,7 @@ impl Inner {
             let mut files: Vec<FileEntry> = kept.chain(added).cloned().collect();
             files.sort_by_key(|it| (it.day, it.first));
             let damaged = state.damaged.iter().filter(stays).chain(set_aside);
+            let mark = commit.known.iter().find(|it| Arc::ptr_eq(&it.0, &table)).map(|it| &it.1);
             manifest.tables.push(TableEntry {
                 database: table.database.clone(),
                 table: table.name.clone(),
@@ -433,6 +457,7 @@ impl Inner {
                 } else {
                     state.removed_until
                 },
+                mark: mark.or(state.mark.as_ref()).cloned(),
             });
         }
         manifest

@@ -7,3 +7,4 @@ mod model;
 mod mutated_sql;
 mod rollup;
 mod support;
+mod tables;
