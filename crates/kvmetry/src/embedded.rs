@@ -27,7 +27,10 @@ use crate::write::{Applied, Retentions, read_catalog};
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked whether files should be merged.
 const COMPACT_EVERY: Duration = Duration::from_secs(10);
-/// Bytes of the journal that are read at once at the start.
+/// How long after one reading of the journal another may begin: room that comes and goes must not keep it read all the
+/// time.
+const READ_AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// Bytes of the journal that are read at once.
 const READ_BYTES: usize = 8 << 20;
 
 /// What the store is opened with.
@@ -115,7 +118,8 @@ impl Embedded {
         let compactor_stop = Arc::clone(&stop);
         vital::spawn("compact", move || compactor.run(&compactor_stop)).context("no thread for the store")?;
         let told = OncePerCause::default();
-        let upkeep = Upkeep { store: store.clone(), journal, losses, others, clock, told, has_room: true };
+        let upkeep =
+            Upkeep { store: store.clone(), journal, losses, others, clock, told, has_room: true, read_at: None };
         let upkeep_stop = Arc::clone(&stop);
         let run = move || {
             upkeep.run(&upkeep_stop);
@@ -196,7 +200,9 @@ impl Reading<'_> {
             after = read.through;
             read.entries.iter().for_each(|(seq, entry)| self.apply(*seq, entry));
             if self.store.is_behind() {
-                let done = self.store.maintain(self.clock.wall_ns(), 0).map_err(|failed| failed.0)?;
+                // What fails is told by the upkeep, which tries again; the newest rows are in memory then.
+                let (Ok(done) | Err(done)) =
+                    self.store.maintain(self.clock.wall_ns(), 0).map_err(|failed| failed.1);
                 self.journal.advance(STORE, done.cursor);
             }
         }
@@ -248,6 +254,8 @@ struct Upkeep {
     clock: Arc<dyn Clock>,
     told: OncePerCause,
     has_room: bool,
+    /// When the journal was read again last.
+    read_at: Option<Duration>,
 }
 
 impl Stop {
@@ -361,20 +369,77 @@ impl Upkeep {
     }
 
     /// Takes in again what was given up.
-    fn read_again(&self, stop: &Stop) {
+    fn read_again(&mut self, stop: &Stop) {
+        let now = self.clock.monotonic();
+        if self.read_at.is_some_and(|at| now.saturating_sub(at) < READ_AGAIN_AFTER) {
+            return;
+        }
+        // Why it cannot write is told by its upkeep.
         let wanted = self.store.wants_reading().unwrap_or(false);
         if !wanted {
             return;
         }
+        self.read_at = Some(now);
         let Self { store, journal, losses, clock, .. } = self;
         let reading = Reading { store, journal, losses, clock: &**clock };
         match reading.catch_up(store.read_again(), || !stop.is_asked()) {
-            Ok(()) => tracing::info!("the store has read from the journal what it had no room for"),
+            Ok(()) => tracing::info!("the store has read again from the journal what it had no room for"),
             Err(error) => {
                 if let Some(held_back) = self.told.tell("reading", self.clock.monotonic()) {
                     tracing::error!(held_back, "the store cannot read the journal, trying again: {error:#}");
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use disk::RealDisk;
+    use journal::Limits;
+    use store::Options;
+
+    use super::*;
+    use crate::clock::ManualClock;
+
+    const NOW_NS: i64 = 1_795_478_400_000_000_000;
+
+    /// A start with a disk that is nearly full writes nothing and keeps the newest rows in memory; the journal keeps all,
+    /// and a start with room takes them in.
+    #[test]
+    fn a_start_without_room_leaves_the_rows_to_the_journal() {
+        const ENTRIES: u64 = 400;
+        let dir = tempfile::tempdir().unwrap();
+        let clock: Arc<ManualClock> = Arc::new(ManualClock::at(NOW_NS));
+        let losses = Losses::new(Arc::clone(&clock) as Arc<dyn Clock>);
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let journal = dir.path().join("journal");
+        let (journal, _) = Journal::open(Arc::clone(&disk), &journal, Limits::default(), &[STORE]).unwrap();
+        for number in 0..ENTRIES {
+            let line =
+                |it: u64| format!("t,vm=a n={number}i {}\n", NOW_NS as u64 - 1_000_000 + number * 100 + it);
+            let payload = entry::encode("db", &(0..100).map(line).collect::<String>());
+            let entry = Entry { payload, lines: 100, span: (NOW_NS, NOW_NS) };
+            journal.append(&[entry], &[], NOW_NS).unwrap();
+        }
+        let open = |min_free: u64| {
+            let options = Options { min_free: Some(min_free), memory: 200 << 10, ..Options::default() };
+            let store = Store::open(Arc::clone(&disk), &dir.path().join("store"), options).unwrap().0;
+            let reading = Reading { store: &store, journal: &journal, losses: &losses, clock: &*clock };
+            reading.catch_up(store.cursor(), || true).unwrap();
+            store
+        };
+        let store = open(u64::MAX >> 1);
+        assert_eq!((store.cursor(), journal.cursor(STORE), store.stats().files), (0, 0, 0));
+        assert!((1..ENTRIES as usize * 100).contains(&store.stats().memory_rows), "{:?}", store.stats());
+        assert!(!store.is_behind());
+        drop(store);
+
+        let store = open(0);
+        store.flush(NOW_NS).unwrap();
+        assert_eq!(store.cursor(), ENTRIES);
+        let raw = store.stats().file_rows;
+        assert!(raw >= ENTRIES * 100, "{:?}", store.stats());
+        assert_eq!(losses.lines_of(STORE), 0);
     }
 }

@@ -351,6 +351,9 @@ fn rows_without_room_come_back_from_the_journal() {
         check(&store, &journal).expect_err("something is missing");
         disk.set_space(None);
         assert_eq!(store.flush(START).expect("it may").cursor, cursor, "not with a gap");
+        disk.fault(Fault::every(Op::Write, Effect::Fail(Failure::ReadOnly)));
+        store.wants_reading().expect_err("there is room, and nothing can be written");
+        disk.heal();
         if is_restarted {
             store = open_with(&disk, &journal, options.clone()).expect("it opens");
         } else {

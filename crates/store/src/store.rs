@@ -232,7 +232,11 @@ impl Store {
             let applied = lock(&self.inner.applied);
             (applied.has_gap, applied.left_out.is_some())
         };
-        Ok(is_reading || (has_gap && self.inner.room()? == Room::Enough))
+        if !has_gap || self.inner.room()? != Room::Enough {
+            return Ok(is_reading && !has_gap);
+        }
+        // Room alone is not enough: a disk that takes no writes has it, too.
+        self.inner.write_again().map(|()| true)
     }
 
     /// Begins anew with what is in files, because rows in memory were given up. Whoever calls this hands over the

@@ -428,6 +428,13 @@ impl Inner {
         Ok(())
     }
 
+    /// Writes down once more what is durable: whether the disk takes it.
+    pub(super) fn write_again(&self) -> Result<()> {
+        let work = self.begin()?;
+        let now = Commit { cursor: work.cursor, ..Commit::default() };
+        manifest::write(&*self.disk, &self.root, &self.manifest(&now))
+    }
+
     /// What is durable after this commit.
     fn manifest(&self, commit: &Commit) -> Manifest {
         let mut manifest = Manifest { cursor: commit.cursor, tables: Vec::new() };
