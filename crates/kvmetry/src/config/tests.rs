@@ -29,7 +29,7 @@ fn defaults() -> Config {
         data_dir: default_data_dir(&[]),
         journal: Journal { max_size: 2 << 30, max_age: Duration::from_secs(7 * 86_400) },
         store: Store {
-            enabled: true,
+            enabled: cfg!(feature = "store"),
             retention: Duration::from_secs(30 * 86_400),
             devices_retention: Duration::from_secs(7 * 86_400),
             minutes_retention: Duration::from_secs(30 * 86_400),
