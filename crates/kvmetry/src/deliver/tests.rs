@@ -19,7 +19,7 @@ use crate::logging::log_of_this_thread;
 use crate::selfsigned::{acceptor, certificate};
 
 /// For what must come: long enough for a machine with much else to do.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 const S: i64 = 1_000_000_000;
 
 pub(super) fn server(url: &str, api: Api) -> InfluxDb {
