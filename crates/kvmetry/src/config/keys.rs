@@ -362,7 +362,9 @@ pub(crate) const SECTIONS: &[Section] = &[
                 name: "retention",
                 kind: retention(RETENTION),
                 doc: "How long the server keeps what it gets, set when a database is made here: one that is there\n\
-                      stays as it is. 0s is for ever. v2: make the bucket yourself, with its retention.",
+                      stays as it is. 0s is for ever. Of another name: what that one was told itself (PUT\n\
+                      /api/v3/configure/database) goes before this. v2: make the bucket yourself, with its\n\
+                      retention.",
             },
             Key {
                 name: "devices_database",
