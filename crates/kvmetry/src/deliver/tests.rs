@@ -342,7 +342,7 @@ async fn a_long_backlog_comes_through_a_server_that_does_all_kinds_of_wrong() {
     const VMS: usize = 250;
     const LIMIT: usize = 64 << 10;
     let seed = fastrand::u64(..);
-    println!("seed {seed}");
+    eprintln!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let wrong: [fn() -> Fault; 14] = [
         || Fault::Reset,

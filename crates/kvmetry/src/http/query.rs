@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn any_parameters_are_a_question_or_refused() {
         let seed = fastrand::u64(..);
-        println!("seed {seed}");
+        eprintln!("seed {seed}");
         let mut random = fastrand::Rng::with_seed(seed);
         let (mut taken, mut refused) = (0, 0);
         let mut judge = |asked: Result<Asked, Problem>| match asked.and_then(|asked| asked.query(None)) {
