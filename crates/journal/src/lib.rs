@@ -20,10 +20,10 @@
 //!             └ serial    └ first entry     └ version of the format: a newer one is refused by name
 //! ```
 //!
-//! A segment is a redb database of about a 64th of [`Limits::max_bytes`] (`segment`; frames in `frame`; `open` finds what is
-//! there, `salvage` reads what is whole where a file fails). Segments,
-//! and not one file, since so room is given back by removing a file, a crash costs the repair of one segment, damage
-//! stays within one, and what is kept aside is small (docs/decisions/0004).
+//! A segment is a redb database of about a 64th of [`Limits::max_bytes`] (`segment`; frames in `frame`; `open` finds
+//! what is there, `salvage` reads what is whole where a file fails). Segments, and not one file, since so room is given
+//! back by removing a file, a crash costs the repair of one segment, damage stays within one, and what is kept aside is
+//! small (docs/decisions/0004).
 //!
 //! - The name of a segment says where the one before it ends. So a segment that failed is never written again, a new
 //!   one begins after the last entry that was acknowledged, and what else the failed one may hold does not count.

@@ -20,11 +20,11 @@ use crate::config::{Config, DATABASE};
 use crate::datadir::{self, DataDir, DataDirError};
 use crate::embedded;
 use crate::http::backend::{Format, Query};
+use crate::http::through::Port;
 use crate::keep::STORE;
 use crate::losses::Losses;
 use crate::others::Others;
 use crate::serve::sql::{answer, told};
-use crate::through::Port;
 use crate::write::Retentions;
 
 /// The data directory, as far as a command may use it.

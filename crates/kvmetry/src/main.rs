@@ -26,12 +26,8 @@ mod output;
 mod owndisk;
 mod pipeline;
 mod schedule;
-#[cfg(test)]
-mod selfsigned;
 mod serve;
 mod table;
-#[cfg(any(feature = "store", test))]
-mod through;
 mod token;
 mod vital;
 mod write;

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use self::hypervisors::{hypervisors, hypervisors_dir, hypervisors_file};
-use self::keys::{DEFAULT_URI, SECTIONS, Section};
+use self::keys::{SECTIONS, Section};
 use self::layers::{Given, Place};
 use self::net::{base, http, influxdb};
 

@@ -1,6 +1,7 @@
 //! The configurations in `tests/configs`: those in `valid` mean what is said here, those in `invalid` begin with
 //! the messages that they must give (`# expect: LINE: message`; one that ends in `: ` is only the beginning).
 
+use super::keys::DEFAULT_URI;
 use super::*;
 
 fn folder() -> PathBuf {

@@ -15,8 +15,8 @@ use super::*;
 use crate::clock::SystemClock;
 use crate::config::DATABASE;
 use crate::entry;
+use crate::http::selfsigned::{acceptor, certificate};
 use crate::logging::log_of_this_thread;
-use crate::selfsigned::{acceptor, certificate};
 
 /// For what must come: long enough for a machine with much else to do.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);

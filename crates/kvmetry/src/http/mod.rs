@@ -23,7 +23,11 @@ mod params;
 mod query;
 pub(crate) mod relay;
 mod reply;
+#[cfg(test)]
+pub(crate) mod selfsigned;
 mod stamp;
+#[cfg(any(feature = "store", test))]
+pub(crate) mod through;
 mod tls;
 pub(crate) mod tokens;
 mod write;

@@ -8,7 +8,7 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::config::HttpTls;
-use crate::selfsigned::certificate;
+use crate::http::selfsigned::certificate;
 
 /// A connection whose other side must have this certificate, with the protocol that was agreed on.
 async fn connect(

@@ -168,7 +168,7 @@ mod tests {
 
     use super::*;
     use crate::config::HttpTls;
-    use crate::selfsigned::{acceptor, certificate};
+    use crate::http::selfsigned::{acceptor, certificate};
 
     /// A port that shows this certificate; its URL.
     async fn serve(tls: &HttpTls) -> String {
