@@ -78,11 +78,12 @@ pub(crate) struct DeliveryStats {
     pub(crate) delivered_lines: u64,
     /// Lines that it refused (see `DATA/rejects`); they are not sent again.
     pub(crate) refused_lines: u64,
-    /// Lines that went from the journal, or could not be read there, before they were delivered.
+    /// Lines that went from the journal, or could not be read there, before each database had its own: with one that
+    /// lags behind that counts also what the others had.
     pub(crate) lost_lines: u64,
     /// Requests that failed and were or will be sent again.
     pub(crate) failures: u64,
-    /// Entries of the journal that it has not yet.
+    /// Entries of the journal from the first on of which a database has not all yet.
     pub(crate) waiting_entries: u64,
     /// Why the last request failed; `None` once one succeeded.
     pub(crate) trouble: Option<String>,

@@ -55,11 +55,11 @@ struct Kept {
 }
 
 impl Kept {
-    fn open(folder: tempfile::TempDir, servers: &[InfluxDb]) -> Self {
+    fn open(folder: tempfile::TempDir, servers: &[InfluxDb], limits: Limits) -> Self {
         let readers: Vec<_> = servers.iter().map(reader).collect();
         let readers: Vec<_> = readers.iter().map(String::as_str).collect();
         let dir = folder.path().join("journal");
-        let journal = Journal::open(Arc::new(RealDisk), &dir, Limits::default(), &readers).unwrap().0;
+        let journal = Journal::open(Arc::new(RealDisk), &dir, limits, &readers).unwrap().0;
         let grow = watch::Sender::new(journal.stats().last);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let shared = Shared {
@@ -75,12 +75,13 @@ impl Kept {
     }
 
     fn new(servers: &[InfluxDb]) -> Self {
-        Self::open(tempfile::tempdir().unwrap(), servers)
+        Self::open(tempfile::tempdir().unwrap(), servers, Limits::default())
     }
 
     fn append(&self, payload: Vec<u8>, lines: u32) {
         let entry = Entry { payload, lines, span: (self.time * S, self.time * S) };
         let appended = self.shared.journal.append(&[entry], &[], 0).unwrap();
+        self.shared.losses.add(appended.losses);
         self.grow.send_replace(appended.last);
     }
 
@@ -114,7 +115,7 @@ impl Kept {
     fn reopen_after_kill(self, servers: &[InfluxDb]) -> Self {
         let Self { folder, shared, time, .. } = self;
         drop(shared);
-        Self { time, ..Self::open(folder, servers) }
+        Self { time, ..Self::open(folder, servers, Limits::default()) }
     }
 }
 
@@ -794,6 +795,38 @@ async fn a_database_that_is_refused_stops_no_other() {
         assert_eq!(log.matches("cannot deliver until").count(), 2, "once a start: {log}");
         assert_eq!(log.matches("delivers to this database again").count(), 1, "{log}");
     }
+}
+
+/// What waits for a database is bounded by the journal: there the oldest goes, and the others do not notice.
+#[tokio::test]
+async fn what_waits_for_a_refused_database_is_bounded_by_the_journal() {
+    let mut model = Model::default();
+    model.refused.insert("sixth".to_owned(), (404, String::new()));
+    let stub = Stub::start(model).await;
+    let servers = [at(stub.address, Api::V3)];
+    let limits = Limits { max_bytes: journal::MIN_MAX_BYTES, ..Limits::default() };
+    let mut kept = Kept::open(tempfile::tempdir().unwrap(), &servers, limits);
+    let deliveries = kept.deliver(&servers);
+    const CYCLES: usize = 100;
+    for n in 1..=CYCLES {
+        kept.add("sixth", &format!("a v={n}i {n}\n"));
+        kept.time += 1;
+        let random: String = (0..64 << 10).map(|_| fastrand::alphanumeric()).collect();
+        kept.add(DATABASE, &format!("a v=\"{random}\" {}\n", kept.time));
+        stub.wait_for("what is beside", |model| model.count(DATABASE) == n).await;
+    }
+    assert!(deliveries.stats()[0].lost_lines > 0, "{:?}", deliveries.stats());
+    stub.model().refused.clear();
+    kept.add("sixth", "a v=1000i 1000\n");
+    let last = |model: &Model| model.databases.get("sixth").is_some_and(|it| it.times.contains(&1000));
+    stub.wait_for("what is left", last).await;
+    until(&deliveries, "the cursor", |stats| stats.waiting_entries == 0).await;
+    let stats = end(deliveries).await;
+    assert_eq!((stats.trouble, stats.refused_lines), (None, 0));
+    let times = stub.model().databases["sixth"].times.clone();
+    let first = times[0];
+    assert!((2..=CYCLES as i64).contains(&first), "{times:?}");
+    assert!(times.iter().copied().eq((first..=CYCLES as i64).chain([1000])), "{times:?}");
 }
 
 /// What a database has of a piece before it is refused is not brought again, nor refused again.
