@@ -41,3 +41,42 @@ pub(super) async fn may_wait<T: Send + 'static>(
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn work_that_nobody_waits_for_ends() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let (begins, begun) = channel();
+        let (ends, ended) = channel();
+        runtime.block_on(async {
+            let work = may_wait(move |wanted| {
+                begins.send(()).expect("the test waits");
+                while wanted.check().is_ok() {
+                    std::thread::yield_now();
+                }
+                ends.send(()).expect("the test waits");
+                Ok(())
+            });
+            let mut work = Box::pin(work);
+            assert!((&mut work).now_or_never().is_none(), "it goes on");
+            begun.recv().expect("it begins");
+            drop(work);
+            ended.recv().expect("it ends");
+        });
+    }
+
+    #[test]
+    fn a_panic_goes_on_to_whoever_waits() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let waits = runtime.spawn(may_wait::<()>(|_| panic!("a fault")));
+        let ended = runtime.block_on(waits).expect_err("a panic");
+        assert_eq!(ended.into_panic().downcast_ref::<&str>(), Some(&"a fault"));
+    }
+}

@@ -3,6 +3,7 @@
 mod damage;
 mod functions;
 mod last;
+mod limits;
 mod model;
 mod mutated_sql;
 mod rollup;
