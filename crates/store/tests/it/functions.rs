@@ -277,6 +277,14 @@ fn gaps_are_filled_without_groups_beside_having_and_in_parts() {
             ),
             "t,a,locf(avg(home.temp))\n2022-01-01T08:00:00,21.0,21.0\n",
         ),
+        // The range may stand in a query within; windows go over the filled buckets.
+        (
+            format!(
+                "WITH h AS (SELECT time, temp FROM home WHERE {TWO_HOURS}) SELECT {bucket} AS t, locf(max(temp)) AS v, \
+                     row_number() OVER (ORDER BY max(temp)) AS place FROM h GROUP BY 1 ORDER BY t"
+            ),
+            "t,v,place\n2022-01-01T08:00:00,21.1,1\n2022-01-01T09:00:00,23.0,3\n2022-01-01T10:00:00,22.7,2\n",
+        ),
     ] {
         assert_eq!(ask(&engine, "db", &sql, Format::Csv).expect(&sql), expect, "{sql}");
     }

@@ -219,7 +219,7 @@ fn fill_values(projection: Projection) -> Result<Transformed<LogicalPlan>> {
         Some(_) => Ok(Transformed::new(new_node.clone().into_plan(), true, TreeNodeRecursion::Jump)),
         None => Ok(Transformed::no(plan)),
     })?;
-    // HAVING stands between, and keeps its columns.
+    // HAVING or windows may stand between, and hand on what is new.
     let input = input.data.recompute_schema()?;
     Ok(Transformed::yes(LogicalPlan::Projection(Projection::try_new(exprs, Arc::new(input))?)))
 }
@@ -235,6 +235,7 @@ fn gap_fill(plan: &LogicalPlan) -> Option<&GapFill> {
 fn gap_fill_below(plan: &LogicalPlan) -> Option<&GapFill> {
     match plan {
         LogicalPlan::Filter(having) => gap_fill_below(&having.input),
+        LogicalPlan::Window(window) => gap_fill_below(&window.input),
         other => gap_fill(other),
     }
 }
@@ -267,6 +268,12 @@ fn bounds(input: &LogicalPlan, config: &Arc<ConfigOptions>) -> Result<Times> {
                 &filter.input
             }
             LogicalPlan::SubqueryAlias(alias) => &alias.input,
+            // What hands time on as it is.
+            LogicalPlan::Projection(it)
+                if it.expr.iter().any(|it| matches!(it, Expr::Column(it) if it.name == TIME)) =>
+            {
+                &it.input
+            }
             _ => break,
         };
     }
