@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use arrow::error::ArrowError;
 use datafusion::common::SchemaError;
 use datafusion::common::utils::datafusion_strsim::levenshtein;
 use datafusion::error::DataFusionError;
@@ -72,10 +73,8 @@ impl From<DataFusionError> for QueryError {
         match error.find_root() {
             DataFusionError::SchemaError(schema, _) => match &**schema {
                 SchemaError::FieldNotFound { field, valid_fields } => {
-                    let alike = valid_fields.iter().find(|it| it.name.eq_ignore_ascii_case(&field.name));
-                    let hint = alike.map_or(String::new(), |it| {
-                        format!(": upper-case letters need double quotes, \"{}\"", it.name)
-                    });
+                    let hint = alike(&field.name, valid_fields.iter().map(|it| it.name.as_str()));
+                    let hint = hint.map_or(String::new(), |it| format!(": {it}"));
                     Self::UnknownColumn(format!("no column is called {}{hint}", field.name))
                 }
                 _ => Self::Invalid(text),
@@ -97,6 +96,19 @@ impl From<DataFusionError> for QueryError {
                 tracing::error!("a query made this program panic, a fault of its own: {ended}");
                 Self::Panicked(ended.to_string())
             }
+            // What the query itself says cannot be: a time that is none, a division by zero.
+            DataFusionError::ArrowError(problem, _)
+                if matches!(
+                    **problem,
+                    ArrowError::ParseError(_)
+                        | ArrowError::CastError(_)
+                        | ArrowError::InvalidArgumentError(_)
+                        | ArrowError::DivideByZero
+                        | ArrowError::ArithmeticOverflow(_)
+                ) =>
+            {
+                Self::Invalid(problem.to_string())
+            }
             DataFusionError::NotImplemented(problem) => Self::Invalid(format!("not supported: {problem}")),
             _ => match refused_arguments(&text) {
                 Some(problem) => Self::Invalid(problem.to_owned()),
@@ -115,6 +127,19 @@ fn refused_arguments(problem: &str) -> Option<&str> {
 /// As DataFusion says it of a table in FROM.
 pub(super) fn unknown_table(name: &str) -> DataFusionError {
     DataFusionError::Plan(format!("table 'public.iox.{name}' not found"))
+}
+
+/// A hint if one of these names is nearly this one, and not the same.
+fn alike<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let distance = |it: &&str| levenshtein(&it.to_lowercase(), &name.to_lowercase());
+    let nearest = names.min_by_key(distance).filter(|it| distance(it) <= 2.max(name.len() / 3))?;
+    Some(match nearest {
+        same if same == name => return None,
+        same if same.eq_ignore_ascii_case(name) => {
+            format!("upper-case letters need double quotes, \"{same}\"")
+        }
+        other => format!("did you mean {other}?"),
+    })
 }
 
 /// The name of the table that was not found.
@@ -139,13 +164,10 @@ pub(super) fn name_tables(error: QueryError, tables: &[String]) -> QueryError {
     if tables.is_empty() {
         return QueryError::UnknownTable(format!("{problem}: there are no points in this database yet"));
     }
-    let distance = |it: &&String| levenshtein(&it.to_lowercase(), &name.to_lowercase());
-    let alike = tables.iter().min_by_key(distance).filter(|it| distance(it) <= 2.max(name.len() / 3));
-    let hint = match alike {
-        Some(alike) if alike.eq_ignore_ascii_case(name) => {
-            format!("upper-case letters need double quotes, \"{alike}\"")
-        }
-        Some(alike) => format!("did you mean {alike}?"),
+    let hint = match alike(name, tables.iter().map(String::as_str)) {
+        Some(hint) => format!("{hint} "),
+        // There is one of that name: elsewhere.
+        None if tables.iter().any(|it| it == name) => format!("did you mean public.iox.{name}? "),
         None => String::new(),
     };
     let is_rollup = |it: &&String| {
@@ -157,7 +179,7 @@ pub(super) fn name_tables(error: QueryError, tables: &[String]) -> QueryError {
     let listed = raw[..raw.len() - more].join(", ");
     let more = if more == 0 { String::new() } else { format!(" and {more} more: SHOW TABLES lists them") };
     let there_are = format!("there are {listed}{more}");
-    let hint = if hint.is_empty() { there_are } else { format!("{hint} ({there_are})") };
+    let hint = if hint.is_empty() { there_are } else { format!("{hint}({there_are})") };
     QueryError::UnknownTable(format!("{problem}: {hint}"))
 }
 

@@ -139,7 +139,17 @@ fn unknown_names_are_told_with_those_that_there_are() {
     refusals(&[
         ("SELECT * FROM cpus", "table 'public.iox.cpus' not found: did you mean cpu? (there are cpu)"),
         ("SELECT * FROM network", "table 'public.iox.network' not found: there are cpu"),
-        ("SELECT VM2 FROM cpu", "no column is called vm2"),
+        ("SELECT VM2 FROM cpu", "no column is called vm2: did you mean vm?"),
+        ("SELECT nothing_alike FROM cpu", "no column is called nothing_alike"),
+        (
+            "SELECT v FROM other.cpu",
+            "table 'public.other.cpu' not found: did you mean public.iox.cpu? (there are cpu)",
+        ),
+        (
+            "SELECT v FROM cpu WHERE time > '2025'",
+            "Parser error: Error parsing timestamp from '2025': timestamp must contain at least 10 characters",
+        ),
+        ("SELECT n / (n - n) FROM cpu", "Divide by zero error"),
         (
             "SELECT VMID FROM (SELECT vm AS \"VMID\" FROM cpu)",
             "no column is called vmid: upper-case letters need double quotes, \"VMID\"",
