@@ -18,12 +18,11 @@ use crate::cli::{self, QueryFormat, print};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, DATABASE};
 use crate::datadir::{self, DataDir, DataDirError};
-use crate::embedded;
+use crate::embedded::{self, Others};
 use crate::http::backend::{Format, Query};
 use crate::http::through::Port;
 use crate::keep::STORE;
 use crate::losses::Losses;
-use crate::others::Others;
 use crate::serve::sql::{answer, told};
 use crate::write::Retentions;
 

@@ -4,14 +4,17 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal};
+#[cfg(feature = "store")]
+use std::path::Path;
 use std::sync::Arc;
 
-use disk::RealDisk;
+use disk::{Disk as _, RealDisk};
 
 use crate::cli::print;
 use crate::clock::{Clock, SystemClock};
 use crate::collect::{Host, HostNames, Settings};
 use crate::config::Config;
+use crate::datadir::{self, Held};
 use crate::{deliver, logging};
 
 /// Names listed in a message; more are counted.
@@ -45,12 +48,115 @@ pub(crate) async fn check(config: &Config) -> anyhow::Result<bool> {
             Err(why) => page.bad(why)?,
         }
     }
+    if !config.influxdb.is_empty() || config.store.enabled {
+        check_data(config, &mut page)?;
+        check_port(config, &mut page).await?;
+    }
     check_rejects(config, &mut page)?;
     if config.influxdb.is_empty() && config.outputs.is_empty() && !config.store.enabled {
         page.head("outputs")?;
         page.odd("none is configured: `kvmetry run` tells what it sees; see --output and --influxdb")?;
     }
     Ok(page.all_good)
+}
+
+/// The data directory and what is in it. Nothing is made: what is not there yet is made by the first start.
+fn check_data(config: &Config, page: &mut Page) -> anyhow::Result<()> {
+    let dir = config.data_dir.as_path();
+    page.head(format_args!("data directory {}", dir.display()))?;
+    // What is not there yet is made below the nearest folder that is.
+    let Some(there) = dir.ancestors().find(|it| it.is_dir()) else {
+        return page.bad("neither it nor anything above it is there: name another --data-dir");
+    };
+    if let Err(error) = rustix::fs::access(there, rustix::fs::Access::WRITE_OK) {
+        let user = rustix::process::geteuid().as_raw();
+        page.bad(format_args!(
+            "{} cannot be written by this user ({user}): {error}; make it writable, or name another --data-dir",
+            there.display()
+        ))?;
+    } else if there == dir {
+        page.good("can be written")?;
+    } else {
+        page.good(format_args!("is not there yet: it is made in {}", there.display()))?;
+    }
+    let space = match RealDisk.space(there) {
+        Ok(space) => space,
+        Err(error) => return page.bad(format_args!("its file system does not answer: {error}")),
+    };
+    if there == dir {
+        match datadir::held(dir) {
+            Ok(Held::Free) => page.good("no kvmetry uses it now")?,
+            Ok(Held::By { who, url: Some(url) }) => {
+                page.good(format_args!("in use by process {who}, which answers at {url}"))?;
+            }
+            Ok(Held::By { who, url: None }) => page.good(format_args!("in use by process {who}"))?,
+            Err(error) => page.bad(error)?,
+        }
+    }
+    check_store(config, space, page)
+}
+
+#[cfg(not(feature = "store"))]
+fn check_store(_: &Config, _: disk::Space, _: &mut Page) -> anyhow::Result<()> {
+    Ok(())
+}
+
+#[cfg(feature = "store")]
+fn check_store(config: &Config, space: disk::Space, page: &mut Page) -> anyhow::Result<()> {
+    use store::Options;
+    if !config.store.enabled {
+        return Ok(());
+    }
+    let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+    let max_size = config.store.max_size.unwrap_or_else(|| Options::default_max_size(space));
+    let (files, bytes) = parquet_below(&config.data_dir.join("store"));
+    page.good(format_args!("the store: {files} files, {} of at most {}", mib(bytes), mib(max_size)))?;
+    let min_free = config.store.min_free.unwrap_or_else(|| Options::default_min_free(space));
+    if space.free < min_free {
+        return page.bad(format_args!(
+            "{} are free, less than {}: the store does not grow, the journal drops its oldest entries; free some space, or \
+             see [store] min_free",
+            mib(space.free),
+            mib(min_free)
+        ));
+    }
+    page.good(format_args!("{} are free, at least {} stay so", mib(space.free), mib(min_free)))
+}
+
+/// How many Parquet files there are, and their length, bytes. What cannot be read is told elsewhere.
+#[cfg(feature = "store")]
+fn parquet_below(dir: &Path) -> (usize, u64) {
+    let entries = RealDisk.list(dir).unwrap_or_default();
+    entries.into_iter().fold((0, 0), |(files, bytes), entry| {
+        if entry.is_dir {
+            let below = parquet_below(&entry.path);
+            (files + below.0, bytes + below.1)
+        } else if entry.path.extension().is_some_and(|it| it == "parquet") {
+            (files + 1, bytes + entry.len)
+        } else {
+            (files, bytes)
+        }
+    })
+}
+
+/// Whether the HTTP port can be opened, or is open already.
+async fn check_port(config: &Config, page: &mut Page) -> anyhow::Result<()> {
+    let Some(listen) = config.http.listen else { return Ok(()) };
+    page.head(format_args!("HTTP port {listen}"))?;
+    let url = match datadir::held(&config.data_dir) {
+        Ok(Held::By { url, .. }) => url,
+        _ => None,
+    };
+    let is_ours = url.as_deref().is_some_and(|it| it.contains(&format!(":{}", listen.port())));
+    match tokio::net::TcpListener::bind(listen).await {
+        Ok(_) => page.good("free"),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_ours => {
+            page.good("open: the process that has the data directory listens there")
+        }
+        Err(error) => page.bad(format_args!(
+            "cannot be opened: {error}; end what listens there, or choose another with --listen"
+        )),
+    }
 }
 
 /// Lines that servers refused lie there until a person has read them.

@@ -15,9 +15,11 @@
 //! that `kvmetry restore` did not finish (`unfinished` is in it) with what to do. The lock goes with its process,
 //! however that ends; the file stays.
 //!
-//! DATA may be a file system of its own. While a process runs, `owndisk` sees to it that nothing is
+//! DATA may be a file system of its own. While a process runs, [`OwnDisk`] sees to it that nothing is
 //! written into what is at its place when it is gone. At the start nobody can tell a new directory from the mount point
 //! of one that is missing; whoever puts an empty file `not-mounted` into the bare mount point has it refused.
+
+mod owndisk;
 
 use std::fmt::Write as _;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -25,7 +27,7 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::owndisk::OwnDisk;
+pub(crate) use self::owndisk::OwnDisk;
 
 /// The version of what this kvmetry writes.
 const VERSION: u32 = 1;
@@ -162,6 +164,41 @@ impl DataDir {
             what: "written",
             problem,
         })
+    }
+}
+
+/// Who has a data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// Nobody.
+    Free,
+    /// This process, which answers at this URL, if it does.
+    By { who: String, url: Option<String> },
+}
+
+/// Who has a data directory that may not have been used yet; nothing in it is changed.
+///
+/// # Errors
+/// Why it cannot be used.
+pub(crate) fn held(dir: &Path) -> Result<Held, DataDirError> {
+    let path = dir.to_owned();
+    if dir.join(NOT_MOUNTED).exists() {
+        return Err(DataDirError::NotMounted { path });
+    }
+    has_version(dir)?;
+    if dir.join(UNFINISHED).exists() {
+        return Err(DataDirError::Unfinished { path });
+    }
+    let lock = match File::open(dir.join("lock")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Held::Free),
+        opened => opened.map_err(|problem| DataDirError::Io { path, what: "opened", problem })?,
+    };
+    match lock.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => {
+            let who = told(dir, "pid").unwrap_or_else(|| "unknown".to_owned());
+            Ok(Held::By { who, url: told(dir, "url") })
+        }
+        _ => Ok(Held::Free),
     }
 }
 

@@ -1,6 +1,8 @@
 //! The embedded store as a reader of the journal: opened and caught up at the start, fed before each acknowledgement,
 //! kept tidy by a thread of its own.
 
+mod others;
+
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,13 +15,13 @@ use store::{Room, Store};
 use telemetry::lines::limits::ROLLUP_SUFFIXES;
 use telemetry::lines::{Batch, Catalog, Precision, parse};
 
+pub(crate) use self::others::Others;
 use crate::clock::Clock;
 use crate::config;
 use crate::entry;
 use crate::keep::STORE;
 use crate::logging::OncePerCause;
 use crate::losses::{Losses, Lost};
-use crate::others::Others;
 use crate::vital;
 use crate::write::{Applied, Retentions, read_catalog};
 

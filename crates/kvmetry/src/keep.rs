@@ -27,15 +27,12 @@ use crate::clock::Clock;
 use crate::config::Config;
 #[cfg(feature = "store")]
 use crate::config::DATABASE;
-use crate::datadir::{self, DataDir};
+use crate::datadir::{self, DataDir, OwnDisk};
 use crate::deliver::{self, Deliveries, DeliveryStats, Rejects};
 #[cfg(feature = "store")]
-use crate::embedded::{self, Embedded};
+use crate::embedded::{self, Embedded, Others};
 use crate::http;
 use crate::losses::{JOURNAL, Losses};
-#[cfg(feature = "store")]
-use crate::others::Others;
-use crate::owndisk::OwnDisk;
 use crate::serve::Served;
 use crate::write::{self, Retentions, Writer};
 

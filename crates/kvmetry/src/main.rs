@@ -20,10 +20,7 @@ mod keep;
 mod logging;
 mod losses;
 mod once;
-#[cfg(feature = "store")]
-mod others;
 mod output;
-mod owndisk;
 mod pipeline;
 mod schedule;
 mod serve;

@@ -2,6 +2,7 @@
 #![cfg(feature = "store")]
 
 mod backup;
+mod check;
 mod clients;
 mod fixture;
 mod mount;
