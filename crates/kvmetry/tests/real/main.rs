@@ -10,6 +10,7 @@ mod balloon;
 mod commands;
 mod counting;
 mod devices;
+mod full;
 mod harness;
 mod lifecycle;
 mod names;

@@ -1,0 +1,167 @@
+//! A small file system that fills up under a running `kvmetry`, and gets room again: collecting goes on, what cannot be
+//! written is refused with 503, and nothing that was acknowledged is missing afterwards, also after a kill.
+//!
+//! The file system is a tmpfs of the test's own, mounted as root.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::harness::{Kvmetry, SOON, URI, command, finish_command, sudo};
+
+/// Of the file system: less than the journal and the store may take, more than `min_free` and a few segments.
+const SIZE: &str = "size=48m";
+/// Its cycles go on every second; so much for some of them, or for a maintenance, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A mounted tmpfs, unmounted when it is dropped.
+struct Small {
+    dir: TempDir,
+}
+
+impl Small {
+    fn mounted() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        sudo(&["mount", "-t", "tmpfs", "-o", SIZE, "kvmetry-test", dir.path().to_str().unwrap()]);
+        Self { dir }
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.dir.path().join("filler")
+    }
+
+    /// Fills all that is free, to the last byte.
+    fn fill(&self) {
+        let mut file = File::options().create(true).append(true).open(self.filler()).unwrap();
+        for size in [1 << 20, 4096, 1] {
+            let block = vec![1; size];
+            loop {
+                match file.write(&block) {
+                    Ok(_) => {}
+                    Err(error) if error.kind() == ErrorKind::StorageFull => break,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // Whoever uses it has ended.
+        sudo(&["umount", "-l", self.dir.path().to_str().unwrap()]);
+    }
+}
+
+fn kvmetry(data: &Path, dir: TempDir) -> (Kvmetry, String) {
+    let output = format!("file:{}", dir.path().join("out.lp").display());
+    let mut command =
+        command(&["run", "--uri", URI, "--interval", "1s", "--listen", "127.0.0.1:0", "--output", &output]);
+    command.arg("--data-dir").arg(data).envs(settings());
+    let mut kvmetry = Kvmetry::spawn(command, dir);
+    kvmetry.wait_for_stderr("listening on ", PATIENCE);
+    let told = kvmetry.stderr();
+    let url = told.lines().find_map(|it| it.split_once("listening on ")).unwrap().1.trim().to_owned();
+    (kvmetry, url)
+}
+
+fn settings() -> [(&'static str, &'static str); 4] {
+    [
+        ("KVMETRY_JOURNAL_MAX_SIZE", "64MiB"),
+        ("KVMETRY_STORE_MIN_FREE", "16MiB"),
+        ("KVMETRY_STORE_MAX_SIZE", "64MiB"),
+        ("KVMETRY_STORE_RETENTION", "36500days"),
+    ]
+}
+
+/// Writes so many lines, each with its number; the status.
+fn write(url: &str, first: u64, count: u64) -> u16 {
+    let pad = "x".repeat(400);
+    let lines: String = (first..first + count)
+        .map(|n| format!("t n={n}i,pad=\"{pad}{:x}\" {}\n", n.wrapping_mul(0x9e37_79b9_7f4a_7c15), n * 1_000))
+        .collect();
+    let url = format!("{url}/api/v3/write_lp?db=db&precision=ns");
+    let args =
+        ["-sS", "-o", "/dev/null", "-w", "%{http_code}", "--noproxy", "*", "--data-binary", "@-", &url];
+    let mut curl = std::process::Command::new("curl");
+    let mut curl = curl
+        .args(args)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    curl.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    let output = curl.wait_with_output().unwrap();
+    String::from_utf8(output.stdout).unwrap().parse().unwrap()
+}
+
+/// The numbers that are there.
+fn numbers(data: &Path) -> Vec<u64> {
+    let sql = "SELECT n FROM t ORDER BY n";
+    let mut command = command(&["query", "--database", "db", "--format", "csv", sql]);
+    command.arg("--data-dir").arg(data).envs(settings());
+    let ended = finish_command(command, PATIENCE);
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    ended.stdout.lines().skip(1).map(|it| it.parse().unwrap()).collect()
+}
+
+#[test]
+fn a_full_disk_stops_writes_and_nothing_else() {
+    const LINES: u64 = 500;
+    let small = Small::mounted();
+    let data = small.dir.path().join("data");
+    let (mut kvmetry, url) = kvmetry(&data, tempfile::tempdir().unwrap());
+    let (mut next, mut acknowledged, mut refused) = (0, Vec::new(), 0);
+    let mut put = |acknowledged: &mut Vec<u64>| {
+        let status = write(&url, next, LINES);
+        match status {
+            204 => acknowledged.extend(next..next + LINES),
+            503 => refused += 1,
+            other => panic!("{other}"),
+        }
+        next += LINES;
+        (status, refused)
+    };
+    for _ in 0..10 {
+        assert_eq!(put(&mut acknowledged).0, 204);
+    }
+    kvmetry.next_cycle();
+
+    // Nothing is free any more. The journal goes on in the room that it has, dropping what the store has in memory, until
+    // there is none: then writes are refused.
+    let since = Instant::now();
+    loop {
+        small.fill();
+        if put(&mut acknowledged).1 >= 3 {
+            break;
+        }
+        assert!(since.elapsed() < PATIENCE, "nothing is refused");
+    }
+    kvmetry.wait_for_stderr("the disk is nearly full: the store stops growing", PATIENCE);
+    kvmetry.next_cycles(3);
+
+    // Room again: all by itself, and nothing is missing.
+    fs::remove_file(small.filler()).unwrap();
+    kvmetry.wait_for_stderr("the disk has room again: the store grows on", PATIENCE);
+    let since = Instant::now();
+    while put(&mut acknowledged).0 != 204 {
+        assert!(since.elapsed() < PATIENCE, "it does not recover");
+    }
+    kvmetry.next_cycle();
+    let is_all_there = |found: Vec<u64>| {
+        assert!(found.is_sorted_by(|a, b| a < b), "a point is there twice");
+        let missing: Vec<_> = acknowledged.iter().filter(|it| found.binary_search(it).is_err()).collect();
+        assert!(missing.is_empty(), "{} of {} are missing", missing.len(), acknowledged.len());
+    };
+    is_all_there(numbers(&data));
+    let mut compact = command(&["compact", "--data-dir"]);
+    compact.arg(&data).envs(settings());
+    let ended = finish_command(compact, PATIENCE);
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    kvmetry.signal("KILL");
+    kvmetry.ended(SOON);
+    is_all_there(numbers(&data));
+}
