@@ -1,5 +1,6 @@
 //! A small file system that fills up under a running `kvmetry`, and gets room again: collecting goes on, what cannot be
-//! written is refused with 503, and nothing that was acknowledged is missing afterwards, also after a kill.
+//! written is refused with 503, and nothing that was acknowledged is missing afterwards, also after a kill. One that is
+//! unmounted, and one that a backup goes to.
 //!
 //! The file system is a tmpfs of the test's own, mounted as root.
 
@@ -46,6 +47,22 @@ impl Small {
                 }
             }
         }
+    }
+}
+
+/// A bind mount, unmounted when it is dropped.
+struct Bound<'a>(&'a Path);
+
+impl<'a> Bound<'a> {
+    fn mounted(from: &Path, to: &'a Path) -> Self {
+        sudo(&["mount", "--bind", from.to_str().unwrap(), to.to_str().unwrap()]);
+        Self(to)
+    }
+}
+
+impl Drop for Bound<'_> {
+    fn drop(&mut self) {
+        sudo(&["umount", "-l", self.0.to_str().unwrap()]);
     }
 }
 
@@ -164,4 +181,57 @@ fn a_full_disk_stops_writes_and_nothing_else() {
     kvmetry.signal("KILL");
     kvmetry.ended(SOON);
     is_all_there(numbers(&data));
+}
+
+#[test]
+fn an_unmounted_data_directory_is_told_and_waited_for() {
+    let small = Small::mounted();
+    let folder = tempfile::tempdir().unwrap();
+    let mount_point = folder.path().join("data");
+    fs::create_dir(&mount_point).unwrap();
+    let mounted = Bound::mounted(small.dir.path(), &mount_point);
+    let (mut kvmetry, url) = kvmetry(&mount_point, tempfile::tempdir().unwrap());
+    assert_eq!(write(&url, 0, 10), 204);
+    kvmetry.next_cycle();
+    drop(mounted);
+    kvmetry.wait_for_stderr("is not the data directory any more: it was unmounted", PATIENCE);
+    assert_eq!(write(&url, 10, 10), 503);
+    kvmetry.next_cycles(2);
+    let below: Vec<_> = fs::read_dir(&mount_point).unwrap().collect();
+    assert!(below.is_empty(), "{below:?}");
+
+    let _mounted = Bound::mounted(small.dir.path(), &mount_point);
+    kvmetry.wait_for_stderr("the data directory is there again", PATIENCE);
+    assert_eq!(write(&url, 20, 10), 204);
+    kvmetry.next_cycle();
+    kvmetry.signal("KILL");
+    kvmetry.ended(SOON);
+    let found = numbers(&mount_point);
+    assert!((0..10).chain(20..30).all(|it| found.contains(&it)), "{found:?}");
+}
+
+#[test]
+fn a_backup_goes_to_another_file_system_and_comes_back() {
+    let small = Small::mounted();
+    let folder = tempfile::tempdir().unwrap();
+    let (data, backup) = (folder.path().join("data"), small.dir.path().join("backup"));
+    let (kvmetry, url) = kvmetry(&data, tempfile::tempdir().unwrap());
+    assert_eq!(write(&url, 0, 1_000), 204);
+    let run = |args: &[&str]| {
+        let mut command = command(args);
+        command.arg(&backup).arg("--data-dir").arg(&data).envs(settings());
+        let ended = finish_command(command, PATIENCE);
+        assert_eq!(ended.code(), 0, "{ended:?}");
+    };
+    run(&["backup"]);
+    kvmetry.signal("KILL");
+    kvmetry.ended(SOON);
+    assert!(
+        fs::read_dir(data.join("backups")).unwrap().next().is_none(),
+        "the one in the data directory is removed"
+    );
+    assert!(!backup.join("unfinished").exists());
+    fs::remove_dir_all(&data).unwrap();
+    run(&["restore"]);
+    assert!(numbers(&data).into_iter().eq(0..1_000));
 }
