@@ -152,3 +152,42 @@ async fn a_restore_takes_whole_backups_and_empty_directories_only() {
     assert_eq!(asked(&dir, "SELECT count(*) AS n FROM t"), "n\n10\n");
     assert_eq!(asked(&dir, "SELECT count(*) AS n FROM u"), "n\n0\n");
 }
+
+/// Over HTTP backups stay in the data directory, so many and no more; what was broken off goes with the next one.
+#[tokio::test]
+async fn backups_over_http_stay_in_the_data_directory() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().join("data");
+    let server = Server::start(&dir);
+    assert_eq!(server.write(&lines(0..10)).await.expect("an answer"), 204);
+    let broken = dir.join("backups/broken");
+    fs::create_dir_all(&broken).expect("made");
+    fs::write(broken.join("unfinished"), "").expect("written");
+    let url = format!("{}/api/v3/backup", server.url);
+    let ask = async || {
+        // No path from the wire is heeded.
+        let answer = client().post(&url).body(r#"{"dir":"/tmp/elsewhere"}"#).send().await.expect("an answer");
+        (answer.status().as_u16(), answer.text().await.expect("a text"))
+    };
+    let mut made = Vec::new();
+    for _ in 0..16 {
+        let (status, text) = ask().await;
+        assert_eq!(status, 200, "{text}");
+        let told: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!((&told["rows"], &told["missing"]), (&10.into(), &serde_json::json!([])));
+        made.push(PathBuf::from(told["dir"].as_str().expect("a path")));
+    }
+    assert!(made.iter().all(|it| it.parent() == Some(&dir.join("backups")) && it.is_dir()), "{made:?}");
+    assert!(!broken.exists());
+    let (status, text) = ask().await;
+    assert!(status == 500 && text.contains("there are 16 backups in"), "{status}: {text}");
+    let last = made.pop().expect("some");
+    assert_eq!(asked(&last, "SELECT count(*) AS n FROM t"), "n\n10\n");
+    fs::remove_dir_all(&last).expect("removed");
+    assert_eq!(ask().await.0, 200);
+    server.stop();
+    // Such a backup fills its own data directory again.
+    let from = made[0].to_str().expect("a path");
+    kvmetry(&dir, &["restore", "--replace", from]);
+    assert_eq!(asked(&dir, "SELECT count(*) AS n FROM t"), "n\n10\n");
+}
