@@ -11,8 +11,8 @@
 //! ```
 //!
 //! It is made in `DATA/backups/<time>` by the process that has the data directory, and the command moves it from
-//! there to DIR, or copies it to another file system. So nobody can make a server write where he likes, the server
-//! needs no right to write elsewhere, and DIR belongs to whoever ran the command. What was still to be delivered to an
+//! there to DIR, or copies it to another file system. So nobody can make a server write where he likes, and the server
+//! needs no right to write elsewhere. What was still to be delivered to an
 //! InfluxDB server is in the store, but not in the backup's journal: it is not delivered from a restored directory.
 //!
 //! Access stays as it was, which is why the hashes of tokens are carried: without them a restored port on loopback

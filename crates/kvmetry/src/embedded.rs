@@ -120,8 +120,16 @@ impl Embedded {
         let compactor_stop = Arc::clone(&stop);
         vital::spawn("compact", move || compactor.run(&compactor_stop)).context("no thread for the store")?;
         let told = OncePerCause::default();
-        let upkeep =
-            Upkeep { store: store.clone(), journal, losses, others, clock, told, has_room: true, read_at: None };
+        let upkeep = Upkeep {
+            store: store.clone(),
+            journal,
+            losses,
+            others,
+            clock,
+            told,
+            has_room: true,
+            read_at: None,
+        };
         let upkeep_stop = Arc::clone(&stop);
         let run = move || {
             upkeep.run(&upkeep_stop);

@@ -158,6 +158,7 @@ fn a_full_disk_stops_writes_and_nothing_else() {
         assert!(since.elapsed() < PATIENCE, "nothing is refused");
     }
     kvmetry.wait_for_stderr("the disk is nearly full: the store stops growing", PATIENCE);
+    kvmetry.wait_for_stderr("the journal cannot be written, and writes are refused", PATIENCE);
     kvmetry.next_cycles(3);
 
     // Room again: all by itself, and nothing is missing.
@@ -167,6 +168,7 @@ fn a_full_disk_stops_writes_and_nothing_else() {
     while put(&mut acknowledged).0 != 204 {
         assert!(since.elapsed() < PATIENCE, "it does not recover");
     }
+    kvmetry.wait_for_stderr("the journal can be written again", PATIENCE);
     kvmetry.next_cycle();
     let is_all_there = |found: Vec<u64>| {
         assert!(found.is_sorted_by(|a, b| a < b), "a point is there twice");
