@@ -285,8 +285,8 @@ fn values<T: ArrowPrimitiveType>(
             let value = column.value(row as usize);
             if let Some((from, old)) = before {
                 let of = out.times[at] - out.times[from];
-                for missing in from + 1..at {
-                    values[missing] = Some(between(old, value, out.times[missing] - out.times[from], of));
+                for (missing, time) in values[from + 1..at].iter_mut().zip(&out.times[from + 1..]) {
+                    *missing = Some(between(old, value, time - out.times[from], of));
                 }
             }
             values[at] = Some(value);
