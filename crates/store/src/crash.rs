@@ -366,7 +366,7 @@ fn rows_without_room_come_back_from_the_journal() {
                     store.apply_read(after, "db", &batch(entry)).expect("it takes them");
                     store.maintain(START, 0).expect("it goes on");
                 }
-                if after % 7 != 0 {
+                if !after.is_multiple_of(7) {
                     write(&store, &mut journal, &mut random);
                     assert!(!store.caught_up(after), "one has come meanwhile");
                 } else if store.caught_up(after) {

@@ -155,14 +155,17 @@ pub(crate) fn tag_names(schema: &SchemaRef) -> Vec<String> {
     tags.map(|it| it.name().clone()).collect()
 }
 
+/// A row's time, and the places of its chunk and in it: sorted so, rows of one time stand in the journal's order.
+type Place = (i64, usize, usize);
+
 /// Chunks of memory as one source.
 pub(crate) struct Chunks {
     schema: SchemaRef,
     /// Time and fields: the tags of a series are in its key, and putting dictionaries together costs more than making
     /// one anew.
     batches: Arc<Vec<RecordBatch>>,
-    /// By key, the last first; each with its rows as `(time, chunk, row)`, by time, then in the journal's order.
-    series: Vec<(Key, Vec<(i64, usize, usize)>)>,
+    /// By key, the last first.
+    series: Vec<(Key, Vec<Place>)>,
 }
 
 impl Chunks {
@@ -187,7 +190,7 @@ impl Chunks {
         let batches = Arc::new(batches);
         let mut keys: HashMap<Key, usize> = HashMap::new();
         // By group, then by the place of the key.
-        let mut groups: BTreeMap<G, BTreeMap<usize, Vec<(i64, usize, usize)>>> = BTreeMap::new();
+        let mut groups: BTreeMap<G, BTreeMap<usize, Vec<Place>>> = BTreeMap::new();
         for (number, chunk) in chunks.iter().enumerate() {
             let mut of_chunk: Vec<Option<usize>> = vec![None; chunk.keys.len()];
             let mut rows: Vec<(G, usize, i64, usize)> = Vec::with_capacity(chunk.series.len());
@@ -212,7 +215,7 @@ impl Chunks {
         }
         let mut names: Vec<Key> = vec![Key::new(); keys.len()];
         keys.into_iter().for_each(|(key, place)| names[place] = key);
-        let source = |(group, of_group): (G, BTreeMap<usize, Vec<(i64, usize, usize)>>)| {
+        let source = |(group, of_group): (G, BTreeMap<usize, Vec<Place>>)| {
             let mut series: Vec<_> =
                 of_group.into_iter().map(|(place, rows)| (names[place].clone(), rows)).collect();
             series.sort_unstable_by(|a, b| b.0.cmp(&a.0));
