@@ -729,3 +729,27 @@ pub(crate) fn array(values: impl Iterator<Item = Option<Value>>, kind: Kind) -> 
         Kind::String => collect!(StringArray, Text),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scattered_hours_are_read_in_few_spans() {
+        let spans = || vec![(0, 1), (3, 4), (5, 6), (20, 21), (24, 25)];
+        for (most, expect) in [
+            (9, spans()),
+            (5, spans()),
+            (4, vec![(0, 1), (3, 6), (20, 21), (24, 25)]),
+            (3, vec![(0, 6), (20, 21), (24, 25)]),
+            (2, vec![(0, 6), (20, 25)]),
+            (1, vec![(0, 25)]),
+        ] {
+            assert_eq!(few(spans(), most), expect, "{most} at most");
+        }
+        // All as far from each other.
+        let even: Vec<Times> = (0..100).map(|it| (it * 10, it * 10 + 1)).collect();
+        let few = few(even, 3);
+        assert!(few.len() <= 3 && few[0].0 == 0 && few[few.len() - 1].1 == 991, "{few:?}");
+    }
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use disk::RealDisk;
 use store::sql::Format;
-use store::{Options, Store};
+use store::{Options, Store, StoreError};
 use telemetry::lines::{Catalog, Column, FieldType};
 
 use crate::support::{Point, ask, batch, engine, rows};
@@ -98,4 +98,16 @@ fn many_series_take_no_more_memory_than_is_allowed() {
     store.flush(START).expect("it flushes");
     let count = ask(&engine(&store), "db", "SELECT count(*) AS n FROM t", Format::Csv).expect("an answer");
     assert_eq!(count, format!("n\n{}\n", 2 * SERIES));
+}
+
+/// Below `min_free` a compaction that somebody asks for writes nothing, not even what is in memory.
+#[test]
+fn a_compaction_wants_room_before_it_begins() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = open(dir.path(), Options { min_free: Some(u64::MAX >> 1), ..options() });
+    store.apply(1, "db", &batch(&[point("t", 1, START)])).expect("it takes them");
+    let refused = store.compact(START).expect_err("there is no room");
+    assert!(matches!(refused, StoreError::NoRoom { .. }) && refused.is_disk_full(), "{refused}");
+    assert_eq!((store.stats().files, store.stats().memory_rows), (0, 1));
+    assert_eq!(store.compact_some(START).expect("it waits"), 0);
 }
