@@ -108,7 +108,7 @@ impl Flight {
         let handle = match command {
             Command::TicketStatementQuery(it) => it.statement_handle,
             Command::CommandPreparedStatementQuery(it) => it.prepared_statement_handle,
-            Command::CommandStatementQuery(it) => return Ok(self.rows(Statement::new(&it.query)?, metadata)?),
+            Command::CommandStatementQuery(it) => return self.rows(Statement::new(&it.query)?, metadata),
             Command::CommandGetTables(it) => {
                 let database = self.database(metadata)?;
                 let tables = self.engine.tables(&database, (self.exists)(&database)).await.map_err(status)?;
