@@ -126,7 +126,11 @@ impl<'a> Carrier<'a> {
         Ok(())
     }
 
+    /// Leaves a file out. As for any that is damaged, the roll-ups of its times are not made anew from what is left.
     fn complain(&mut self, file: &StoredFile, what: &str) {
+        if let Some(table) = self.manifest.tables.last_mut() {
+            table.damaged.push(file.entry.clone());
+        }
         let rows = file.entry.rows;
         self.carried.complaints.push(format!("{} {what}: its {rows} rows are left out", file.path.display()));
     }

@@ -575,8 +575,10 @@ impl Inner {
             if Arc::strong_count(file) > 1 {
                 return true;
             }
-            // What cannot be removed now is removed at the next start.
-            if let Err(error) = self.disk.remove_file(&file.path) {
+            // What cannot be removed now is removed at the next start. One that was damaged may be missing.
+            if let Err(error) = self.disk.remove_file(&file.path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
                 tracing::warn!(path = %file.path.display(), "cannot remove a file that was replaced: {error}");
             }
             false
