@@ -33,6 +33,7 @@ deps:
 lint: ## formatting, clippy, the project's own rules, licences, generated documents
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
+	cargo clippy --locked -p kvmetry --no-default-features -- -D warnings
 	cargo xtask tidy
 	cargo xtask docs --check
 	cargo deny --locked check licenses bans sources

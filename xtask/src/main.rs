@@ -46,7 +46,7 @@ enum Task {
         /// The binary to measure
         #[arg(long, default_value = "target/release/kvmetry")]
         binary: PathBuf,
-        /// What other servers take of the disk for the same day, too (half an hour)
+        /// What other servers take of the disk for the same day, instead
         #[arg(long)]
         peers: bool,
     },
@@ -158,7 +158,8 @@ fn main() -> ExitCode {
         Task::Docs { action: DocsAction { write: true, .. } } => docs::write(),
         Task::Docs { .. } => docs::check(),
         Task::Perf { sizes, binary, store, cycles } => perf::run(&binary, &sizes, store, cycles),
-        Task::StorePerf { binary, peers } => store_perf::run(&binary, peers),
+        Task::StorePerf { peers: true, .. } => store_perf::peers(),
+        Task::StorePerf { binary, .. } => store_perf::run(&binary),
         Task::Fixture { binary, dir } => fixture::run(&binary, &dir),
         Task::Gen(options) => generate::run(&options),
         Task::Tidy => tidy::tidy(),

@@ -23,11 +23,11 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// Of these threads of kvmetry no write waits: flushes, roll-ups, compactions.
 const BACKGROUND: [&str; 2] = ["store", "compact"];
 
-/// Measures this binary and prints what it found; the servers of Debian beside it where `peers` says so.
+/// Measures this binary and prints what it found.
 ///
 /// # Errors
 /// It does not start, or does not answer as it should.
-pub fn run(binary: &Path, peers: bool) -> Result<()> {
+pub fn run(binary: &Path) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut server = Server::start(binary, dir.path())?;
     let ten = Options::default();
@@ -126,16 +126,20 @@ pub fn run(binary: &Path, peers: bool) -> Result<()> {
             server.rss_kib()? >> 10
         ))?;
     }
-    drop(server);
-    if peers {
-        for jitter_ns in [0, 4_000_000] {
-            peer_sizes(&Options { jitter_ns, ..Options::default() })?;
-        }
+    Ok(())
+}
+
+/// What the servers that Debian has make of the same days: bytes a line on disk once they have merged what they merge.
+///
+/// # Errors
+/// They are not installed, or do not answer as they should.
+pub fn peers() -> Result<()> {
+    for jitter_ns in [0, 4_000_000] {
+        peer_sizes(&Options { jitter_ns, ..Options::default() })?;
     }
     Ok(())
 }
 
-/// The same day in the servers that Debian has: bytes a line on disk after they were stopped.
 fn peer_sizes(options: &Options) -> Result<()> {
     for name in ["victoria-metrics", "influxd"] {
         let dir = tempfile::tempdir()?;
@@ -146,7 +150,8 @@ fn peer_sizes(options: &Options) -> Result<()> {
             "influxd" => {
                 let conf = dir.path().join("influxdb.conf");
                 let text = format!(
-                    "reporting-disabled = true\nbind-address = \"127.0.0.1:18088\"\n[meta]\ndir = \"{path}/meta\"\n\
+                    "reporting-disabled = true\nbind-address = \"127.0.0.1:18088\"\n[monitor]\nstore-enabled = false\n\
+                     [meta]\ndir = \"{path}/meta\"\n\
                      [data]\ndir = \"{path}/data\"\nwal-dir = \"{path}/wal\"\ncompact-full-write-cold-duration = \"1s\"\n\
                      cache-snapshot-write-cold-duration = \"1s\"\n[http]\nbind-address = \"{address}\"\nlog-enabled = false\n"
                 );

@@ -157,6 +157,7 @@ impl Kept {
         let Some(listen) = config.http.listen else { return Ok(()) };
         let served = Served {
             writer: self.writer.clone(),
+            #[cfg(feature = "store")]
             clock: Arc::clone(&self.clock),
             #[cfg(feature = "store")]
             embedded: self.embedded.as_ref().map(|it| (it.store(), it.engine())),

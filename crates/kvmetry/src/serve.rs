@@ -1,12 +1,13 @@
 //! What the HTTP port serves: writes go the one way, queries go to the store.
 
+#[cfg(feature = "store")]
 use std::sync::Arc;
 use std::time::Duration;
 
 use telemetry::lines::Refused;
 
-use crate::clock::Clock;
 #[cfg(feature = "store")]
+use crate::clock::Clock;
 use crate::http::backend::{
     Answer, Backend, CompactFailure, Database, DatabaseFailure, Query, QueryFailure, QueryFault, Write,
     WriteFailure,
@@ -19,6 +20,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The program behind the port.
 pub(crate) struct Served {
     pub(crate) writer: Writer,
+    #[cfg(feature = "store")]
     pub(crate) clock: Arc<dyn Clock>,
     #[cfg(feature = "store")]
     pub(crate) embedded: Option<(store::Store, Arc<store::sql::Engine>)>,

@@ -151,6 +151,7 @@ pub(crate) struct Store {
     pub(crate) no_rollups: Vec<String>,
 }
 
+#[cfg(feature = "store")]
 impl Store {
     /// How long the points of a table are kept.
     pub(crate) fn retention_of(&self, table: &str) -> Duration {

@@ -146,6 +146,7 @@ pub(crate) struct QueryFailure {
 
 /// Whose fault, which decides the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "store"), expect(dead_code, reason = "of the store's answers"))]
 pub(crate) enum QueryFault {
     UnknownDatabase,
     UnknownTable,
@@ -188,6 +189,7 @@ pub(crate) enum DatabaseFailure {
 
 /// Why there was no compaction, for a person.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "store"), expect(dead_code, reason = "of the store's answers"))]
 pub(crate) enum CompactFailure {
     /// One is running already.
     Running(String),
