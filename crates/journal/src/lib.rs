@@ -990,6 +990,11 @@ impl Journal {
         }
     }
 
+    /// Bytes on disk beyond which the oldest entries are dropped.
+    pub fn max_bytes(&self) -> u64 {
+        self.limits.max_bytes
+    }
+
     /// How full it is.
     pub fn stats(&self) -> Stats {
         let shared = lock(&self.shared);

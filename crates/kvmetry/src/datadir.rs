@@ -121,9 +121,7 @@ impl DataDir {
             what: "found",
             problem,
         })?;
-        if path.join(NOT_MOUNTED).exists() {
-            return Err(DataDirError::NotMounted { path });
-        }
+        demand_mounted(&path)?;
         let made = DirBuilder::new().recursive(true).mode(DIR_MODE).create(&path);
         made.map_err(|problem| DataDirError::Io { path: path.clone(), what: "made", problem })?;
         let lock = lock(&path)?;
@@ -176,15 +174,22 @@ pub(crate) enum Held {
     By { who: String, url: Option<String> },
 }
 
+/// # Errors
+/// An administrator's mark says that what belongs there is not mounted.
+pub(crate) fn demand_mounted(dir: &Path) -> Result<(), DataDirError> {
+    match dir.join(NOT_MOUNTED).exists() {
+        true => Err(DataDirError::NotMounted { path: dir.to_owned() }),
+        false => Ok(()),
+    }
+}
+
 /// Who has a data directory that may not have been used yet; nothing in it is changed.
 ///
 /// # Errors
 /// Why it cannot be used.
 pub(crate) fn held(dir: &Path) -> Result<Held, DataDirError> {
     let path = dir.to_owned();
-    if dir.join(NOT_MOUNTED).exists() {
-        return Err(DataDirError::NotMounted { path });
-    }
+    demand_mounted(dir)?;
     has_version(dir)?;
     if dir.join(UNFINISHED).exists() {
         return Err(DataDirError::Unfinished { path });

@@ -32,6 +32,9 @@ const COMPACT_EVERY: Duration = Duration::from_secs(10);
 /// How long after one reading of the journal another may begin: room that comes and goes must not keep it read all the
 /// time.
 const READ_AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// The part of the journal's bound that may be filled with rows that only memory has besides: beyond it they are written
+/// into files before their time, because the journal drops its oldest entries at its bound.
+const JOURNAL_PART: u64 = 4;
 /// Bytes of the journal that are read at once.
 const READ_BYTES: usize = 8 << 20;
 
@@ -97,6 +100,15 @@ pub(crate) fn open(setup: &Setup) -> anyhow::Result<(Store, Engine)> {
     store.know(&read_catalog(&setup.journal)?);
     for complaint in complaints {
         tracing::error!("the store: {complaint}");
+    }
+    let (last, cursor) = (setup.journal.stats().last, store.cursor());
+    if last < cursor {
+        tracing::error!(
+            last,
+            cursor,
+            "the journal ends before what the store's files have: it was lost, or is an older one. What was acknowledged \
+             last and was in no file yet is lost with it"
+        );
     }
     let reading =
         Reading { store: &store, journal: &setup.journal, losses: &setup.losses, clock: &*setup.clock };
@@ -321,10 +333,7 @@ impl Upkeep {
         });
         // So that the files are whole for whoever reads them without us. If the time does not suffice, the journal has it.
         if self.has_room {
-            match self.store.flush(self.clock.wall_ns()) {
-                Ok(done) => self.journal.advance(STORE, done.cursor),
-                Err(error) => tracing::debug!("the last flush: {error}"),
-            }
+            self.flush();
         }
     }
 
@@ -374,7 +383,26 @@ impl Upkeep {
                 ),
             }
             self.journal.set_may_grow(has_room);
-            self.has_room = has_room;
+        }
+        let came_back = has_room && !self.has_room;
+        self.has_room = has_room;
+        if came_back || (has_room && self.journal_is_full_of_ours()) {
+            self.flush();
+        }
+    }
+
+    /// The journal may have dropped, or may soon drop, what is in memory.
+    fn journal_is_full_of_ours(&self) -> bool {
+        let stats = self.journal.stats();
+        let ours = stats.readers.iter().find(|it| it.reader == STORE);
+        ours.is_some_and(|it| it.bytes_behind > self.journal.max_bytes() / JOURNAL_PART)
+    }
+
+    fn flush(&self) {
+        match self.store.flush(self.clock.wall_ns()) {
+            Ok(done) => self.journal.advance(STORE, done.cursor),
+            // The next upkeep tells it if it goes on.
+            Err(error) => tracing::debug!("a flush before its time: {error}"),
         }
     }
 
@@ -451,5 +479,49 @@ mod tests {
         let raw = store.stats().file_rows;
         assert!(raw >= ENTRIES * 100, "{:?}", store.stats());
         assert_eq!(losses.lines_of(STORE), 0);
+    }
+
+    /// What only memory and the journal have is written before the journal drops it, and as soon as there is room again.
+    #[test]
+    fn rows_are_written_early_where_the_journal_may_drop_them() {
+        /// Together more than a quarter of the smallest journal.
+        const ENTRIES: u64 = 16;
+        #[track_caller]
+        fn check(max_bytes: u64, has_room: bool, expect: u64) {
+            let dir = tempfile::tempdir().unwrap();
+            let clock: Arc<ManualClock> = Arc::new(ManualClock::at(NOW_NS));
+            let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+            let limits = Limits { max_bytes, ..Limits::default() };
+            let journal = Journal::open(Arc::clone(&disk), &dir.path().join("journal"), limits, &[STORE]);
+            let journal = Arc::new(journal.unwrap().0);
+            let options = Options { min_free: Some(0), ..Options::default() };
+            let store = Store::open(Arc::clone(&disk), &dir.path().join("store"), options).unwrap().0;
+            let lines: String = (0..10_000).map(|n| format!("t,vm=a n={n}i {}\n", NOW_NS + n)).collect();
+            let payload = entry::encode("db", &lines);
+            let entry = Entry { payload, lines: 10_000, span: (NOW_NS, NOW_NS) };
+            for _ in 0..ENTRIES {
+                journal.append(std::slice::from_ref(&entry), &[], NOW_NS).unwrap();
+            }
+            let clock = clock as Arc<dyn Clock>;
+            let losses = Arc::new(Losses::new(Arc::clone(&clock)));
+            let reading = Reading { store: &store, journal: &journal, losses: &losses, clock: &*clock };
+            reading.catch_up(0, || true).unwrap();
+            let mut upkeep = Upkeep {
+                store: store.clone(),
+                journal: Arc::clone(&journal),
+                losses,
+                others: Others::new(disk, dir.path().to_owned()),
+                clock,
+                told: OncePerCause::default(),
+                has_room,
+                read_at: None,
+            };
+            upkeep.maintain();
+            let stats = journal.stats();
+            assert_eq!((store.cursor(), stats.readers[0].cursor), (expect, expect), "{stats:?}");
+        }
+        check(u64::MAX / 2, true, 0);
+        check(u64::MAX / 2, false, ENTRIES);
+        check(4 << 20, true, ENTRIES);
     }
 }

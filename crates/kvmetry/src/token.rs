@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal, Write as _};
 use crate::cli::{Token, TokenAction, print};
 use crate::clock::{Clock, SystemClock, rfc3339};
 use crate::config::Config;
+use crate::datadir;
 use crate::http::tokens;
 
 /// Does what is asked. On standard output stands the token and nothing else, so that it can go into a file.
@@ -14,6 +15,7 @@ use crate::http::tokens;
 /// A name that is taken, a file that cannot be changed, standard output that cannot be written: then the token is
 /// revoked again, because nobody has seen it.
 pub(crate) fn token(config: &Config, asked: &Token) -> anyhow::Result<()> {
+    datadir::demand_mounted(&config.data_dir)?;
     let path = config.http.tokens_file(&config.data_dir);
     match &asked.action {
         None => {

@@ -201,6 +201,8 @@ pub(crate) fn revoke(path: &Path, name: &str) -> Result<usize, TokensError> {
 #[derive(Debug)]
 pub(crate) struct Tokens {
     path: PathBuf,
+    /// Where its folder was at the start.
+    place: Option<(u64, u64)>,
     loaded: Mutex<Option<Loaded>>,
     /// One looks at a time: a disk that hangs must not take a thread for every request.
     turn: Arc<Semaphore>,
@@ -216,7 +218,8 @@ struct Loaded {
 
 impl Tokens {
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path, loaded: Mutex::new(None), turn: Arc::new(Semaphore::new(1)) }
+        let place = place(&path);
+        Self { path, place, loaded: Mutex::new(None), turn: Arc::new(Semaphore::new(1)) }
     }
 
     /// [`Tokens::current`] on a thread that may wait for the disk, as those of requests and hypervisors must not.
@@ -253,6 +256,12 @@ impl Tokens {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         match loaded.as_ref() {
             Some(loaded) if loaded.stamp == stamp => Ok(loaded.tokens.clone().map(Known)),
+            // A file system that is gone must not open the port, nor whatever lies below let others in.
+            _ if self.place.is_some() && place(&self.path) != self.place => Err(TokensError::Io {
+                what: "read",
+                path: self.path.clone(),
+                source: io::Error::other("its folder is not the one that it was at the start"),
+            }),
             _ => {
                 let (stamp, tokens) = match read(&self.path)? {
                     Some((tokens, stamp)) => (Some(stamp), Some(Arc::new(by_hash(&self.path, tokens)?))),
@@ -277,6 +286,13 @@ impl Known {
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+/// Device and number of a file's folder; `None` if there is none.
+fn place(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let folder = path.parent()?.metadata().ok()?;
+    Some((folder.dev(), folder.ino()))
 }
 
 fn is_name(name: &str) -> bool {
@@ -469,6 +485,27 @@ mod tests {
                 (found, expect) => panic!("{name:?}: {found:?} instead of {expect:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_folder_that_is_not_the_same_any_more_lets_nobody_in() {
+        let (folder, _) = folder();
+        let (data, away) = (folder.path().join("data"), folder.path().join("away"));
+        std::fs::create_dir(&data).unwrap();
+        let path = data.join("tokens.json");
+        let mine = made(&path, Some("mine"), &[Scope::Read]).unwrap();
+        let tokens = Tokens::new(path.clone());
+        assert!(tokens.current().unwrap().unwrap().find(&mine.secret).is_some());
+        // As if it were unmounted.
+        std::fs::rename(&data, &away).unwrap();
+        assert!(tokens.current().is_err(), "gone");
+        std::fs::create_dir(&data).unwrap();
+        assert!(tokens.current().is_err(), "another, empty");
+        made(&path, Some("other"), &[Scope::Admin]).unwrap();
+        assert!(tokens.current().is_err(), "another, with tokens");
+        std::fs::remove_dir_all(&data).unwrap();
+        std::fs::rename(&away, &data).unwrap();
+        assert!(tokens.current().unwrap().unwrap().find(&mine.secret).is_some(), "back");
     }
 
     #[test]

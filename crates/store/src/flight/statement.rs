@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use arrow::array::{Array, ArrayRef, AsArray as _, RecordBatch};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Float64Type, Int64Type, TimeUnit, TimestampNanosecondType};
+use arrow::datatypes::{DataType, Float64Type, Int64Type, TimeUnit, TimestampNanosecondType, UInt64Type};
 use bytes::Bytes;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
@@ -92,6 +92,7 @@ fn first(column: &ArrayRef) -> Result<Param, Status> {
     };
     match column.data_type() {
         DataType::Boolean => Ok(Param::Boolean(column.as_boolean().value(0))),
+        DataType::UInt64 => Ok(Param::Unsigned(column.as_primitive::<UInt64Type>().value(0))),
         it if it.is_integer() => {
             Ok(Param::Integer(as_type(DataType::Int64)?.as_primitive::<Int64Type>().value(0)))
         }
@@ -168,6 +169,7 @@ mod tests {
             Param::Null,
             Param::Boolean(true),
             Param::Integer(i64::MIN),
+            Param::Unsigned(u64::MAX),
             Param::Float(0.1),
             Param::Text("ä\"".to_owned()),
             Param::Time(i64::MAX),

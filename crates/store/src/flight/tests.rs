@@ -93,6 +93,15 @@ async fn a_ticket_of_influxdb() {
     // The header, where the ticket names none.
     let found = rows(&flight, br#"{"sql_query":"SELECT count(*) AS n FROM vm"}"#, Some("db")).await.unwrap();
     assert_eq!(table(&found), "+---+\n| n |\n+---+\n| 2 |\n+---+");
+    // A number beyond i64 is itself, and a name without a value is whose fault it is.
+    let large = br#"{"sql_query":"SELECT $a AS a","params":{"a":18446744073709551610}}"#;
+    let found = rows(&flight, large, Some("db")).await.unwrap();
+    assert!(table(&found).contains("| 18446744073709551610 |"), "{}", table(&found));
+    let status = rows(&flight, br#"{"sql_query":"SELECT $a AS a"}"#, Some("db")).await.unwrap_err();
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::InvalidArgument, "$a has no value: give it one in params")
+    );
     let refused = async |ticket: &str, database| {
         let status = rows(&flight, ticket.as_bytes(), database).await.unwrap_err();
         (status.code(), status.message().to_owned())

@@ -7,6 +7,8 @@ use datafusion::common::SchemaError;
 use datafusion::common::utils::datafusion_strsim::levenshtein;
 use datafusion::error::DataFusionError;
 
+use super::size;
+
 /// Names of tables that a message lists.
 const TOLD_TABLES: usize = 20;
 
@@ -184,13 +186,13 @@ pub(super) fn name_tables(error: QueryError, tables: &[String]) -> QueryError {
 }
 
 /// # Errors
-/// [`QueryError::ManyStatements`], or a text that is no SQL.
+/// [`QueryError::ManyStatements`], a text that is no SQL, or one that is too large to be planned.
 pub(super) fn only_one_statement(sql: &str) -> Result<(), QueryError> {
     use datafusion::sql::parser::DFParserBuilder;
     let dialect = datafusion::sql::sqlparser::dialect::GenericDialect {};
     let statements = DFParserBuilder::new(sql).with_dialect(&dialect).build()?.parse_statements()?;
     match statements.len() {
-        1 => Ok(()),
+        1 => size::check(sql, &statements[0]),
         0 => Err(QueryError::Invalid("the query is empty".to_owned())),
         _ => Err(QueryError::ManyStatements),
     }

@@ -14,6 +14,7 @@ mod provider;
 mod pruning;
 mod run;
 mod selector;
+mod size;
 mod tz;
 mod waiting;
 
@@ -83,6 +84,8 @@ pub enum Param {
     Boolean(bool),
     /// `1`
     Integer(i64),
+    /// One that is too large for that.
+    Unsigned(u64),
     /// `1.5`
     Float(f64),
     /// `"text"`
@@ -99,9 +102,10 @@ impl Param {
             Value::Null => Self::Null,
             Value::Bool(value) => Self::Boolean(*value),
             Value::String(value) => Self::Text(value.clone()),
-            Value::Number(value) => match value.as_i64() {
-                Some(value) => Self::Integer(value),
-                None => Self::Float(value.as_f64().filter(|it| it.is_finite())?),
+            Value::Number(value) => match (value.as_i64(), value.as_u64()) {
+                (Some(value), _) => Self::Integer(value),
+                (None, Some(value)) => Self::Unsigned(value),
+                (None, None) => Self::Float(value.as_f64().filter(|it| it.is_finite())?),
             },
             Value::Array(_) | Value::Object(_) => return None,
         })

@@ -159,6 +159,9 @@ impl Query {
 
     async fn plan(&self) -> Result<SendableRecordBatchStream, QueryError> {
         let plan = self.with_values(self.read_only().await?)?;
+        if let Some(name) = plan.get_parameter_names()?.iter().min() {
+            return Err(QueryError::Invalid(format!("{name} has no value: give it one in params")));
+        }
         let plan = gapfill::rewrite(plan, self.context.state().config().options())?;
         let frame = self.context.execute_logical_plan(plan).await?;
         Ok(frame.execute_stream().await?)
@@ -211,6 +214,7 @@ fn scalar(param: &Param) -> ScalarValue {
         Param::Null => ScalarValue::Null,
         Param::Boolean(value) => ScalarValue::Boolean(Some(*value)),
         Param::Integer(value) => ScalarValue::Int64(Some(*value)),
+        Param::Unsigned(value) => ScalarValue::UInt64(Some(*value)),
         Param::Float(value) => ScalarValue::Float64(Some(*value)),
         Param::Text(value) => ScalarValue::Utf8(Some(value.clone())),
         Param::Time(ns) => ScalarValue::TimestampNanosecond(Some(*ns), None),
