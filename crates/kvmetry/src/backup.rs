@@ -168,7 +168,10 @@ pub(crate) fn check_target(dir: &Path, data_dir: &Path) -> anyhow::Result<PathBu
     match fs::read_dir(&dir).map(|mut entries| entries.next().is_some()) {
         Ok(true) => bail!("{} is not empty: a backup goes into a folder of its own", dir.display()),
         Ok(false) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        // Before a backup is made that nobody can take there.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir(&dir)
+            .and_then(|()| fs::remove_dir(&dir))
+            .with_context(|| format!("{} cannot be made", dir.display()))?,
         Err(error) => return Err(error).with_context(|| format!("{} cannot be used", dir.display())),
     }
     Ok(dir)
@@ -226,6 +229,13 @@ fn copy_all(disk: &dyn Disk, from: &Path, to: &Path) -> anyhow::Result<()> {
 /// It is no backup, or not whole; the data directory is in use, or holds something and `replace` is not said; the disk.
 pub(crate) fn restore(from: &Path, data_dir: &Path, replace: bool) -> anyhow::Result<Made> {
     let from = fs::canonicalize(from).with_context(|| format!("{} cannot be found", from.display()))?;
+    if is_within(data_dir, &from) {
+        bail!(
+            "{} is in {}, and a backup stays as it is: name another place",
+            data_dir.display(),
+            from.display()
+        );
+    }
     check_backup(&from)?;
     let found = find_harmful(data_dir)?;
     if let (Some(found), false) = (&found, replace) {
@@ -262,6 +272,13 @@ pub(crate) fn restore(from: &Path, data_dir: &Path, replace: bool) -> anyhow::Re
     give_to_owner_of(dir.path(), dir.path());
     finish(&*disk, dir.path())?;
     Ok(Made::new(dir.path().to_owned(), carried))
+}
+
+/// Whether a place, which need not be there yet, is below a folder.
+fn is_within(place: &Path, folder: &Path) -> bool {
+    let Ok(place) = std::path::absolute(place) else { return false };
+    let there = place.ancestors().find_map(|it| fs::canonicalize(it).ok());
+    there.is_some_and(|it| it.starts_with(folder) && (it != folder || !place.exists()))
 }
 
 fn check_backup(from: &Path) -> anyhow::Result<()> {

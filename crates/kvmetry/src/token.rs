@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 
+use anyhow::bail;
+
 use crate::cli::{Token, TokenAction, print};
 use crate::clock::{Clock, SystemClock, rfc3339};
 use crate::config::Config;
@@ -17,6 +19,9 @@ use crate::http::tokens;
 pub(crate) fn token(config: &Config, asked: &Token) -> anyhow::Result<()> {
     datadir::demand_mounted(&config.data_dir)?;
     let path = config.http.tokens_file(&config.data_dir);
+    if asked.action.is_some() && (asked.name.is_some() || !asked.scopes.is_empty()) {
+        bail!("--scope and --name are for making a token: say either them, or list, or revoke NAME");
+    }
     match &asked.action {
         None => {
             let created = rfc3339(SystemClock.wall_ns());

@@ -104,6 +104,9 @@ async fn a_restore_takes_whole_backups_and_empty_directories_only() {
     assert!(refused(&dir, &restore).contains("backup cannot be found"));
     fs::create_dir(&backup).expect("made");
     assert!(refused(&dir, &restore).contains("is no backup of kvmetry"));
+    assert!(refused(&backup.join("inside"), &restore).contains("a backup stays as it is"));
+    assert!(refused(&dir, &["backup", "/proc/backup"]).contains("/proc/backup cannot be made"));
+    assert!(!dir.join("backups").exists(), "none was made for nothing");
     let inside = dir.join("inside");
     let told = refused(&dir, &["backup", inside.to_str().expect("a path")]);
     assert!(told.contains("is in the data directory"), "{told}");

@@ -1,10 +1,10 @@
 //! Clients of other people: InfluxDB's own for Python, ADBC, Arrow's, and DuckDB over the files.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use super::{Server, kvmetry, text};
+use super::{Server, kvmetry, package, text};
 
 /// The Python that has them, as `scripts/install-deps.sh test` makes it.
 fn python() -> PathBuf {
@@ -25,7 +25,7 @@ pub(crate) fn path() -> OsString {
 
 #[track_caller]
 fn ask_with(client: &str, arguments: &[&str]) {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/served/clients.py");
+    let script = package().join("tests/served/clients.py");
     let mut command = Command::new(python());
     let ended =
         command.arg(script).arg(client).args(arguments).env("NO_PROXY", "*").output().expect("it runs");

@@ -15,7 +15,7 @@ const KEPT: [(&str, &str); 5] = [
 ];
 
 fn fixtures() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let folder = crate::package().join("tests/fixtures");
     let mut found: Vec<_> =
         fs::read_dir(folder).expect("there").map(|it| it.expect("a name").path()).collect();
     found.retain(|it| it.file_name().is_some_and(|it| it.to_string_lossy().starts_with("data-dir-v")));

@@ -10,7 +10,7 @@ mod queries;
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 const KVMETRY: &str = env!("CARGO_BIN_EXE_kvmetry");
@@ -88,6 +88,11 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// This package's folder. Asked now, not when this was compiled: two clones may share one target directory.
+fn package() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").expect("run by cargo").into()
 }
 
 fn client() -> reqwest::Client {
@@ -248,7 +253,7 @@ async fn a_store_that_was_off_for_once_misses_and_doubles_nothing() {
 /// Every example of docs/API.md, one after another, gives what the page says.
 #[tokio::test]
 async fn the_examples_of_the_api_page_work() {
-    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/API.md"));
+    let page = std::fs::read_to_string(package().join("../../docs/API.md"));
     let page = page.expect("docs/API.md");
     let dir = tempfile::tempdir().expect("a folder");
     let server = Server::start(dir.path());
@@ -268,6 +273,21 @@ async fn the_examples_of_the_api_page_work() {
     }
     assert!(compared >= 10, "only {compared} outputs were compared");
     server.stop();
+}
+
+#[test]
+fn options_of_token_stand_before_its_commands_too() {
+    let dir = tempfile::tempdir().expect("a folder");
+    kvmetry(dir.path(), &["token", "--scope", "read", "--name", "one"]);
+    let run = |args: &[&str]| {
+        let mut command = Command::new(KVMETRY);
+        command.args(["token", "--data-dir"]).arg(dir.path()).args(args).output().expect("it runs")
+    };
+    assert!(text(&run(&["list"])).contains("one"));
+    let told = run(&["--scope", "read", "list"]);
+    assert!(String::from_utf8_lossy(&told.stderr).contains("are for making a token"), "{told:?}");
+    assert!(run(&["revoke", "one"]).status.success());
+    assert!(!text(&run(&["list"])).contains("one"));
 }
 
 /// How often the server is killed; `KVMETRY_KILLS` for more.

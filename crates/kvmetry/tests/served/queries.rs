@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
 use std::time::Duration;
 
 use influxdb_line_protocol::{FieldValue, parse_lines};
@@ -107,7 +106,7 @@ fn shown(table: &str) -> String {
 
 #[tokio::test]
 async fn the_examples_of_the_queries_page_work() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/QUERIES.md");
+    let path = crate::package().join("../../docs/QUERIES.md");
     let page = std::fs::read_to_string(&path).expect("docs/QUERIES.md");
     let dir = tempfile::tempdir().expect("a folder");
     let server = Server::start(dir.path());
