@@ -6,7 +6,7 @@ use store::sql::{Engine, Format};
 use store::{Options, Store};
 use telemetry::lines::{Catalog, Precision, parse};
 
-use crate::support::{ask, engine};
+use crate::support::{self, ask, engine};
 
 const LINES: &str = r#"
 cpu,vm=a v=2.5,n=7i,u=7u,s="x",b=true 1000000000
@@ -18,8 +18,7 @@ cpu,vm=b n=1i 4000000000
 
 fn open(lines: &str) -> (tempfile::TempDir, Engine) {
     let dir = tempfile::tempdir().expect("a folder");
-    let options = Options { retention: Arc::new(|_, _| std::time::Duration::MAX), ..Options::default() };
-    let (store, _) = Store::open(Arc::new(RealDisk), dir.path(), options).expect("it opens");
+    let store = support::open(dir.path());
     let parsed = parse(lines, Precision::Nanosecond, i64::MAX);
     let admitted = Catalog::default().admit("db", parsed, false).expect("good lines");
     store.apply(1, "db", &admitted.batch).expect("it takes them");

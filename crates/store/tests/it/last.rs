@@ -1,12 +1,8 @@
 //! `last_cache`: the newest row of each series, whatever came late, was flushed, compacted or restarted between.
 
-use std::sync::Arc;
-
-use disk::RealDisk;
 use store::sql::Format;
-use store::{Options, Store};
 
-use crate::support::{Model, Point, ask, batch, engine, rows};
+use crate::support::{Model, Point, ask, batch, engine, open, rows};
 
 const DAY_NS: i64 = 86_400_000_000_000;
 const HOUR_NS: i64 = 3_600_000_000_000;
@@ -29,11 +25,6 @@ fn random_points(random: &mut fastrand::Rng, hour: i64) -> Vec<Point> {
         Point { table: "t".to_owned(), tags, time, fields }
     });
     points.collect()
-}
-
-fn open(dir: &std::path::Path) -> Store {
-    let options = Options { retention: Arc::new(|_, _| std::time::Duration::MAX), ..Options::default() };
-    Store::open(Arc::new(RealDisk), dir, options).expect("it opens").0
 }
 
 fn check(seed: u64) {

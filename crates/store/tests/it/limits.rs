@@ -1,15 +1,12 @@
 //! What a query may take: memory that DataFusion does not see by itself is counted, too.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
 
-use disk::RealDisk;
 use futures_util::StreamExt as _;
+use store::Store;
 use store::sql::{Engine, Format, QueryError, QueryLimits};
-use store::{Options, Store};
 
-use crate::support::{Point, batch};
+use crate::support::{Point, batch, open};
 
 const START: i64 = 20_000 * 86_400_000_000_000;
 const SECOND: i64 = 1_000_000_000;
@@ -41,8 +38,7 @@ fn points(count: i64, value: i64) -> Vec<Point> {
 #[test]
 fn merging_and_roll_ups_and_filled_gaps_count_as_memory_of_queries() {
     let dir = tempfile::tempdir().expect("a folder");
-    let options = Options { retention: Arc::new(|_, _| Duration::MAX), ..Options::default() };
-    let (store, _) = Store::open(Arc::new(RealDisk), dir.path(), options).expect("it opens");
+    let store = open(dir.path());
     let rows = 40_000;
     // Every point again: all are merged, as one series.
     for (seq, value) in [(1, 1), (2, 2)] {

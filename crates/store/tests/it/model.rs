@@ -1,11 +1,6 @@
 //! Random points in random order, flushes, compactions and restarts: the store holds what a plain model holds.
 
-use std::sync::Arc;
-
-use disk::RealDisk;
-use store::{Options, Store};
-
-use crate::support::{Model, Point, batch, engine, rows};
+use crate::support::{Model, Point, batch, engine, open, rows};
 
 const DAY_NS: i64 = 86_400_000_000_000;
 const START: i64 = 20_781 * DAY_NS;
@@ -27,13 +22,6 @@ fn random_points(random: &mut fastrand::Rng) -> Vec<Point> {
         points.push(Point { table: format!("t{}", random.u8(0..2)), tags, time, fields });
     }
     points
-}
-
-fn open(dir: &std::path::Path) -> Store {
-    let options = Options { retention: Arc::new(|_, _| std::time::Duration::MAX), ..Options::default() };
-    let (store, complaints) = Store::open(Arc::new(RealDisk), dir, options).expect("it opens");
-    assert!(complaints.is_empty(), "{complaints:?}");
-    store
 }
 
 /// One random history.

@@ -2,15 +2,15 @@
 //! same entry point as `fuzz/fuzz_targets/sql.rs`, on stable, bounded; `KVMETRY_SEEDS=from..to` for more.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use disk::RealDisk;
 use futures_util::StreamExt as _;
+use store::Store;
 use store::sql::{Engine, Format, QueryError, QueryLimits};
-use store::{Options, Store};
 use telemetry::lines::{Catalog, Precision, parse};
-use telemetry::workload::{Options as VmOptions, Workload};
+use telemetry::workload::{Options, Workload};
+
+use crate::support::open;
 
 /// Beside those of docs/QUERIES.md.
 const QUERIES: [&str; 12] = [
@@ -81,9 +81,8 @@ fn mutated(random: &mut fastrand::Rng, query: &str) -> String {
 }
 
 fn filled(dir: &std::path::Path) -> Store {
-    let options = Options { retention: Arc::new(|_, _| Duration::MAX), ..Options::default() };
-    let (store, _) = Store::open(Arc::new(RealDisk), dir, options).expect("it opens");
-    let mut workload = Workload::new(VmOptions { vms: 3, ..VmOptions::default() });
+    let store = open(dir);
+    let mut workload = Workload::new(Options { vms: 3, ..Options::default() });
     for seq in 1..=12 {
         let mut lines = Vec::new();
         workload.cycle(&mut lines);

@@ -1,13 +1,8 @@
 //! Roll-ups equal the same computed from the raw points, whatever came late, was flushed or restarted between.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
 
-use disk::RealDisk;
-use store::{Options, Store};
-
-use crate::support::{Point, batch, engine, rows};
+use crate::support::{Point, batch, engine, open, rows};
 
 const START: i64 = 20_781 * 86_400_000_000_000;
 const SECOND: i64 = 1_000_000_000;
@@ -88,11 +83,6 @@ fn expected(points: &[Point], ns: i64) -> Vec<String> {
         .collect();
     lines.sort();
     lines
-}
-
-fn open(dir: &std::path::Path) -> Store {
-    let options = Options { retention: Arc::new(|_, _| Duration::MAX), ..Options::default() };
-    Store::open(Arc::new(RealDisk), dir, options).expect("it opens").0
 }
 
 fn check(seed: u64) {

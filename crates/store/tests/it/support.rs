@@ -2,11 +2,23 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
+use disk::RealDisk;
 use futures_util::StreamExt as _;
-use store::Store;
 use store::sql::{Engine, Format, QueryLimits};
+use store::{Options, Store};
 use telemetry::lines::{Batch, FieldColumn, SeriesKey, TableBatch, Values};
+
+/// The store in this folder, whole, which keeps rows for ever.
+pub(crate) fn open(dir: &Path) -> Store {
+    let options = Options { retention: Arc::new(|_, _| Duration::MAX), ..Options::default() };
+    let (store, complaints) = Store::open(Arc::new(RealDisk), dir, options).expect("it opens");
+    assert!(complaints.is_empty(), "{complaints:?}");
+    store
+}
 
 /// A point: one row, some of whose fields are given.
 #[derive(Clone, Debug)]
