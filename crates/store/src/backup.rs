@@ -35,7 +35,8 @@ impl Store {
     /// empty. Takes rows in and answers queries meanwhile. Where the file system has no hard links, files are copied.
     ///
     /// # Errors
-    /// The file system. What is in the folder then is no store.
+    /// [`StoreError::InJournalOnly`] and [`StoreError::NoRoom`] before anything is written; the file system. What is in the
+    /// folder then is no store.
     pub fn backup(&self, into: &Path, now_ns: i64) -> Result<Carried> {
         let pinned = self.pin(now_ns)?;
         let mut carrier = Carrier::new(&*pinned.disk, into, pinned.manifest.cursor)?;

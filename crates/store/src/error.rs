@@ -58,6 +58,12 @@ pub enum StoreError {
         /// `min_free`, and what the work takes for a time.
         needed: u64,
     },
+    /// Rows that were given up for want of room have not been read again from the journal yet.
+    #[error(
+        "some points are in the journal only, for want of room: make room if the disk is nearly full, and try again when \
+         the log tells that the store has read them again"
+    )]
+    InJournalOnly,
     /// The same is being done already.
     #[error("a compaction is running already")]
     Running,

@@ -5,6 +5,8 @@
 
 mod compaction;
 mod opening;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 
 use std::collections::BTreeMap;

@@ -116,7 +116,7 @@ impl Inner {
 
     /// # Errors
     /// [`StoreError::NoRoom`] if the file system has less than `min_free` left when so many bytes more are taken.
-    fn demand_room(&self, bytes: u64) -> Result<()> {
+    pub(super) fn demand_room(&self, bytes: u64) -> Result<()> {
         match self.room_for(bytes)? {
             Room::Enough => Ok(()),
             Room::Short { free, min_free } => Err(StoreError::NoRoom { free, needed: min_free }),

@@ -169,9 +169,16 @@ impl Store {
 
     /// Writes all rows into files, and returns what counts then, with the files of each table. They stay where they are
     /// as long as they are held, whatever compaction and retention do.
+    ///
+    /// # Errors
+    /// As [`Store::backup`].
     pub(crate) fn pin(&self, now_ns: i64) -> Result<Pinned> {
+        self.inner.demand_room(0)?;
         let mut work = self.inner.begin()?;
+        self.inner.demand_all_rows()?;
         self.inner.flush(&mut work, now_ns)?;
+        // Rows may have been given up meanwhile.
+        self.inner.demand_all_rows()?;
         work.last_flush_ns = Some(now_ns);
         let manifest = self.inner.manifest(&Commit { cursor: work.cursor, ..Commit::default() });
         let files_of = |it: &TableEntry| match self.inner.find(&it.database, &it.table) {
@@ -567,6 +574,14 @@ impl Inner {
         }
         applied.has_gap |= dropped > 0;
         dropped
+    }
+
+    /// # Errors
+    /// [`StoreError::InJournalOnly`] if only the journal has some rows.
+    fn demand_all_rows(&self) -> Result<()> {
+        let applied = lock(&self.applied);
+        let is_whole = !applied.has_gap && applied.left_out.is_none();
+        is_whole.then_some(()).ok_or(StoreError::InJournalOnly)
     }
 
     /// Removes files that no longer count and that no query reads.

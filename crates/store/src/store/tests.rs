@@ -1,0 +1,60 @@
+//! Upkeep where something is amiss: what is told, what is kept, what is given back.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use disk::Disk;
+use disk::double::{Double, Effect, Failure, Fault, Op};
+use telemetry::lines::{Catalog, Precision, parse};
+
+use super::{Done, Options, Store};
+use crate::error::StoreError;
+
+const DAY_NS: i64 = 86_400_000_000_000;
+const HOUR_NS: i64 = DAY_NS / 24;
+const START: i64 = 20_781 * DAY_NS;
+
+/// Keeps rows for ever, and never lacks room.
+fn options() -> Options {
+    let retention = Arc::new(|_: &str, _: &str| Duration::MAX);
+    Options { retention, max_size: Some(u64::MAX), min_free: Some(0), ..Options::default() }
+}
+
+fn open(disk: &Double, options: &Options) -> Store {
+    let disk = Arc::new(disk.clone()) as Arc<dyn Disk>;
+    Store::open(disk, Path::new("/store"), options.clone()).expect("it opens").0
+}
+
+fn apply(store: &Store, seq: u64, lines: &str) {
+    let parsed = parse(lines, Precision::Nanosecond, i64::MAX);
+    let batch = Catalog::default().admit("db", parsed, false).expect("good lines").batch;
+    store.apply_read(seq, "db", &batch).expect("it takes them");
+}
+
+/// A backup has no journal that could bring back what the store has given up: there is none until the store is whole, nor
+/// one that takes of what must stay free.
+#[test]
+fn a_backup_has_all_rows_or_is_refused() {
+    let disk = Double::new();
+    let store = open(&disk, &Options { min_free: Some(1 << 20), memory: 64 << 10, ..options() });
+    let refused = |store: &Store, is_meant: fn(&StoreError) -> bool| {
+        let error = store.backup(Path::new("/backup"), START).expect_err("it is refused");
+        assert!(is_meant(&error), "{error:?}");
+        assert!(disk.list(Path::new("/backup")).is_err(), "nothing is written");
+    };
+    apply(&store, 1, &format!("t,vm=a v=1i {START}"));
+    disk.set_space(Some(1 << 19));
+    refused(&store, |it| matches!(it, StoreError::NoRoom { .. }));
+    let many: String = (2..4_000).map(|it| format!("t,vm=a v=1i {}\n", START + it)).collect();
+    apply(&store, 2, &many);
+    assert_eq!(store.maintain(START, 0).expect("it goes on").dropped_rows, 3_999);
+    disk.set_space(None);
+    refused(&store, |it| matches!(it, StoreError::InJournalOnly));
+    assert_eq!(store.read_again(), 0);
+    apply(&store, 1, &format!("t,vm=a v=1i {START}"));
+    refused(&store, |it| matches!(it, StoreError::InJournalOnly));
+    apply(&store, 2, &many);
+    assert!(store.caught_up(2));
+    assert_eq!(store.backup(Path::new("/backup"), START).expect("all is there").cursor, 2);
+}
