@@ -90,28 +90,36 @@ impl Inner {
 
     /// Merges the files of a day as far as that is worth it. Returns how many went into others.
     fn compact_day(&self, table: &Arc<Table>, day: i32, is_over: bool) -> Result<usize> {
-        let mut whole = Vec::new();
         // Nothing here may hold the list of files: what was replaced is removed once nobody has it.
         let of_day: Vec<_> = table.lock().files.iter().filter(|it| it.entry.day == day).cloned().collect();
         if of_day.len() < 2 {
             return Ok(0);
         }
+        // One that may be there again after a start keeps its place in the order: no file becomes one with another across it.
+        let (mut runs, mut run) = (Vec::new(), Vec::new());
         for file in of_day {
             if file.is_whole()? {
-                whole.push(file);
+                run.push(file);
+            } else if !file.is_damaged() {
+                runs.push(std::mem::take(&mut run));
             }
         }
-        let set = worth_merging(whole, is_over);
-        if set.len() < 2 {
-            return Ok(0);
+        runs.push(run);
+        let mut merged = 0;
+        for run in runs {
+            let set = worth_merging(run, is_over);
+            if set.len() < 2 {
+                continue;
+            }
+            // At the worst the new file takes as much as the old ones, which stay until it counts.
+            let bytes = set.iter().map(|it| it.entry.bytes).sum();
+            self.demand_room(bytes)?;
+            self.merging.store(bytes, Ordering::Relaxed);
+            let files = self.merge_files(table, set);
+            self.merging.store(0, Ordering::Relaxed);
+            merged += files?;
         }
-        // At the worst the new file takes as much as the old ones, which stay until it counts.
-        let bytes = set.iter().map(|it| it.entry.bytes).sum();
-        self.demand_room(bytes)?;
-        self.merging.store(bytes, Ordering::Relaxed);
-        let merged = self.merge_files(table, set);
-        self.merging.store(0, Ordering::Relaxed);
-        merged
+        Ok(merged)
     }
 
     /// # Errors

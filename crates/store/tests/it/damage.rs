@@ -126,6 +126,34 @@ fn compaction_goes_on_with_the_next_day_and_table() {
     assert_eq!((fed.rows("a").len(), fed.rows("b").len()), (120, 180));
 }
 
+/// A file that is away for a time: what is merged meanwhile is not merged across it, so its rows are where they were when
+/// it is back, and a point that was repeated is one.
+#[test]
+fn a_file_that_comes_back_stands_where_it_stood() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut fed = Fed { store: open(dir.path(), None).0, seq: 0 };
+    for (minute, value) in [(0, 1), (1, 2), (2, 3), (1, 4), (3, 5)] {
+        fed.apply(&[point("a", START + minute * HOUR / 60, value)]);
+        fed.store.flush(START).expect("it flushes");
+    }
+    let rows = fed.rows("a");
+    assert_eq!(rows.len(), 4);
+    drop(fed.store);
+    // That of the third row: the point that is repeated is before it and after it.
+    for place in [1, 2] {
+        let file = files(dir.path(), "a", ".parquet").remove(place);
+        let away = dir.path().join("away");
+        std::fs::rename(&file, &away).expect("it goes");
+        let store = open(dir.path(), None).0;
+        store.compact(START + DAY).expect("it compacts");
+        drop(store);
+        std::fs::rename(&away, &file).expect("it comes back");
+        fed.store = open(dir.path(), None).0;
+        assert_eq!(fed.rows("a"), rows, "without {}", file.display());
+        drop(fed.store);
+    }
+}
+
 /// Days that went to make room: the roll-ups by the hour that are left stay what they were when a late point comes.
 #[test]
 fn a_late_point_does_not_spoil_the_hours_of_a_removed_day() {
