@@ -2,7 +2,7 @@
 //! there afterwards, once.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -323,6 +323,7 @@ fn each_operation_may_fail(first: u64, effect: Effect) {
         let seq = journal.len() as u64;
         store.apply(seq, "db", &batch(&journal[journal.len() - 1])).expect("it takes them");
         store.flush(START).unwrap_or_else(|error| panic!("{context}: {error:?}"));
+        assert_eq!(unborn_files(&disk, Path::new("/store")), Vec::<PathBuf>::new(), "{context}");
         drop(store);
         disk.crash(nth);
         let store = open(&disk, &journal).unwrap_or_else(|what| panic!("{context}: {what}"));
@@ -330,6 +331,19 @@ fn each_operation_may_fail(first: u64, effect: Effect) {
         nth += 4;
     }
     assert!(operations > 100, "only {operations} operations were tried");
+}
+
+/// Files below a folder that were written and do not count.
+fn unborn_files(disk: &Double, dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in disk.list(dir).expect("a folder") {
+        if entry.is_dir {
+            found.extend(unborn_files(disk, &entry.path));
+        } else if entry.path.extension().is_some_and(|it| it == "new") {
+            found.push(entry.path);
+        }
+    }
+    found
 }
 
 /// Below `min_free` the oldest rows in memory go. They are read again from the journal, also those that came meanwhile,

@@ -9,7 +9,7 @@ use super::{Inner, Store, lock};
 use crate::error::{Result, StoreError};
 use crate::files::{Effort, StoredFile};
 use crate::layout::day_of;
-use crate::manifest::{FileEntry, unborn};
+use crate::manifest::FileEntry;
 use crate::memory::all_of;
 use crate::merge::{Sorted, Source};
 use crate::table::Table;
@@ -147,16 +147,13 @@ impl Inner {
         }
         let new: Vec<New> =
             self.write_file(table, entry, &schema, sources, late, Effort::Compaction)?.into_iter().collect();
-        let mut work = self.begin()?;
+        let mut work = self.begin().inspect_err(|_| self.discard(&new))?;
         let is_there = {
             let state = table.lock();
             set.iter().all(|it| is_one_of(it, &state.files))
         };
         if !is_there {
-            for (_, file) in new {
-                // What stays is removed at the next start.
-                let _ = self.disk.remove_file(&unborn(&file.path));
-            }
+            self.discard(&new);
             return Ok(0);
         }
         let (cursor, merged) = (work.cursor, set.len());

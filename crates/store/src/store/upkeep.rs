@@ -263,27 +263,35 @@ impl Inner {
             return Ok(0);
         }
         let span = (work.cursor + 1, last);
-        let written = self.write_flush(&taken, marks, span, now_ns);
-        let committed = written.and_then(|(new, known)| {
-            let raw = new.iter().filter(|it| it.0.role == Role::Raw);
-            let rows = raw.map(|it| it.1.entry.rows).sum();
-            self.commit(work, Commit { cursor: last, new, known, ..Commit::default() }).map(|()| rows)
-        });
+        let mut new = Vec::new();
+        let committed = match self.write_flush(&taken, marks, span, now_ns, &mut new) {
+            Ok(known) => {
+                let raw = new.iter().filter(|it| it.0.role == Role::Raw);
+                let rows = raw.map(|it| it.1.entry.rows).sum();
+                self.commit(work, Commit { cursor: last, new, known, ..Commit::default() }).map(|()| rows)
+            }
+            Err(error) => {
+                self.discard(&new);
+                Err(error)
+            }
+        };
         if committed.is_err() {
             taken.iter().for_each(|(table, _)| table.lock().memory.not_flushed());
         }
         committed
     }
 
-    /// Writes the files of a flush: rows as they are, and the roll-ups that they bring to an end.
+    /// Writes the files of a flush: rows as they are, and the roll-ups that they bring to an end. What was written until an
+    /// error is in `new`, too.
     fn write_flush(
         &self,
         taken: &[Taken],
         marks: Vec<Mark>,
         span: (u64, u64),
         now_ns: i64,
-    ) -> Result<(Vec<New>, Vec<Known>)> {
-        let mut new = self.write_chunks(taken, span, now_ns)?;
+        new: &mut Vec<New>,
+    ) -> Result<Vec<Known>> {
+        self.write_chunks(taken, span, now_ns, new)?;
         let mut known = Vec::new();
         for ((table, chunks), mut mark) in taken.iter().zip(marks) {
             if !table.rolls {
@@ -305,14 +313,11 @@ impl Inner {
                     continue;
                 };
                 target.lock().columns = rollup::columns(&table.name, &snapshot.columns);
-                new.extend(self.write_chunks(
-                    &[(target, rows.into_iter().map(Arc::new).collect())],
-                    span,
-                    now_ns,
-                )?);
+                let rows = rows.into_iter().map(Arc::new).collect();
+                self.write_chunks(&[(target, rows)], span, now_ns, new)?;
             }
         }
-        Ok((new, known))
+        Ok(known)
     }
 
     /// The roll-ups that the rows in memory bring to an end. Older files that late rows need and that turn out to be
@@ -332,8 +337,7 @@ impl Inner {
         }
     }
 
-    fn write_chunks(&self, taken: &[Taken], span: (u64, u64), now_ns: i64) -> Result<Vec<New>> {
-        let mut new = Vec::new();
+    fn write_chunks(&self, taken: &[Taken], span: (u64, u64), now_ns: i64, new: &mut Vec<New>) -> Result<()> {
         for (table, chunks) in taken {
             let schema = table.lock().columns.resting_schema();
             let late = all_of(chunks.iter().filter_map(|it| it.late));
@@ -346,7 +350,7 @@ impl Inner {
                 new.extend(self.write_file(table, entry, &schema, sources, late, Effort::Flush)?);
             }
         }
-        Ok(new)
+        Ok(())
     }
 
     /// Writes one file from sources that are older before newer. It does not count yet.
@@ -364,9 +368,17 @@ impl Inner {
         if let Some(dir) = path.parent() {
             self.disk.create_dir_all(dir).map_err(StoreError::io("making", dir))?;
         }
-        let mut writer = FileWriter::create(&*self.disk, &unborn(&path), schema, effort)?;
-        merge(schema, sources, table.rule(), |_, rows| writer.write(&rows))?;
-        let Some(written) = writer.finish()? else { return Ok(None) };
+        let new = unborn(&path);
+        let write = || {
+            let mut writer = FileWriter::create(&*self.disk, &new, schema, effort)?;
+            merge(schema, sources, table.rule(), |_, rows| writer.write(&rows))?;
+            writer.finish()
+        };
+        let written = write();
+        if !matches!(written, Ok(Some(_))) {
+            self.remove_unborn(&path);
+        }
+        let Some(written) = written? else { return Ok(None) };
         (entry.rows, entry.bytes, entry.times) = (written.rows, written.bytes, written.times);
         entry.crc32 = written.crc32;
         // Only what an older file may hold too is late.
@@ -378,13 +390,26 @@ impl Inner {
         Ok(Some((Arc::clone(table), StoredFile::new(&self.disk, path, entry))))
     }
 
+    /// Removes what was written and does not count: the next try has other names, and would leave it.
+    pub(super) fn discard(&self, new: &[New]) {
+        new.iter().for_each(|(_, file)| self.remove_unborn(&file.path));
+    }
+
+    fn remove_unborn(&self, path: &Path) {
+        // What stays is removed at the next start.
+        let _ = self.disk.remove_file(&unborn(path));
+    }
+
     /// Makes new files count and old ones not, at once and durably.
     pub(super) fn commit(&self, work: &mut Work, commit: Commit) -> Result<()> {
         let Commit { cursor, new, old, .. } = &commit;
         let is_flush = *cursor > work.cursor;
         let dirs: BTreeSet<&Path> = new.iter().filter_map(|it| it.1.path.parent()).collect();
         for dir in dirs {
-            self.disk.sync_dir(dir).map_err(StoreError::io("syncing", dir))?;
+            if let Err(error) = self.disk.sync_dir(dir) {
+                self.discard(new);
+                return Err(StoreError::io("syncing", dir)(error));
+            }
         }
         work.orphans = new.iter().map(|it| it.1.path.clone()).collect();
         work.is_uncertain = true;
