@@ -58,3 +58,25 @@ fn a_backup_has_all_rows_or_is_refused() {
     assert!(store.caught_up(2));
     assert_eq!(store.backup(Path::new("/backup"), START).expect("all is there").cursor, 2);
 }
+
+/// What could not be removed is not said to be.
+#[test]
+fn days_are_told_as_removed_when_they_are() {
+    let disk = Double::new();
+    let store = open(&disk, &options());
+    for day in 0..3 {
+        apply(&store, day + 1, &format!("t,vm=a v=1i {}", START + day.cast_signed() * DAY_NS));
+    }
+    store.flush(START).expect("it flushes");
+    let files = store.stats().files;
+    drop(store);
+    let store = open(&disk, &Options { max_size: Some(0), ..options() });
+    disk.fault(Fault::every(Op::Write, Effect::Fail(Failure::Io)).on("manifest"));
+    let (_, done) = *store.maintain(START, 0).expect_err("it cannot commit");
+    assert_eq!((done.dropped_days, done.dropped_bytes, store.stats().files), (Vec::new(), 0, files));
+    disk.heal();
+    let done = store.maintain(START, 0).expect("it can again");
+    // Those of hours go last.
+    assert_eq!(done.dropped_days.len(), 5, "{done:?}");
+    assert_eq!(store.stats().files, 0);
+}

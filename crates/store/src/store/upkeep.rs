@@ -568,19 +568,21 @@ impl Inner {
             return Ok(());
         }
         files.sort_by_key(|(is_hours, file)| (*is_hours, file.entry.day));
-        let mut old = Vec::new();
+        let (mut old, mut days, mut freed) = (Vec::new(), Vec::new(), 0);
         for day in files.chunk_by(|a, b| (a.0, a.1.entry.day) == (b.0, b.1.entry.day)) {
             if bytes <= max_size && count <= MAX_FILES {
                 break;
             }
             count -= day.len();
-            let freed: u64 = day.iter().map(|it| it.1.entry.bytes).sum();
-            bytes = bytes.saturating_sub(freed);
-            done.dropped_bytes += freed;
-            done.dropped_days.push(layout::day_name(day[0].1.entry.day));
+            let of_day: u64 = day.iter().map(|it| it.1.entry.bytes).sum();
+            bytes = bytes.saturating_sub(of_day);
+            freed += of_day;
+            days.push(layout::day_name(day[0].1.entry.day));
             old.extend(day.iter().map(|it| Arc::clone(&it.1)));
         }
-        self.commit(work, Commit { cursor: work.cursor, old, is_early: true, ..Commit::default() })
+        self.commit(work, Commit { cursor: work.cursor, old, is_early: true, ..Commit::default() })?;
+        (done.dropped_days, done.dropped_bytes) = (days, freed);
+        Ok(())
     }
 
     /// Gives up the oldest chunk of each table, and again, until an eighth of the memory is free. The journal has them, and
