@@ -34,8 +34,8 @@ impl Store {
     /// Writes all rows into files and merges the files of each day into one.
     ///
     /// # Errors
-    /// As [`Store::maintain`]; [`StoreError::NoRoom`] before anything is written, or before the day that there is no room
-    /// for; [`StoreError::Running`] while another one works.
+    /// As [`Store::maintain`]; [`StoreError::NoRoom`] before anything is written, or at the end, if there was no room for a
+    /// day; [`StoreError::Running`] while another one works.
     pub fn compact(&self, now_ns: i64) -> Result<Done> {
         let _one_at_a_time = match self.inner.asked.try_lock() {
             Ok(asked) => asked,
@@ -62,22 +62,24 @@ impl Inner {
     /// Merges files where that is worth it; `all` makes one file of each day. Returns how many files went into others.
     /// Files are read and written without holding anything that a flush or a query waits for.
     ///
-    /// A file that cannot be read holds up its own day only; the first such error is returned at the end.
+    /// A file that cannot be read holds up its own day only, and so does want of room: a day may be small enough. The
+    /// first such error is returned at the end.
     fn compact(&self, now_ns: i64, all: bool) -> Result<usize> {
         let _one_at_a_time = lock(&self.compacting);
         let today = day_of(now_ns);
         let mut merged = 0;
-        let mut unread = None;
+        let mut unmerged = None;
         for table in self.all_tables() {
             let days: BTreeSet<i32> = table.lock().files.iter().map(|it| it.entry.day).collect();
             for day in days {
                 loop {
                     match self.compact_day(&table, day, all || day < today) {
                         Ok(files) => merged += files,
+                        Err(error @ StoreError::NoRoom { .. }) => drop(unmerged.get_or_insert(error)),
                         Err(error) => match table.file_of(&error) {
                             // The same without it.
                             Some(file) if file.doubt(&error) => continue,
-                            Some(_) => drop(unread.get_or_insert(error)),
+                            Some(_) => drop(unmerged.get_or_insert(error)),
                             None => return Err(error),
                         },
                     }
@@ -85,7 +87,7 @@ impl Inner {
                 }
             }
         }
-        unread.map_or(Ok(merged), Err)
+        unmerged.map_or(Ok(merged), Err)
     }
 
     /// Merges the files of a day as far as that is worth it. Returns how many went into others.

@@ -80,3 +80,30 @@ fn days_are_told_as_removed_when_they_are() {
     assert_eq!(done.dropped_days.len(), 5, "{done:?}");
     assert_eq!(store.stats().files, 0);
 }
+
+/// A day that there is no room for is left as it is; smaller ones are merged.
+#[test]
+fn a_day_without_room_holds_up_no_other() {
+    let disk = Double::new();
+    let store = open(&disk, &Options { min_free: Some(1 << 20), ..options() });
+    let mut random = fastrand::Rng::with_seed(1);
+    for (day, rows) in [(0, 4_000), (1, 1)] {
+        for part in 0..2 {
+            let time = |row: i64| START + day * DAY_NS + 2 * row + part;
+            let lines: String =
+                (0..rows).map(|it| format!("t v={}i {}\n", random.i64(..), time(it))).collect();
+            apply(&store, (2 * day + part + 1).cast_unsigned(), &lines);
+            store.flush(START).expect("it flushes");
+        }
+    }
+    let of = |day: i32| {
+        let table = store.inner.find("db", "t").expect("it is there");
+        let files = table.lock().files.iter().filter(|it| it.entry.day == 20_781 + day).count();
+        files
+    };
+    let used = (1 << 40) - disk.space(Path::new("/store")).expect("it tells").free;
+    disk.set_space(Some(used + (1 << 20) + (20 << 10)));
+    let error = store.compact(START + 9 * DAY_NS).expect_err("there is no room for one");
+    assert!(matches!(error, StoreError::NoRoom { .. }), "{error:?}");
+    assert_eq!((of(0), of(1)), (2, 1));
+}
