@@ -107,3 +107,10 @@ fn a_day_without_room_holds_up_no_other() {
     assert!(matches!(error, StoreError::NoRoom { .. }), "{error:?}");
     assert_eq!((of(0), of(1)), (2, 1));
 }
+
+#[test]
+fn for_ever_begins_with_time() {
+    let store = open(&Double::new(), &options());
+    apply(&store, 1, "t v=1i -9000000000000000000");
+    assert_eq!(store.flush(START).expect("it flushes").flushed_rows, 1);
+}

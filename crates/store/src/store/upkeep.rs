@@ -230,8 +230,9 @@ impl Inner {
     /// The start of the oldest day of a table that its retention keeps at this time.
     pub(crate) fn oldest_ns(&self, table: &Table, now_ns: i64) -> i64 {
         let keep = (self.options.retention)(&table.database, &table.name);
-        let keep = i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX);
-        now_ns.checked_sub(keep).map_or(i64::MIN, |oldest| day_start_ns(day_of(oldest)))
+        // What is longer than all times is for ever, also for rows from before 1734.
+        let oldest = i64::try_from(keep.as_nanos()).ok().and_then(|keep| now_ns.checked_sub(keep));
+        oldest.map_or(i64::MIN, |oldest| day_start_ns(day_of(oldest)))
     }
 
     /// The latest time of a row; `None` without rows.
