@@ -83,6 +83,7 @@ impl Store {
         let work = Work {
             cursor,
             last_flush_ns: None,
+            last_sweep_ns: None,
             is_uncertain: false,
             orphans: Vec::new(),
             doomed: Vec::new(),

@@ -114,3 +114,20 @@ fn for_ever_begins_with_time() {
     apply(&store, 1, "t v=1i -9000000000000000000");
     assert_eq!(store.flush(START).expect("it flushes").flushed_rows, 1);
 }
+
+/// While nothing can be written, the newest rows that somebody asks for are held as ever.
+#[test]
+fn a_disk_that_fails_takes_no_last_values() {
+    let disk = Double::new();
+    let store = open(&disk, &options());
+    apply(&store, 1, &format!("t v=1i {START}"));
+    store.maintain(START, 0).expect("nothing is due");
+    let table = store.inner.find("db", "t").expect("it is there");
+    let columns = crate::last::schema(&table.lock().columns.clone());
+    table.last_rows(&columns, START).expect("an answer");
+    disk.fault(Fault::every(Op::Write, Effect::Fail(Failure::Io)));
+    for second in 0..3 {
+        store.maintain(START + HOUR_NS + second, 0).expect_err("it cannot write");
+    }
+    assert!(!table.must_fill_last(), "they were asked for within the hour");
+}

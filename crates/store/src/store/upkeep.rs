@@ -22,12 +22,17 @@ use crate::table::{Role, Snapshot, Table};
 /// Rows rest this long in memory at most: the journal has them, and this is what a start reads again.
 const FLUSH_EVERY: Duration = Duration::from_secs(600);
 
+/// How often series without rows leave the newest rows, and tables that nobody asks for them: whether something was
+/// written says nothing about that.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+
 /// What only maintenance touches.
 #[derive(Debug)]
 pub(super) struct Work {
     /// The last journal entry whose rows are all in files.
     pub(super) cursor: u64,
     pub(super) last_flush_ns: Option<i64>,
+    pub(super) last_sweep_ns: Option<i64>,
     /// A commit failed half-way: which manifest is durable is not known before the old one is written again.
     pub(super) is_uncertain: bool,
     /// The files of that commit.
@@ -135,15 +140,16 @@ impl Store {
     fn work_within(&self, now_ns: i64, others: u64, done: &mut Done) -> Result<()> {
         let mut work = self.inner.begin()?;
         self.inner.bury(&mut work);
-        let last = work.last_flush_ns.filter(|&last| last <= now_ns).unwrap_or(now_ns);
-        work.last_flush_ns = Some(last);
-        let is_due = now_ns - last >= FLUSH_EVERY.as_nanos() as i64;
+        if is_due(&mut work.last_sweep_ns, now_ns, SWEEP_EVERY) {
+            self.inner.all_tables().iter().for_each(|it| it.lock().last.sweep(now_ns));
+            work.last_sweep_ns = Some(now_ns);
+        }
+        let is_due = is_due(&mut work.last_flush_ns, now_ns, FLUSH_EVERY);
         done.cursor = work.cursor;
         self.inner.set_aside(&mut work)?;
         self.inner.keep_within(&mut work, others, done)?;
         if is_due {
             done.expired_files = self.inner.expire(&mut work, now_ns)?;
-            self.inner.all_tables().iter().for_each(|it| it.lock().last.sweep(now_ns));
         }
         if done.room == Room::Enough && (is_due || self.inner.memory_bytes() >= self.inner.options.memory / 2)
         {
@@ -627,6 +633,14 @@ impl Inner {
             false
         });
     }
+}
+
+/// Whether what was done last at this time is to be done again. The first time it begins to count, as where the clock was
+/// set back.
+fn is_due(last: &mut Option<i64>, now_ns: i64, every: Duration) -> bool {
+    let at = last.filter(|&it| it <= now_ns).unwrap_or(now_ns);
+    *last = Some(at);
+    now_ns - at >= every.as_nanos() as i64
 }
 
 pub(super) fn is_one_of(file: &Arc<StoredFile>, files: &[Arc<StoredFile>]) -> bool {
