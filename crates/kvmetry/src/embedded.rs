@@ -226,6 +226,9 @@ impl Reading<'_> {
                 let (Ok(done) | Err(done)) =
                     self.store.maintain(self.clock.wall_ns(), 0).map_err(|failed| failed.1);
                 self.journal.advance(STORE, done.cursor);
+                if done.expired_rows > 0 {
+                    tell_expired(done.expired_rows, 0);
+                }
             }
         }
         Ok(())
@@ -249,6 +252,14 @@ impl Reading<'_> {
             lost(batch.lines, format!("the store cannot take them: {error}"));
         }
     }
+}
+
+fn tell_expired(rows: u64, held_back: u64) {
+    tracing::warn!(
+        held_back,
+        rows,
+        "points were written that are older than their table's retention, and are not kept; see [store] retention"
+    );
 }
 
 struct Feed {
@@ -370,6 +381,11 @@ impl Upkeep {
                 "the store cannot write and has no memory left: its oldest rows are in the journal only, and are read from \
                  it when there is room"
             );
+        }
+        if done.expired_rows > 0
+            && let Some(held_back) = self.told.tell("expired", self.clock.monotonic())
+        {
+            tell_expired(done.expired_rows, held_back);
         }
         let has_room = done.room == Room::Enough;
         if has_room != self.has_room {

@@ -84,6 +84,7 @@ impl Store {
             cursor,
             last_flush_ns: None,
             last_sweep_ns: None,
+            expired_rows: 0,
             is_uncertain: false,
             orphans: Vec::new(),
             doomed: Vec::new(),

@@ -131,3 +131,17 @@ fn a_disk_that_fails_takes_no_last_values() {
     }
     assert!(!table.must_fill_last(), "they were asked for within the hour");
 }
+
+/// A flush believes the clock no more than retention does, and tells what it leaves out for being too old.
+#[test]
+fn a_flush_tells_the_rows_that_are_too_old() {
+    let retention = Arc::new(|_: &str, _: &str| Duration::from_secs(30 * 86_400));
+    let store = open(&Double::new(), &Options { retention, ..options() });
+    apply(&store, 1, &format!("t v=1i {START}"));
+    let ahead = START + 40 * DAY_NS;
+    assert_eq!(store.flush(ahead).expect("it flushes").flushed_rows, 1);
+    apply(&store, 2, &format!("t v=1i {}\nt v=1i {}", START - 31 * DAY_NS, START - 29 * DAY_NS));
+    assert_eq!(store.flush(ahead).expect("it flushes").flushed_rows, 1);
+    let expired = || store.maintain(ahead, 0).expect("nothing is due").expired_rows;
+    assert_eq!((expired(), expired()), (1, 0));
+}

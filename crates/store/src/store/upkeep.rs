@@ -1,5 +1,6 @@
 //! Upkeep: rows from memory into files, the commit that makes files count, retention, and the limits of the disk.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -33,6 +34,8 @@ pub(super) struct Work {
     pub(super) cursor: u64,
     pub(super) last_flush_ns: Option<i64>,
     pub(super) last_sweep_ns: Option<i64>,
+    /// See [`Done::expired_rows`]: those that are not told yet.
+    pub(super) expired_rows: u64,
     /// A commit failed half-way: which manifest is durable is not known before the old one is written again.
     pub(super) is_uncertain: bool,
     /// The files of that commit.
@@ -86,6 +89,9 @@ pub struct Done {
     pub compacted_files: usize,
     /// Files that retention removed.
     pub expired_files: usize,
+    /// Rows that no file got, because they were older than their table's retention when they were to be written, in all
+    /// flushes since the last [`Store::maintain`].
+    pub expired_rows: u64,
     /// The days whose rows went because the files took too much, as `YYYY-MM-DD`, and the bytes that this freed.
     pub dropped_days: Vec<String>,
     /// See `dropped_days`.
@@ -158,6 +164,7 @@ impl Store {
         }
         self.inner.bury(&mut work);
         done.cursor = work.cursor;
+        done.expired_rows = std::mem::take(&mut work.expired_rows);
         Ok(())
     }
 
@@ -246,6 +253,11 @@ impl Inner {
         self.all_tables().iter().filter_map(|it| it.newest()).max()
     }
 
+    /// What of the clock is believed, which may be far ahead: a day after the latest row. `None` without rows.
+    fn believed(&self, now_ns: i64) -> Option<i64> {
+        self.newest_ns().map(|newest| now_ns.min(newest.saturating_add(DAY_NS)))
+    }
+
     /// Writes all rows into files. Returns how many.
     pub(super) fn flush(&self, work: &mut Work, now_ns: i64) -> Result<u64> {
         let (last, taken, marks) = {
@@ -269,13 +281,18 @@ impl Inner {
         if last == work.cursor {
             return Ok(0);
         }
+        let now_ns = self.believed(now_ns).unwrap_or(now_ns);
         let span = (work.cursor + 1, last);
         let mut new = Vec::new();
         let committed = match self.write_flush(&taken, marks, span, now_ns, &mut new) {
-            Ok(known) => {
+            Ok((known, expired)) => {
                 let raw = new.iter().filter(|it| it.0.role == Role::Raw);
                 let rows = raw.map(|it| it.1.entry.rows).sum();
-                self.commit(work, Commit { cursor: last, new, known, ..Commit::default() }).map(|()| rows)
+                let done = self.commit(work, Commit { cursor: last, new, known, ..Commit::default() });
+                done.map(|()| {
+                    work.expired_rows += expired;
+                    rows
+                })
             }
             Err(error) => {
                 self.discard(&new);
@@ -289,7 +306,7 @@ impl Inner {
     }
 
     /// Writes the files of a flush: rows as they are, and the roll-ups that they bring to an end. What was written until an
-    /// error is in `new`, too.
+    /// error is in `new`, too. Returns what is known then, and how many rows were left out, see [`Done::expired_rows`].
     fn write_flush(
         &self,
         taken: &[Taken],
@@ -297,8 +314,8 @@ impl Inner {
         span: (u64, u64),
         now_ns: i64,
         new: &mut Vec<New>,
-    ) -> Result<Vec<Known>> {
-        self.write_chunks(taken, span, now_ns, new)?;
+    ) -> Result<(Vec<Known>, u64)> {
+        let expired = self.write_chunks(taken, span, now_ns, new)?;
         let mut known = Vec::new();
         for ((table, chunks), mut mark) in taken.iter().zip(marks) {
             if !table.rolls {
@@ -324,7 +341,7 @@ impl Inner {
                 self.write_chunks(&[(target, rows)], span, now_ns, new)?;
             }
         }
-        Ok(known)
+        Ok((known, expired))
     }
 
     /// The roll-ups that the rows in memory bring to an end. Older files that late rows need and that turn out to be
@@ -344,20 +361,33 @@ impl Inner {
         }
     }
 
-    fn write_chunks(&self, taken: &[Taken], span: (u64, u64), now_ns: i64, new: &mut Vec<New>) -> Result<()> {
+    /// Returns how many rows were left out.
+    fn write_chunks(
+        &self,
+        taken: &[Taken],
+        span: (u64, u64),
+        now_ns: i64,
+        new: &mut Vec<New>,
+    ) -> Result<u64> {
+        let expired = Cell::new(0);
         for (table, chunks) in taken {
             let schema = table.lock().columns.resting_schema();
             let late = all_of(chunks.iter().filter_map(|it| it.late));
             // Days that are over long ago are not written at all. So there are as many files as days that are kept at most,
             // and with retention for ever no more than rows.
-            let day_of = |time| Some(day_of(time)).filter(|&day| !self.is_expired(table, day, now_ns));
+            let day_of = |time| {
+                let day = day_of(time);
+                let is_expired = self.is_expired(table, day, now_ns);
+                expired.set(expired.get() + u64::from(is_expired));
+                (!is_expired).then_some(day)
+            };
             for (day, source) in Chunks::by(&schema, chunks, day_of)? {
                 let entry = FileEntry { day, first: span.0, last: span.1, ..FileEntry::default() };
                 let sources: Vec<Box<dyn Source>> = vec![Box::new(source)];
                 new.extend(self.write_file(table, entry, &schema, sources, late, Effort::Flush)?);
             }
         }
-        Ok(())
+        Ok(expired.get())
     }
 
     /// Writes one file from sources that are older before newer. It does not count yet.
@@ -523,9 +553,7 @@ impl Inner {
 
     /// Removes days that are older than their table's retention. Returns how many files that were.
     pub(super) fn expire(&self, work: &mut Work, now_ns: i64) -> Result<usize> {
-        // A clock that is far ahead of all points is not believed.
-        let Some(newest) = self.newest_ns() else { return Ok(0) };
-        let now_ns = now_ns.min(newest.saturating_add(DAY_NS));
+        let Some(now_ns) = self.believed(now_ns) else { return Ok(0) };
         let mut old = Vec::new();
         for table in self.all_tables() {
             let files = table.lock().all_files();
