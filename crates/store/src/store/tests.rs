@@ -8,7 +8,7 @@ use disk::Disk;
 use disk::double::{Double, Effect, Failure, Fault, Op};
 use telemetry::lines::{Catalog, Precision, parse};
 
-use super::{Done, Options, Store};
+use super::{Options, Store};
 use crate::error::StoreError;
 
 const DAY_NS: i64 = 86_400_000_000_000;
@@ -144,4 +144,43 @@ fn a_flush_tells_the_rows_that_are_too_old() {
     assert_eq!(store.flush(ahead).expect("it flushes").flushed_rows, 1);
     let expired = || store.maintain(ahead, 0).expect("nothing is due").expired_rows;
     assert_eq!((expired(), expired()), (1, 0));
+}
+
+/// After an outage that is longer than the retention of raw rows, the hour in which it began gets its roll-up: where rows
+/// go before there is room to write, and where the power goes in between.
+#[test]
+fn an_outage_longer_than_retention_takes_no_hour() {
+    let days = |table: &str| if table == "t" { 7 } else { 400 };
+    let retention = Arc::new(move |_: &str, table: &str| Duration::from_secs(days(table) * 86_400));
+    let options = Options { retention, min_free: Some(1 << 20), ..options() };
+    let now = START + 9 * DAY_NS;
+    for has_room in [false, true] {
+        let disk = Double::new();
+        let store = open(&disk, &options);
+        apply(&store, 1, &format!("t v=1i {START}"));
+        store.flush(START).expect("it flushes");
+        drop(store);
+        let start = || {
+            let store = open(&disk, &options);
+            apply(&store, 2, &format!("t v=2i {now}"));
+            store.maintain(now, 0).expect("nothing is due");
+            store
+        };
+        let mut store = start();
+        if has_room {
+            disk.fault(Fault::every(Op::Write, Effect::PowerOff).on(".parquet"));
+            store.maintain(now + HOUR_NS, 0).expect_err("the power goes");
+            disk.crash(1);
+            disk.heal();
+            store = start();
+        } else {
+            disk.set_space(Some(1 << 19));
+            assert_eq!(store.maintain(now + HOUR_NS, 0).expect("it goes on").expired_files, 1);
+            disk.set_space(None);
+        }
+        store.maintain(now + HOUR_NS, 0).expect("it flushes");
+        let hours = Arc::clone(&store.inner.find("db", "t_1h").expect("roll-ups").lock().files);
+        let found: Vec<_> = hours.iter().map(|it| it.entry.times).collect();
+        assert_eq!(found, [(START, START)], "{has_room}");
+    }
 }

@@ -154,12 +154,16 @@ impl Store {
         done.cursor = work.cursor;
         self.inner.set_aside(&mut work)?;
         self.inner.keep_within(&mut work, others, done)?;
-        if is_due {
+        let is_full = || self.inner.memory_bytes() >= self.inner.options.memory / 2;
+        let flushes = done.room == Room::Enough && (is_due || is_full());
+        // Before old rows go: it brings the roll-ups of the last of them to an end.
+        let flushed = if flushes { self.inner.flush(&mut work, now_ns) } else { Ok(0) };
+        // Also where it failed, perhaps for want of the room that this gives, unless no commit can be begun now.
+        if is_due && !work.is_uncertain {
             done.expired_files = self.inner.expire(&mut work, now_ns)?;
         }
-        if done.room == Room::Enough && (is_due || self.inner.memory_bytes() >= self.inner.options.memory / 2)
-        {
-            done.flushed_rows = self.inner.flush(&mut work, now_ns)?;
+        done.flushed_rows = flushed?;
+        if flushes {
             work.last_flush_ns = Some(now_ns);
         }
         self.inner.bury(&mut work);
@@ -561,9 +565,30 @@ impl Inner {
         }
         let expired = old.len();
         if expired > 0 {
+            self.keep_open_buckets(&old);
             self.commit(work, Commit { cursor: work.cursor, old, ..Commit::default() })?;
         }
         Ok(expired)
+    }
+
+    /// To be called before these files go: what roll-ups that are not at their end must know of their rows is in memory from
+    /// then on. After an outage longer than the retention of raw rows that is the hour in which it began.
+    fn keep_open_buckets(&self, old: &[Arc<StoredFile>]) {
+        for table in self.all_tables().iter().filter(|it| it.rolls) {
+            let is_needed = {
+                let state = table.lock();
+                state.carry.is_none() && state.files.iter().any(|it| is_one_of(it, old))
+            };
+            // Room is not held up by a file that cannot be read.
+            if is_needed && let Err(error) = table.snapshot().and_then(|it| table.carry(&it)) {
+                let (database, table) = (&table.database, &table.name);
+                tracing::warn!(
+                    database,
+                    table,
+                    "old rows go, and the roll-ups of the last of them with them: {error}"
+                );
+            }
+        }
     }
 
     fn space(&self) -> Result<Space> {
@@ -615,6 +640,7 @@ impl Inner {
             days.push(layout::day_name(day[0].1.entry.day));
             old.extend(day.iter().map(|it| Arc::clone(&it.1)));
         }
+        self.keep_open_buckets(&old);
         self.commit(work, Commit { cursor: work.cursor, old, is_early: true, ..Commit::default() })?;
         (done.dropped_days, done.dropped_bytes) = (days, freed);
         Ok(())
