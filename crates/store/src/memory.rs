@@ -315,11 +315,7 @@ impl Memory {
         self.seal()?;
         let mark = self.mark(now_ns);
         self.flushing.append(&mut self.chunks);
-        let given = self.registry.given;
-        if let Some(gone) = self.registry.forget(now_ns, forget) {
-            self.floor = self.floor.max(gone);
-        }
-        self.registry.given = given;
+        self.forget(now_ns, forget);
         Ok((self.flushing.clone(), mark))
     }
 
@@ -335,13 +331,28 @@ impl Memory {
         std::mem::swap(&mut self.flushing, &mut self.chunks);
     }
 
-    /// Gives up the oldest chunk, or the open rows. Returns how many rows that were.
-    pub(crate) fn drop_oldest(&mut self) -> usize {
-        if self.chunks.is_empty() {
-            self.shown = None;
-            return std::mem::take(&mut self.open).times.len();
+    /// Gives up the oldest chunk, or the open rows and, as no row needs them then, the series. Returns how many rows that
+    /// were.
+    pub(crate) fn drop_oldest(&mut self, now_ns: i64) -> usize {
+        if !self.chunks.is_empty() {
+            return self.chunks.remove(0).series.len();
         }
-        self.chunks.remove(0).series.len()
+        self.shown = None;
+        let rows = std::mem::take(&mut self.open).times.len();
+        self.forget(now_ns, true);
+        if self.flushing.is_empty() {
+            self.registry.given = 0;
+        }
+        rows
+    }
+
+    /// See [`Registry::forget`].
+    fn forget(&mut self, now_ns: i64, all: bool) {
+        let given = self.registry.given;
+        if let Some(gone) = self.registry.forget(now_ns, all) {
+            self.floor = self.floor.max(gone);
+        }
+        self.registry.given = given;
     }
 
     /// The latest time.

@@ -184,3 +184,18 @@ fn an_outage_longer_than_retention_takes_no_hour() {
         assert_eq!(found, [(START, START)], "{has_room}");
     }
 }
+
+/// Each entry has a series of its own, and there is no room to write: the series are given up with their rows.
+#[test]
+fn series_without_room_take_no_more_memory_than_is_allowed() {
+    let disk = Double::new();
+    let options = Options { memory: 64 << 10, min_free: Some(1 << 20), ..options() };
+    let store = open(&disk, &options);
+    disk.set_space(Some(1 << 19));
+    for entry in 0..2_000 {
+        apply(&store, entry + 1, &format!("t,vm=vm{entry} v=1i {START}"));
+        store.maintain(START, 0).expect("it goes on");
+        assert!(!store.is_behind(), "after {entry}: {:?}", store.stats());
+    }
+    assert!(store.stats().memory_rows > 10, "{:?}", store.stats());
+}

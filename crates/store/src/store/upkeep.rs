@@ -135,7 +135,7 @@ impl Store {
         if self.is_behind()
             && (done.room != Room::Enough || worked.is_err() || lock(&self.inner.applied).has_gap)
         {
-            done.dropped_rows = self.inner.drop_oldest_rows();
+            done.dropped_rows = self.inner.drop_oldest_rows(now_ns);
         }
         match worked {
             Ok(()) => Ok(done),
@@ -646,15 +646,16 @@ impl Inner {
         Ok(())
     }
 
-    /// Gives up the oldest chunk of each table, and again, until an eighth of the memory is free. The journal has them, and
-    /// they are read again from it when there is room. Returns how many rows that were.
-    fn drop_oldest_rows(&self) -> u64 {
+    /// Gives up the oldest chunk of each table, and again, until an eighth of the memory is free; at last the series of
+    /// tables without rows. The journal has them, and they are read again from it when there is room. Returns how many rows
+    /// that were.
+    fn drop_oldest_rows(&self, now_ns: i64) -> u64 {
         let mut applied = lock(&self.applied);
         let mut dropped = 0;
         while self.memory_bytes() > self.options.memory / 8 * 7 {
             let before = dropped;
             for table in self.all_tables() {
-                dropped += table.lock().memory.drop_oldest() as u64;
+                dropped += table.lock().memory.drop_oldest(now_ns) as u64;
             }
             if dropped == before {
                 break;
