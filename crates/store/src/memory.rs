@@ -103,8 +103,10 @@ impl Registry {
                 tag.built = None;
                 next
             });
+            let before = tag.of_series.len();
             tag.of_series.resize(id as usize, None);
             tag.of_series.push(Some(code));
+            self.bytes += (tag.of_series.len() - before) * size_of::<Option<i32>>();
         }
         // The key stands here twice, and its values once more.
         let of_tag = |it: &(String, String)| TAG_BYTES + 2 * it.0.len() + 3 * it.1.len();

@@ -199,3 +199,17 @@ fn series_without_room_take_no_more_memory_than_is_allowed() {
     }
     assert!(store.stats().memory_rows > 10, "{:?}", store.stats());
 }
+
+/// A tag takes a place for each series that was there before it.
+#[test]
+fn series_with_a_tag_of_their_own_are_counted() {
+    let store = open(&Double::new(), &options());
+    let bytes_of = |seq, lines: String| {
+        let before = store.stats().memory_bytes;
+        apply(&store, seq, &lines);
+        store.stats().memory_bytes - before
+    };
+    bytes_of(1, (0..4_000).map(|it| format!("t,vm=vm{it} v=1i {START}\n")).collect());
+    let bytes = bytes_of(2, (0..100).map(|it| format!("t,own{it}=a v=1i {START}\n")).collect());
+    assert!(bytes > 100 * 4_000 * 8, "{bytes}");
+}
