@@ -213,3 +213,20 @@ fn series_with_a_tag_of_their_own_are_counted() {
     let bytes = bytes_of(2, (0..100).map(|it| format!("t,own{it}=a v=1i {START}\n")).collect());
     assert!(bytes > 100 * 4_000 * 8, "{bytes}");
 }
+
+/// However much others take, the files may take half of the limit.
+#[test]
+fn others_do_not_take_all_days() {
+    let disk = Double::new();
+    let store = open(&disk, &options());
+    apply(&store, 1, &format!("t v=1i {START}\nt v=1i {}", START + DAY_NS));
+    store.flush(START).expect("it flushes");
+    let bytes = store.stats().file_bytes;
+    drop(store);
+    for (max_size, is_enough) in [(2 * bytes, true), (2 * bytes - 2, false)] {
+        let store = open(&disk, &Options { max_size: Some(max_size), ..options() });
+        let done = store.maintain(START, u64::MAX).expect("it keeps within");
+        assert_eq!(done.dropped_days.is_empty(), is_enough, "{done:?}");
+        assert!(store.stats().files > 0);
+    }
+}

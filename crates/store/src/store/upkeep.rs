@@ -123,7 +123,8 @@ pub enum Room {
 
 impl Store {
     /// Flushes and removes what is due, within the limits of the disk. To be called every second or so, from a
-    /// thread that may wait. `others`: bytes that other things of ours take beside the files.
+    /// thread that may wait. `others`: bytes that other things of ours take beside the files; of half of
+    /// [`Options::max_size`] at most the files' days go for them.
     ///
     /// # Errors
     /// The file system; nothing in files is lost by it, the next call tries again. What was done until then comes with
@@ -620,8 +621,9 @@ impl Inner {
             let is_hours = matches!(&table.role, Role::RollUp { size, .. } if *size + 1 == BUCKETS.len());
             files.extend(table.lock().all_files().into_iter().map(|it| (is_hours, it)));
         }
-        // Files that a query still reads go by themselves.
-        let others = others + self.merging.load(Ordering::Relaxed);
+        // Files that a query still reads go by themselves. Of others as much is counted as leaves the files half of what they
+        // may take: those do not go when days do, and a small limit would cost all days, again and again.
+        let others = others.min(max_size / 2) + self.merging.load(Ordering::Relaxed);
         let mut bytes: u64 = others + files.iter().map(|it| it.1.entry.bytes).sum::<u64>();
         let mut count = files.len();
         if bytes <= max_size && count <= MAX_FILES {
