@@ -69,7 +69,7 @@ pub(crate) struct Registry {
     tags: HashMap<String, TagValues>,
     /// What the series take here, bytes, roughly.
     bytes: usize,
-    /// What chunks took of lists that were made anew for them, bytes.
+    /// What chunks took of lists that were made anew for them, bytes; what the next one takes of them is among it.
     given: usize,
 }
 
@@ -126,18 +126,33 @@ impl Registry {
         Arc::clone(&self.shared)
     }
 
+    /// What the lists take that the next chunk gets as they are, bytes.
+    fn ready(&self) -> usize {
+        let values = self.tags.values().filter_map(|it| it.built.as_ref());
+        8 * self.shared.len() + values.map(|it| it.get_array_memory_size()).sum::<usize>()
+    }
+
     /// Forgets the series that have had no row for [`REMEMBERED_NS`] before the newest one, or all that are not ahead of
     /// now. Returns the latest time of those that went.
     fn forget(&mut self, now_ns: i64, all: bool) -> Option<i64> {
         let newest = self.last.iter().copied().filter(|&last| last <= now_ns).max();
         let limit =
             if all { i64::MAX } else { newest.map_or(i64::MIN, |it| it.saturating_sub(REMEMBERED_NS)) };
-        let old = std::mem::take(self);
-        let (mut gone, mut ahead) = (None, 0);
-        for (key, last) in old.series.iter().zip(old.last) {
+        let mut ahead = 0;
+        let mut stays = |last: i64| {
             let is_ahead = last > now_ns && ahead < MAX_AHEAD;
             ahead += usize::from(is_ahead);
-            if last >= limit || is_ahead {
+            last >= limit || is_ahead
+        };
+        let stays: Vec<bool> = self.last.iter().map(|&last| stays(last)).collect();
+        // Mostly so, and whoever takes rows in waits for this.
+        if stays.iter().all(|&it| it) {
+            return None;
+        }
+        let old = std::mem::take(self);
+        let mut gone = None;
+        for ((key, last), stays) in old.series.iter().zip(old.last).zip(stays) {
+            if stays {
                 self.id(key, last);
             } else {
                 gone = gone.max(Some(last));
@@ -324,7 +339,7 @@ impl Memory {
     /// The taken rows are in files now.
     pub(crate) fn flushed(&mut self) {
         self.flushing.clear();
-        self.registry.given = 0;
+        self.registry.given = self.registry.ready();
     }
 
     /// The flush failed: the taken rows stay, for the next one.
@@ -343,7 +358,7 @@ impl Memory {
         let rows = std::mem::take(&mut self.open).times.len();
         self.forget(now_ns, true);
         if self.flushing.is_empty() {
-            self.registry.given = 0;
+            self.registry.given = self.registry.ready();
         }
         rows
     }

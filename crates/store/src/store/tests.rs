@@ -230,3 +230,24 @@ fn others_do_not_take_all_days() {
         assert!(store.stats().files > 0);
     }
 }
+
+/// A flush makes the list of series anew where some are forgotten, and only there: whoever takes rows in waits for it.
+#[test]
+fn a_flush_leaves_the_series_that_go_on_as_they_are() {
+    let store = open(&Double::new(), &options());
+    let series_after = |seq, lines: &str| {
+        apply(&store, seq, lines);
+        let table = store.inner.find("db", "t").expect("it is there");
+        let chunks = table.snapshot().expect("a snapshot").chunks;
+        store.flush(START + DAY_NS).expect("it flushes");
+        Arc::clone(&chunks[0].keys)
+    };
+    let lines = |after: i64| format!("t,vm=a v=1i {}\nt,vm=b v=1i {}", START + after, START + after);
+    let (first, again) = (series_after(1, &lines(0)), series_after(2, &lines(1)));
+    assert!(Arc::ptr_eq(&first, &again));
+    let bytes = store.stats().memory_bytes;
+    let one = series_after(3, &format!("t,vm=a v=1i {}", START + 2 * HOUR_NS));
+    assert!(Arc::ptr_eq(&first, &one), "b is forgotten at the end of it");
+    assert!(store.stats().memory_bytes < bytes, "{} of {bytes}", store.stats().memory_bytes);
+    assert_eq!(series_after(4, &format!("t,vm=a v=1i {}", START + 3 * HOUR_NS)).len(), 1);
+}
