@@ -14,7 +14,7 @@ use crate::error::{Result, StoreError};
 use crate::layout;
 use crate::schema::Columns;
 
-/// The format that is written; older ones are migrated when read, newer ones refused.
+/// The format that is written, and the first one: there is no older one to read. Newer ones are refused.
 pub(crate) const FORMAT: u64 = 1;
 /// The largest manifest that is read or written, bytes: a million files. The store removes its oldest days before
 /// ([`MAX_FILES`]).
@@ -146,6 +146,9 @@ pub(crate) fn read(disk: &dyn Disk, root: &Path) -> Result<Option<Manifest>> {
     let end = bytes.iter().position(|&byte| byte == b'\n').ok_or_else(|| damaged("no header".to_owned()))?;
     let (header, body) = (&bytes[..end], &bytes[end + 1..]);
     let header: Header = serde_json::from_slice(header).map_err(|error| damaged(error.to_string()))?;
+    if header.format == 0 {
+        return Err(damaged("no release wrote a format 0".to_owned()));
+    }
     if header.format > FORMAT {
         return Err(StoreError::Newer { path, found: header.format, known: FORMAT });
     }

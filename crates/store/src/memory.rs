@@ -227,7 +227,7 @@ impl Chunk {
 }
 
 /// The rows of one table that no file has yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Memory {
     registry: Registry,
     open: Rows,
@@ -240,10 +240,24 @@ pub(crate) struct Memory {
     floor: i64,
 }
 
+impl Default for Memory {
+    /// For a table without rows.
+    fn default() -> Self {
+        Self::new(&Mark::default())
+    }
+}
+
 impl Memory {
     /// For a table with these rows in files.
     pub(crate) fn new(mark: &Mark) -> Self {
-        let mut memory = Self { floor: mark.floor.unwrap_or(i64::MIN), ..Self::default() };
+        let mut memory = Self {
+            registry: Registry::default(),
+            open: Rows::default(),
+            shown: None,
+            chunks: Vec::new(),
+            flushing: Vec::new(),
+            floor: mark.floor.unwrap_or(i64::MIN),
+        };
         for (tags, last) in &mark.ahead {
             memory.registry.id(&SeriesKey { tags: tags.clone() }, *last);
         }

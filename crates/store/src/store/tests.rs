@@ -251,3 +251,26 @@ fn a_flush_leaves_the_series_that_go_on_as_they_are() {
     assert!(store.stats().memory_bytes < bytes, "{} of {bytes}", store.stats().memory_bytes);
     assert_eq!(series_after(4, &format!("t,vm=a v=1i {}", START + 3 * HOUR_NS)).len(), 1);
 }
+
+/// In a new table no row is late, whenever it was.
+#[test]
+fn rows_from_before_1970_are_late_for_none() {
+    let store = open(&Double::new(), &options());
+    apply(&store, 1, "t,vm=a v=1i -5\nt,vm=b v=1i -5\nt,vm=a v=1i -4");
+    let table = store.inner.find("db", "t").expect("it is there");
+    assert_eq!(table.snapshot().expect("a snapshot").chunks[0].late, None);
+}
+
+/// The first format is 1: a manifest that says 0 is none.
+#[test]
+fn a_manifest_of_no_format_is_refused() {
+    let disk = Double::new();
+    let store = open(&disk, &options());
+    apply(&store, 1, &format!("t v=1i {START}"));
+    store.flush(START).expect("it flushes");
+    drop(store);
+    let file = disk.open(Path::new("/store/manifest.json")).expect("it is there");
+    file.write_all_at(b"{\"format\":0", 0).expect("it can be written");
+    let opened = Store::open(Arc::new(disk.clone()) as Arc<dyn Disk>, Path::new("/store"), options());
+    assert!(matches!(opened, Err(StoreError::Damaged { .. })), "{opened:?}");
+}

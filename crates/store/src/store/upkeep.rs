@@ -207,8 +207,6 @@ impl Store {
         Ok(Pinned { disk: Arc::clone(&self.inner.disk), manifest, files })
     }
 
-    /// Merges small files where that is worth it. To be called every few seconds from another thread than
-    /// [`Store::maintain`]: it may take minutes, and holds nothing up. Returns how many files went into others.
     /// Whether there are more rows in memory than there should be: whoever can wait with more of them should.
     pub fn is_behind(&self) -> bool {
         self.inner.memory_bytes() >= self.inner.options.memory
