@@ -31,7 +31,7 @@ use parquet::schema::types::ColumnPath;
 use crate::error::{Result, StoreError};
 use crate::manifest::FileEntry;
 use crate::memory::{Times, overlap};
-use crate::merge::times;
+use crate::merge::{Rule, Sorted, merge, times};
 use crate::schema::{TIME, tag_type};
 
 /// Rows of a row group: what a reader skips by statistics, and what is in memory while it is written.
@@ -67,7 +67,7 @@ pub(crate) struct StoredFile {
     pub(crate) disk: Arc<dyn Disk>,
     metadata: OnceLock<Arc<ParquetMetaData>>,
     damage: OnceLock<Damage>,
-    /// How often it could not be read although it had been whole.
+    /// How often it could not be read although it had been whole, since it last could.
     doubts: AtomicU32,
 }
 
@@ -80,7 +80,7 @@ enum Damage {
     Changed,
 }
 
-/// Failures to read a file that had been whole, after which it is left out.
+/// Failures to read a file that had been whole, without a good reading between them, after which it is left out.
 const MAX_DOUBTS: u32 = 3;
 
 impl StoredFile {
@@ -137,18 +137,40 @@ impl StoredFile {
 
     /// To be called when reading failed: looks at the file again. True if it is left out from now on, so that whoever
     /// asked can go on without it; false if it may be read the next time.
-    pub(crate) fn doubt(&self, found: &StoreError) -> bool {
+    pub(crate) fn doubt(&self) -> bool {
         if self.damage.get().is_some() {
             return true;
         }
-        let doubts = self.doubts.fetch_add(1, Ordering::Relaxed) + 1;
-        match self.open().and_then(|file| self.verify(&file)) {
-            Err(error @ StoreError::Damaged { .. }) => self.give_up(&error),
-            // It is what was written and cannot be read, or the disk does not give it; but not for a moment only.
-            Ok(()) | Err(_) if doubts >= MAX_DOUBTS => self.give_up(found),
-            Ok(()) | Err(_) => {}
+        let (is_what_was_written, read) = match self.open().and_then(|file| self.verify(&file)) {
+            Ok(()) => (true, self.read_all()),
+            failed => (false, failed),
+        };
+        let error = match read {
+            // What failed did so for a moment.
+            Ok(()) => {
+                self.doubts.store(0, Ordering::Relaxed);
+                return false;
+            }
+            // That is no fault of the file.
+            Err(StoreError::Io { source, .. }) if is_shortage(&source) => return false,
+            Err(error) => error,
+        };
+        // If it is what was written and cannot be read, or the disk does not give it, the next time may be better.
+        let is_changed = !is_what_was_written && matches!(error, StoreError::Damaged { .. });
+        if is_changed || self.doubts.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_DOUBTS {
+            self.give_up(&error);
         }
         self.damage.get().is_some()
+    }
+
+    /// Reads all rows, as a compaction does.
+    fn read_all(&self) -> Result<()> {
+        let metadata = self.metadata(&self.open()?)?;
+        let metadata = ArrowReaderMetadata::try_new(metadata, ArrowReaderOptions::new())
+            .map_err(|error| self.damaged(error))?;
+        let schema = metadata.schema();
+        let rows = self.rows(schema, (i64::MIN, i64::MAX))?;
+        merge(schema, vec![Box::new(Sorted::new(schema, &self.path, rows))], Rule::Rows, |_, _| Ok(()))
     }
 
     /// Leaves the file out from now on.
@@ -408,6 +430,14 @@ fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
 }
 
+/// Whether an I/O error says that this process, or the system, has too little of something to read any file.
+fn is_shortage(error: &io::Error) -> bool {
+    /// ENFILE and EMFILE, for which there is no [`io::ErrorKind`]: Linux, `include/uapi/asm-generic/errno-base.h`.
+    const TOO_MANY_OPEN_FILES: [i32; 2] = [23, 24];
+    error.kind() == io::ErrorKind::OutOfMemory
+        || error.raw_os_error().is_some_and(|it| TOO_MANY_OPEN_FILES.contains(&it))
+}
+
 fn properties(schema: &SchemaRef, effort: Effort, steady: bool) -> WriterProperties {
     let level = match effort {
         Effort::Flush => 1,
@@ -462,5 +492,19 @@ impl Write for Appender {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shortage_is_no_fault_of_a_file() {
+        // ENOMEM, ENFILE, EMFILE; EIO, ENOENT.
+        for (errno, expect) in [(12, true), (23, true), (24, true), (5, false), (2, false)] {
+            let error = io::Error::from_raw_os_error(errno);
+            assert_eq!(is_shortage(&error), expect, "{error}");
+        }
     }
 }

@@ -78,7 +78,7 @@ impl Inner {
                         Err(error @ StoreError::NoRoom { .. }) => drop(unmerged.get_or_insert(error)),
                         Err(error) => match table.file_of(&error) {
                             // The same without it.
-                            Some(file) if file.doubt(&error) => continue,
+                            Some(file) if file.doubt() => continue,
                             Some(_) => drop(unmerged.get_or_insert(error)),
                             None => return Err(error),
                         },

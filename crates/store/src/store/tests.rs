@@ -274,3 +274,22 @@ fn a_manifest_of_no_format_is_refused() {
     let opened = Store::open(Arc::new(disk.clone()) as Arc<dyn Disk>, Path::new("/store"), options());
     assert!(matches!(opened, Err(StoreError::Damaged { .. })), "{opened:?}");
 }
+
+/// A file is left out once three readings have failed between which none went well; a start may find it again.
+#[test]
+fn failures_that_pass_leave_no_file_out() {
+    let disk = Double::new();
+    let store = open(&disk, &options());
+    apply(&store, 1, &format!("t,vm=a v=1i {START}"));
+    store.flush(START).expect("it flushes");
+    let file = Arc::clone(&store.inner.find("db", "t").expect("it is there").lock().files[0]);
+    assert!((0..5).all(|_| !file.doubt()), "it is whole");
+    let fail = || disk.fault(Fault::every(Op::Read, Effect::Fail(Failure::Io)).on(".parquet"));
+    fail();
+    assert_eq!([file.doubt(), file.doubt()], [false, false]);
+    disk.heal();
+    assert!(!file.doubt());
+    fail();
+    assert_eq!([file.doubt(), file.doubt(), file.doubt()], [false, false, true]);
+    assert!(!file.is_damaged(), "it is only not to be had");
+}

@@ -358,7 +358,7 @@ impl Inner {
             };
             match advance() {
                 // Each time there is a file less.
-                Err(error) if table.file_of(&error).is_some_and(|it| it.doubt(&error)) => {}
+                Err(error) if table.file_of(&error).is_some_and(|it| it.doubt()) => {}
                 advanced => return advanced,
             }
         }
