@@ -646,9 +646,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Gives up the oldest chunk of each table, and again, until an eighth of the memory is free; at last the series of
-    /// tables without rows. The journal has them, and they are read again from it when there is room. Returns how many rows
-    /// that were.
+    /// Gives up the oldest chunk of each table, and again, until an eighth of the memory is free; of a table without rows its
+    /// series. The journal has the rows, and they are read again from it when there is room. Returns how many that were.
     fn drop_oldest_rows(&self, now_ns: i64) -> u64 {
         let mut applied = lock(&self.applied);
         let mut dropped = 0;
