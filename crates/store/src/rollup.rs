@@ -259,7 +259,7 @@ struct Anew {
     hours: BTreeSet<i64>,
     /// The time of the last row that was known.
     known: Option<i64>,
-    /// The time of its last row; `None` where the series goes on from what was known.
+    /// The time of its last row; `None` where the series goes on from what was known, if anything was.
     last: Option<i64>,
     /// Its new rows.
     rows: RecordBatch,
@@ -371,6 +371,13 @@ pub(crate) fn advance(
         feed(series, &fields, rows, &mut |size, open| finished[size].push(&fields, &name, open))
     })?;
     leave_gaps(&fields, &mut anew, snapshot, carry.newest, &mut next, &mut finished)?;
+    // A series that has no row any more needs no memory: after this time no step is known.
+    let limit = newest.map(|it| it.saturating_sub(2 * STEP_LIMIT_NS));
+    for it in anew.values_mut() {
+        // Of a series that is not known, files have rows up to the hour of the limit at most: where its new ones end before
+        // it, those of the files may go on behind them, in windows of their own; where they end after it, they do not.
+        it.last = it.last.filter(|&last| it.known.is_some() || Some(last) >= limit);
+    }
     let mut recompute = Recompute { fields: &fields, anew: &anew, next: &mut next, finished: &mut finished };
     recompute.run(snapshot)?;
 
@@ -386,8 +393,6 @@ pub(crate) fn advance(
             }
         }
     }
-    // A series that has no row any more needs no memory: after this time no step is known.
-    let limit = newest.map(|it| it.saturating_sub(2 * STEP_LIMIT_NS));
     next.series.retain(|_, it| it.open.iter().any(Option::is_some) || it.last_time >= limit);
     let [minutes, hours] = finished;
     Ok(Advanced { carry: next, rows: [minutes.into_chunks(&fields)?, hours.into_chunks(&fields)?] })

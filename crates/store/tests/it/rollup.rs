@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use store::sql::Engine;
+
 use crate::support::{Point, batch, engine, open, rows};
 
 const START: i64 = 20_781 * 86_400_000_000_000;
@@ -85,6 +87,18 @@ fn expected(points: &[Point], ns: i64) -> Vec<String> {
     lines
 }
 
+/// The roll-ups are those of all these points.
+#[track_caller]
+fn compare(sql: &Engine, all: &[Point], context: &str) {
+    for (table, ns) in [("vm_devices_1m", 60 * SECOND), ("vm_devices_1h", HOUR)] {
+        let (found, expect) = (rows(sql, table, ""), expected(all, ns));
+        let missing: Vec<_> = expect.iter().filter(|it| !found.contains(it)).collect();
+        let twice = found.windows(2).filter(|it| it[0] == it[1]).map(|it| &it[0]);
+        let false_ones: Vec<_> = found.iter().filter(|it| !expect.contains(it)).chain(twice).collect();
+        assert!(found == expect, "{context}, {table}: missing {missing:#?}, false {false_ones:#?}");
+    }
+}
+
 fn check(seed: u64) {
     let dir = tempfile::tempdir().expect("a folder");
     let mut random = fastrand::Rng::with_seed(seed);
@@ -124,17 +138,7 @@ fn check(seed: u64) {
         if journal.is_empty() {
             continue;
         }
-        let all = journal.concat();
-        for (table, ns) in [("vm_devices_1m", 60 * SECOND), ("vm_devices_1h", HOUR)] {
-            let (found, expect) = (rows(&sql, table, ""), expected(&all, ns));
-            let missing: Vec<_> = expect.iter().filter(|it| !found.contains(it)).collect();
-            let twice = found.windows(2).filter(|it| it[0] == it[1]).map(|it| &it[0]);
-            let false_ones: Vec<_> = found.iter().filter(|it| !expect.contains(it)).chain(twice).collect();
-            assert!(
-                found == expect,
-                "seed {seed}, step {step}, {table}: missing {missing:#?}, false {false_ones:#?}"
-            );
-        }
+        compare(&sql, &journal.concat(), &format!("seed {seed}, step {step}"));
     }
 }
 
@@ -152,5 +156,46 @@ fn seeds() -> std::ops::Range<u64> {
 fn roll_ups_equal_those_of_the_raw_points() {
     for seed in seeds() {
         check(seed);
+    }
+}
+
+/// Points that come late, of series that have rested for so long that nothing is known of them but what is in files: as
+/// flush by flush VM, minute and second.
+#[test]
+fn late_points_of_series_that_rested_are_in_their_hours() {
+    let histories: [&[&[(&str, i64, i64)]]; 4] = [
+        // In two spans of hours, of which each has rows of `a`, the first one the new row.
+        &[&[("a", 110, 0), ("a", 270, 0), ("b", 600, 0)], &[("a", 115, 0), ("b", 245, 0)]],
+        // The same, where hours that nobody asked for have rows.
+        &[&[("a", 110, 0), ("a", 350, 0), ("a", 470, 0), ("b", 900, 0)], &[("a", 115, 0), ("b", 365, 0)]],
+        // A new one whose hour is over, and that goes on.
+        &[&[("b", 541, 0)], &[("a", 539, 55)], &[("a", 540, 5), ("b", 541, 5)], &[("a", 544, 0)]],
+        // One that was forgotten, and goes on.
+        &[
+            &[("a", 10, 0), ("b", 400, 0)],
+            &[("a", 398, 0)],
+            &[("a", 400, 5)],
+            &[("a", 404, 0), ("b", 550, 0)],
+        ],
+    ];
+    for (number, flushes) in histories.iter().enumerate() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = open(dir.path());
+        let sql = engine(&store);
+        let mut all = Vec::new();
+        for (seq, rows) in (1..).zip(*flushes) {
+            let point = |&(vm, minute, second): &(&str, i64, i64)| Point {
+                table: "vm_devices".to_owned(),
+                tags: vec![("name".to_owned(), vm.to_owned())],
+                time: START + (60 * minute + second) * SECOND,
+                fields: vec![("rxbytes".to_owned(), 60 * minute + second), ("heat".to_owned(), minute)],
+            };
+            let points: Vec<_> = rows.iter().map(point).collect();
+            store.apply(seq, "db", &batch(&points)).expect("it takes them");
+            all.extend(points);
+            compare(&sql, &all, &format!("history {number}, rows {seq}"));
+            store.flush(START + 86_400 * SECOND).expect("it flushes");
+            compare(&sql, &all, &format!("history {number}, flush {seq}"));
+        }
     }
 }
