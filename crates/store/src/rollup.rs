@@ -432,7 +432,19 @@ fn leave_gaps(
         if rows.num_rows() > 0 {
             let name = fields.key(key);
             let series = next.series.entry(name.clone()).or_default();
-            feed(series, fields, &rows, &mut |size, open| finished[size].push(fields, &name, open))?;
+            // What was given of the last known row's bucket is better than one of the rows behind it alone.
+            let was_given = |size: usize, open: &Open| {
+                let bucket = BUCKETS[size];
+                let is_of_known = it.known.is_some_and(|known| start_of(known, bucket.ns) == open.start);
+                is_of_known && is_closed(open.start, bucket, newest)
+            };
+            feed(series, fields, &rows, &mut |size, open| match was_given(size, &open) {
+                true => Ok(()),
+                false => finished[size].push(fields, &name, open),
+            })?;
+            for (size, open) in series.open.iter_mut().enumerate() {
+                open.take_if(|it| was_given(size, it));
+            }
         }
     }
     Ok(())
@@ -737,7 +749,77 @@ pub(crate) fn array(values: impl Iterator<Item = Option<Value>>, kind: Kind) -> 
 
 #[cfg(test)]
 mod tests {
+    use telemetry::lines::{Precision, parse};
+
     use super::*;
+    use crate::memory::Memory;
+
+    const HOUR: i64 = 3_600;
+
+    /// Rows `vm=value second`, as a table of these rows only.
+    fn rows(rows: &[(&str, f64, i64)]) -> Snapshot {
+        let text: String = rows.iter().map(|(vm, v, time)| format!("t,vm={vm} v={v} {time}\n")).collect();
+        let (batch, bad) = parse(&text, Precision::Second, i64::MAX).into_batch();
+        assert_eq!(bad, 0);
+        let mut memory = Memory::default();
+        memory.append(&batch.tables[0]).expect("it takes them");
+        let columns = Columns {
+            tags: ["vm".to_owned()].into(),
+            fields: [("v".to_owned(), Kind::Float)].into_iter().collect(),
+        };
+        let chunks = memory.show().expect("chunks");
+        Snapshot { columns, files: Arc::default(), chunks, carry: None, gone: Vec::new(), mark: None }
+    }
+
+    /// VM, second and mean of the buckets of each size.
+    fn found(advanced: &Advanced) -> [Vec<(String, i64, f64)>; 2] {
+        [0, 1].map(|size| {
+            let mut found = Vec::new();
+            for chunk in &advanced.rows[size] {
+                let means = chunk.rows.column_by_name("v_mean").expect("it").as_primitive::<Float64Type>();
+                let starts = times(&chunk.rows).expect("times");
+                for (row, &start) in starts.iter().enumerate() {
+                    let vm = chunk.keys[chunk.series[row] as usize].tags[0].1.clone();
+                    found.push((vm, start / 1_000_000_000, means.value(row)));
+                }
+            }
+            found.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.cmp(&b.1)));
+            found
+        })
+    }
+
+    /// After rows of which others are gone, one comes late: the buckets that it gives.
+    #[track_caller]
+    fn check_gap(known: &[(&str, f64, i64)], late: &[(&str, f64, i64)], expect: [&[(&str, i64, f64)]; 2]) {
+        let known = rows(known);
+        let advance = |carry: &Carry, snapshot: &Snapshot, give: Give| {
+            advance("t", carry, snapshot, i64::MIN, give, i64::MAX).expect("it goes on")
+        };
+        let carry = advance(&Carry::default(), &known, Give::Closed).carry;
+        let mut late = rows(late);
+        late.gone = vec![(11 * HOUR_NS, 11 * HOUR_NS + MINUTE_NS)];
+        let mut found = found(&advance(&carry, &late, Give::All));
+        found.iter_mut().for_each(|it| it.retain(|it| it.0 == "late"));
+        let expect = expect.map(|it| it.iter().map(|it| (it.0.to_owned(), it.1, it.2)).collect::<Vec<_>>());
+        assert_eq!(found, expect);
+    }
+
+    #[test]
+    fn where_rows_are_gone_a_late_one_spoils_no_bucket_that_was_given() {
+        let noon = 12 * HOUR;
+        // The minute of the known row is over; its hour goes on, and takes the late rows in.
+        check_gap(
+            &[("late", 1.0, noon + 5), ("b", 1.0, noon + 1_800)],
+            &[("late", 3.0, noon + 55), ("late", 5.0, noon + 600)],
+            [&[("late", noon + 600, 5.0)], &[("late", noon, 3.0)]],
+        );
+        // So is its hour; a minute that had no row gets one.
+        check_gap(
+            &[("late", 1.0, noon + 5), ("b", 1.0, noon + 2 * HOUR)],
+            &[("late", 3.0, noon + 55), ("late", 5.0, noon + 600)],
+            [&[("late", noon + 600, 5.0)], &[]],
+        );
+    }
 
     #[test]
     fn scattered_hours_are_read_in_few_spans() {
