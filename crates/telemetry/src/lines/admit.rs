@@ -196,12 +196,15 @@ fn line_by_line<'a>(
     let mut judges: Vec<Judge<'_>> = parsed
         .tables
         .iter()
-        .map(|table| Judge::new(table, known.and_then(|known| known.get(&table.batch.table))))
+        .map(|table| {
+            let columns = known.and_then(|known| known.get(&table.batch.table));
+            Judge::new(table, columns, is_rollup(known, &parsed.tables, table))
+        })
         .collect();
     let mut lines = Vec::new();
     for line in &parsed.lines {
         let Some(judge) = judges.get_mut(line.table as usize) else { continue };
-        let verdict = if is_rollup(known, &parsed.tables, judge.table) {
+        let verdict = if judge.is_rollup {
             let table = told(&judge.table.batch.table);
             Err(format!(
                 "table '{table}' is made by kvmetry, as the roll-ups of another one: write to that one"
@@ -245,6 +248,8 @@ fn line_by_line<'a>(
 /// Judges the rows of one table.
 struct Judge<'t> {
     table: &'t ParsedTable,
+    /// See [`is_rollup`].
+    is_rollup: bool,
     /// Whether the schema had the table before.
     was_known: bool,
     /// Whether it has it by now.
@@ -269,7 +274,7 @@ struct Name<'t> {
 }
 
 impl<'t> Judge<'t> {
-    fn new(table: &'t ParsedTable, known: Option<&Columns>) -> Self {
+    fn new(table: &'t ParsedTable, known: Option<&Columns>, is_rollup: bool) -> Self {
         let mut places = HashMap::new();
         let mut names = Vec::new();
         let mut place_of = |name: &'t str| {
@@ -285,6 +290,7 @@ impl<'t> Judge<'t> {
         let series = table.batch.series.iter().map(places_of_tags).collect();
         Self {
             table,
+            is_rollup,
             was_known: known.is_some(),
             exists: known.is_some(),
             column_count: known.map_or(0, Columns::len),
