@@ -29,6 +29,7 @@ use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
+use telemetry::lines::limits::ROLLUP_TAILS;
 
 use super::merged::Merged;
 use super::pruning;
@@ -143,7 +144,7 @@ impl TableProvider for Rows {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let times = pruning::wanted(filters);
         let is_quick = self.live.is_none() && files_of(&self.snapshot, times).all(|it| it.was_checked());
-        let groups = if is_quick {
+        let mut groups = if is_quick {
             self.snapshot.groups(times)?
         } else {
             let (snapshot, live) = (self.snapshot.clone(), self.live.clone());
@@ -170,6 +171,12 @@ impl TableProvider for Rows {
         let mut plans: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
         let mut files = Vec::new();
         let mut chunks = Vec::new();
+        // Their files may have a tag's name for a field from before the tag: DataFusion would take it for the tag.
+        let is_like_field = |tag: &String| ROLLUP_TAILS.iter().any(|tail| tag.ends_with(tail));
+        if self.rule == Rule::Rows && self.snapshot.columns.tags.iter().any(is_like_field) {
+            let is_file = |it: &mut Piece| matches!(it, Piece::File(_));
+            groups.merged.extend(groups.single.extract_if(.., is_file).map(|it| vec![it]));
+        }
         for piece in groups.single {
             match piece {
                 Piece::File(file) => files.push(file),

@@ -199,3 +199,40 @@ fn late_points_of_series_that_rested_are_in_their_hours() {
         }
     }
 }
+
+/// A tag that is called as a column of the roll-ups, which has been a field in their files before: there it is absent.
+#[test]
+fn a_tag_may_have_the_name_of_a_column_that_files_have() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = open(dir.path());
+    let sql = engine(&store);
+    let now = START + 24 * HOUR;
+    let point = |hour: i64, tag: Option<&str>| {
+        let tags = [("name", Some("vm")), ("v_last", tag)];
+        let tags = tags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())));
+        let (time, fields) = (START + hour * HOUR, vec![("v".to_owned(), 90 - hour)]);
+        Point { table: "t".to_owned(), tags: tags.collect(), time, fields }
+    };
+    let old: Vec<_> = (0..4).map(|hour| point(hour, None)).collect();
+    store.apply(1, "db", &batch(&old)).expect("it takes them");
+    store.flush(now).expect("it flushes");
+    store.apply(2, "db", &batch(&[point(4, Some("x")), point(6, None)])).expect("it takes them");
+    // From files of one kind, of both, and of one that was merged.
+    let check = |context: &str| {
+        let row = |hour: i64, tag: &str| {
+            let (v, start) = (90 - hour, START + hour * HOUR);
+            format!("name=vm time={start} {tag}v_max={v} v_mean={v}.000000000 v_min={v} ")
+        };
+        let expect: Vec<_> = (0..7).map(|hour| row(hour, if hour == 4 { "v_last=x " } else { "" })).collect();
+        let found = rows(&sql, "t_1h", "");
+        assert_eq!(found, [&expect[..5], &expect[6..]].concat(), "{context}");
+        assert_eq!(rows(&sql, "t_1h", "WHERE v_last = 'x'"), [expect[4].clone()], "{context}");
+    };
+    check("in memory");
+    store.flush(now).expect("it flushes");
+    check("in two files");
+    assert!(store.compact(now).expect("it compacts").compacted_files > 0);
+    check("in one file");
+    store.maintain(now, 0).expect("nothing is set aside");
+    assert_eq!(store.stats().file_rows, 6 + 5 + 5, "rows, minutes and hours, but for the last ones");
+}
