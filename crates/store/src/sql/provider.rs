@@ -76,7 +76,8 @@ impl Tables {
             let of = table.snapshot()?;
             snapshot.columns = rollup::columns(&table.name, &of.columns);
             let oldest = of.newest().map_or(i64::MIN, |newest| self.store.oldest_ns(&table, newest));
-            live = Some(LiveRollup { table, snapshot: of, size, oldest });
+            let store = Arc::clone(&self.store);
+            live = Some(LiveRollup { store, table, snapshot: of, size, oldest });
         }
         let schema = snapshot.columns.sql_schema();
         Ok(Rows { snapshot, live, schema, rule })
@@ -112,6 +113,7 @@ struct Rows {
 /// Roll-ups still to be worked out.
 #[derive(Clone, Debug)]
 struct LiveRollup {
+    store: Arc<Inner>,
     table: Arc<Table>,
     /// The raw rows.
     snapshot: Snapshot,
@@ -156,7 +158,11 @@ impl TableProvider for Rows {
                     memory.try_grow(
                         live.snapshot.chunks.iter().map(|it| it.rows.get_array_memory_size()).sum(),
                     )?;
-                    let mut rows = live.table.live_rollups(&live.snapshot, live.oldest)?;
+                    let mut rows = live.table.live_rollups(
+                        &live.snapshot,
+                        live.oldest,
+                        live.store.rollup_room(&live.table),
+                    )?;
                     snapshot.chunks.append(&mut rows[live.size]);
                 }
                 // Each is checked once; one after another, so that what a time-out leaves is not done again.

@@ -86,6 +86,7 @@ impl Store {
             is_uncertain: false,
             orphans: Vec::new(),
             doomed: Vec::new(),
+            left_out_series: 0,
         };
         let inner = Inner {
             disk,

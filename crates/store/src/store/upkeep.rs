@@ -34,6 +34,8 @@ pub(super) struct Work {
     pub(super) orphans: Vec<PathBuf>,
     /// Files that no longer count; each is removed when the last query that reads it is done.
     pub(super) doomed: Vec<Arc<StoredFile>>,
+    /// Series that roll-ups left out, as long as nobody was told.
+    pub(super) left_out_series: usize,
 }
 
 /// Of the memory for rows, what series may take that are remembered beyond a flush: a quarter. Where there are more, they
@@ -88,6 +90,9 @@ pub struct Done {
     /// Rows in memory that went because there was no room to write them: the journal has them, see
     /// [`Store::read_again`].
     pub dropped_rows: u64,
+    /// Series whose rows were written and went into no roll-up, since there were too many for
+    /// [`Options::rollup_memory`]; [`Store::maintain`] tells them, each once a flush.
+    pub left_out_series: usize,
     /// Whether there is room to grow.
     pub room: Room,
 }
@@ -152,6 +157,7 @@ impl Store {
         }
         self.inner.bury(&mut work);
         done.cursor = work.cursor;
+        done.left_out_series = std::mem::take(&mut work.left_out_series);
         Ok(())
     }
 
@@ -257,10 +263,12 @@ impl Inner {
         }
         let span = (work.cursor + 1, last);
         let written = self.write_flush(&taken, marks, span, now_ns);
-        let committed = written.and_then(|(new, known)| {
+        let committed = written.and_then(|(new, known, left_out)| {
             let raw = new.iter().filter(|it| it.0.role == Role::Raw);
             let rows = raw.map(|it| it.1.entry.rows).sum();
-            self.commit(work, Commit { cursor: last, new, known, ..Commit::default() }).map(|()| rows)
+            self.commit(work, Commit { cursor: last, new, known, ..Commit::default() })?;
+            work.left_out_series += left_out;
+            Ok(rows)
         });
         if committed.is_err() {
             taken.iter().for_each(|(table, _)| table.lock().memory.not_flushed());
@@ -268,16 +276,29 @@ impl Inner {
         committed
     }
 
-    /// Writes the files of a flush: rows as they are, and the roll-ups that they bring to an end.
+    /// What the roll-ups of all tables go on from, bytes, roughly.
+    fn rollup_bytes(&self) -> usize {
+        self.all_tables().iter().map(|it| it.lock().rollup_bytes()).sum()
+    }
+
+    /// How many bytes the roll-ups of this table may go on from.
+    pub(crate) fn rollup_room(&self, table: &Table) -> usize {
+        let own = table.lock().rollup_bytes();
+        self.options.rollup_memory.saturating_sub(self.rollup_bytes().saturating_sub(own))
+    }
+
+    /// Writes the files of a flush: rows as they are, and the roll-ups that they bring to an end. Tells also how many series
+    /// those had no room for.
     fn write_flush(
         &self,
         taken: &[Taken],
         marks: Vec<Mark>,
         span: (u64, u64),
         now_ns: i64,
-    ) -> Result<(Vec<New>, Vec<Known>)> {
+    ) -> Result<(Vec<New>, Vec<Known>, usize)> {
         let mut new = self.write_chunks(taken, span, now_ns)?;
-        let mut known = Vec::new();
+        let (mut known, mut left_out) = (Vec::new(), 0);
+        let mut rollup_bytes = self.rollup_bytes();
         for ((table, chunks), mut mark) in taken.iter().zip(marks) {
             if !table.rolls {
                 // If it gets roll-ups one day, they begin there.
@@ -286,7 +307,11 @@ impl Inner {
                 continue;
             }
             let snapshot = table.lock().snapshot(chunks.clone());
-            let advanced = self.advance(table, &snapshot, now_ns)?;
+            rollup_bytes = rollup_bytes.saturating_sub(snapshot.carry.as_ref().map_or(0, |it| it.bytes()));
+            let room = self.options.rollup_memory.saturating_sub(rollup_bytes);
+            let advanced = self.advance(table, &snapshot, now_ns, room)?;
+            rollup_bytes += advanced.carry.bytes();
+            left_out += advanced.left_out;
             mark.rolled_until = advanced.carry.newest();
             known.push((Arc::clone(table), mark, Some(Arc::new(advanced.carry))));
             for (bucket, rows) in BUCKETS.iter().zip(advanced.rows) {
@@ -305,17 +330,17 @@ impl Inner {
                 )?);
             }
         }
-        Ok((new, known))
+        Ok((new, known, left_out))
     }
 
     /// The roll-ups that the rows in memory bring to an end. Older files that late rows need and that turn out to be
     /// damaged are left out.
-    fn advance(&self, table: &Arc<Table>, snapshot: &Snapshot, now_ns: i64) -> Result<Advanced> {
+    fn advance(&self, table: &Arc<Table>, snapshot: &Snapshot, now_ns: i64, room: usize) -> Result<Advanced> {
         let oldest = self.oldest_ns(table, now_ns);
         loop {
             let advance = || {
-                let carry = table.carry(snapshot)?;
-                rollup::advance(&table.name, &carry, snapshot, oldest, Give::Closed, now_ns)
+                let carry = table.carry(snapshot, room)?;
+                rollup::advance(&table.name, &carry, snapshot, oldest, Give::Closed, now_ns, room)
             };
             match advance() {
                 // Each time there is a file less.

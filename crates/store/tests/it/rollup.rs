@@ -1,8 +1,13 @@
 //! Roll-ups equal the same computed from the raw points, whatever came late, was flushed or restarted between.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
+use disk::RealDisk;
 use store::sql::Engine;
+use store::{Options, Store};
 
 use crate::support::{Point, batch, engine, open, rows};
 
@@ -235,4 +240,73 @@ fn a_tag_may_have_the_name_of_a_column_that_files_have() {
     check("in one file");
     store.maintain(now, 0).expect("nothing is set aside");
     assert_eq!(store.stats().file_rows, 6 + 5 + 5, "rows, minutes and hours, but for the last ones");
+}
+
+/// More series than there is memory for: some have no roll-ups, and that is told. Where there is room again, the hour that
+/// goes on is whole, also after a start.
+#[test]
+fn series_that_find_no_room_are_left_out_of_roll_ups() {
+    const ROOM: usize = 20_000;
+    let open = |dir: &Path, rollup_memory: usize| {
+        let retention = Arc::new(|_: &str, _: &str| Duration::MAX);
+        let options = Options { retention, rollup_memory, min_free: Some(0), ..Options::default() };
+        Store::open(Arc::new(RealDisk), dir, options).expect("it opens").0
+    };
+    let points = |table: &str, kind: &str, count: i64, minute: i64| {
+        let point = |number: i64| Point {
+            table: table.to_owned(),
+            tags: vec![("name".to_owned(), format!("{kind}{number}"))],
+            time: START + minute * 60 * SECOND,
+            fields: vec![("heat".to_owned(), minute), ("rxbytes".to_owned(), 7 * minute)],
+        };
+        (0..count).map(point).collect::<Vec<_>>()
+    };
+    let now = START + 24 * HOUR;
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut store = open(dir.path(), ROOM);
+    let mut all = Vec::new();
+    let mut write = |store: &Store, points: Vec<Point>| {
+        store.apply(all.len() as u64 + 1, "db", &batch(&points)).expect("it takes them");
+        let live = rows(&engine(store), "vm_devices_1h", "").len();
+        store.flush(now).expect("it flushes");
+        all.push(points);
+        let left_out = store.maintain(now, 0).expect("nothing is due").left_out_series;
+        assert!(store.stats().rollup_bytes <= ROOM, "{:?}", store.stats());
+        (live, left_out)
+    };
+    let (live, left_out) = write(&store, points("vm_devices", "a", 50, 0));
+    assert!((10..40).contains(&live) && live + left_out == 50, "{live} live, {left_out} left out");
+    // Other tables have what is left.
+    assert_eq!(write(&store, points("other", "o", 50, 0)).1, 50);
+    // The same ones go on, and no others.
+    assert_eq!(write(&store, points("vm_devices", "a", 50, 1)), (live, left_out));
+    assert_eq!(write(&store, points("vm_devices", "b", 5, 110)).1, 5);
+    assert_eq!(write(&store, points("vm_devices", "b", 5, 122)).1, 5);
+    // Those that rest have made room now.
+    assert_eq!(write(&store, points("vm_devices", "b", 5, 123)).1, 0);
+    let check = |store: &Store, all: &[Vec<Point>], vm: &str| {
+        for (table, ns) in [("vm_devices_1m", 60 * SECOND), ("vm_devices_1h", HOUR)] {
+            let from = START + 2 * HOUR;
+            let sql = format!("WHERE name LIKE '{vm}%' AND CAST(time AS BIGINT) >= {from}");
+            let is_asked = |it: &&Point| it.tags[0].1.starts_with(vm);
+            let all: Vec<Point> = all.iter().flatten().filter(is_asked).cloned().collect();
+            let start = |line: &str| line.split("time=").nth(1)?.split(' ').next()?.parse::<i64>().ok();
+            let mut expect = expected(&all, ns);
+            expect.retain(|it| start(it) >= Some(from));
+            assert_eq!(rows(&engine(store), table, &sql), expect, "{table} of {vm}");
+        }
+    };
+    check(&store, &all, "b");
+    // A start with less room, and one with more.
+    store = open(dir.path(), ROOM / 10);
+    store.apply(7, "db", &batch(&points("vm_devices", "b", 5, 124))).expect("it takes them");
+    all.push(points("vm_devices", "b", 5, 124));
+    store.flush(now).expect("it flushes");
+    assert!((1..=ROOM / 10).contains(&store.stats().rollup_bytes), "{:?}", store.stats());
+    drop(store);
+    store = open(dir.path(), ROOM);
+    store.apply(8, "db", &batch(&points("vm_devices", "b", 5, 125))).expect("it takes them");
+    all.push(points("vm_devices", "b", 5, 125));
+    let hours = rows(&engine(&store), "vm_devices_1h", "WHERE name LIKE 'b%' AND heat_last = 125");
+    assert!(hours.len() == 5 && hours.iter().all(|it| it.contains("heat_min=122 ")), "{hours:#?}");
 }
