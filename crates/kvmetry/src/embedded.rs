@@ -387,6 +387,17 @@ impl Upkeep {
         {
             tell_expired(done.expired_rows, held_back);
         }
+        if done.left_out_series > 0
+            && let Some(held_back) = self.told.tell("roll-ups", self.clock.monotonic())
+        {
+            tracing::warn!(
+                held_back,
+                series = done.left_out_series,
+                "there are more series than memory for their roll-ups: these have none until others have rested for two \
+                 hours, their points are all there; look for a tag whose values never come again, or see [store] \
+                 no_rollups"
+            );
+        }
         let has_room = done.room == Room::Enough;
         if has_room != self.has_room {
             match done.room {

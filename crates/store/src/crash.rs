@@ -101,7 +101,7 @@ fn check(store: &Store, journal: &Journal) -> Result<(), String> {
         return Err(format!("{} rows are there, of {}", found_rows.len(), expected_rows.len()));
     }
     let table = store.inner.find("db", "t").expect("it is there");
-    let live = table.live_rollups(&raw, i64::MIN).expect("roll-ups");
+    let live = table.live_rollups(&raw, i64::MIN, usize::MAX).expect("roll-ups");
     let whole = Snapshot {
         files: Arc::default(),
         carry: None,
@@ -109,8 +109,9 @@ fn check(store: &Store, journal: &Journal) -> Result<(), String> {
         chunks: all_chunks(journal),
         ..raw.clone()
     };
-    let carry = rollup::rebuild("t", &whole).expect("nothing");
-    let anew = rollup::advance("t", &carry, &whole, i64::MIN, Give::All, i64::MAX).expect("roll-ups").rows;
+    let carry = rollup::rebuild("t", &whole, usize::MAX).expect("nothing");
+    let anew = rollup::advance("t", &carry, &whole, i64::MIN, Give::All, i64::MAX, usize::MAX);
+    let anew = anew.expect("roll-ups").rows;
     for ((name, live), anew) in ["t_1m", "t_1h"].into_iter().zip(live).zip(anew) {
         let mut rolled = snapshot(store, name).expect("a table of roll-ups");
         rolled.columns = rollup::columns("t", &raw.columns);

@@ -135,14 +135,17 @@ fn one_point_a_time(rows: RecordBatch, rule: Rule) -> Result<RecordBatch> {
     Ok(RecordBatch::try_new(rows.schema(), columns)?)
 }
 
-/// Gives rows the columns of another schema: absent ones are null, others are left out.
+/// Gives rows the columns of another schema: absent ones are null, others are left out. A field is not taken for a tag of
+/// its name: what had it before the tag came would be in no order.
 pub(crate) fn adapt(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
     let mut columns: Vec<ArrayRef> = Vec::with_capacity(schema.fields().len());
     for field in schema.fields() {
         columns.push(match rows.column_by_name(field.name()) {
             Some(column) if column.data_type() == field.data_type() => Arc::clone(column),
-            Some(column) => arrow::compute::cast(column, field.data_type())?,
-            None => new_null_array(field.data_type(), rows.num_rows()),
+            Some(column) if *field.data_type() != tag_type() => {
+                arrow::compute::cast(column, field.data_type())?
+            }
+            _ => new_null_array(field.data_type(), rows.num_rows()),
         });
     }
     let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));

@@ -48,8 +48,11 @@ const MAX_READINGS: usize = 32;
 /// Finished buckets that are held as such: one takes some 100 bytes a field, as a row in a chunk a third of that.
 const OPEN_ROWS: usize = 2_048;
 
-/// What a series takes between two flushes, bytes, roughly, beside its fields; and a field.
+/// What a series takes between two flushes, bytes, roughly, beside its tags and fields; and a tag beside its texts, and a
+/// field.
 const CARRIED_SERIES_BYTES: usize = 400;
+/// See [`CARRIED_SERIES_BYTES`].
+const CARRIED_TAG_BYTES: usize = 2 * size_of::<String>();
 /// See [`CARRIED_SERIES_BYTES`].
 const CARRIED_FIELD_BYTES: usize = 2 * size_of::<Option<Summary>>() + size_of::<Option<(i64, Value)>>();
 
@@ -223,6 +226,12 @@ pub(crate) struct Carry {
     fields: Vec<String>,
     /// No row in files is later, apart from those of the future: buckets that end before it are in files.
     newest: Option<i64>,
+    /// What `series` takes, bytes, roughly.
+    bytes: usize,
+    /// Up to this time files may have rows of series that were left out for want of room.
+    left_out_until: Option<i64>,
+    /// Series that were left out when it was made from the files.
+    left_out: usize,
 }
 
 impl Carry {
@@ -232,7 +241,35 @@ impl Carry {
 
     /// What it takes in memory, roughly.
     pub(crate) fn bytes(&self) -> usize {
-        self.series.len() * (CARRIED_SERIES_BYTES + self.fields.len() * CARRIED_FIELD_BYTES)
+        self.bytes
+    }
+
+    /// Lets series go until they take no more than this. Returns how many.
+    fn keep_within(&mut self, room: usize) -> usize {
+        let (before, fields, mut bytes) = (self.series.len(), self.fields.len(), 0);
+        self.series.retain(|name, it| {
+            let own = series_bytes(name, fields) + it.text_bytes();
+            let stays = bytes + own <= room;
+            bytes += if stays { own } else { 0 };
+            stays
+        });
+        self.bytes = bytes;
+        before - self.series.len()
+    }
+}
+
+/// What a series takes in [`Carry`] without the texts of its fields, bytes, roughly.
+fn series_bytes(name: &SeriesKey, fields: usize) -> usize {
+    let tags = name.tags.iter().map(|it| CARRIED_TAG_BYTES + it.0.len() + it.1.len());
+    CARRIED_SERIES_BYTES + tags.sum::<usize>() + fields * CARRIED_FIELD_BYTES
+}
+
+impl Series {
+    /// What its texts take, bytes: a bucket has the first one and the last one of each field.
+    fn text_bytes(&self) -> usize {
+        let summaries = self.open.iter().flatten().flat_map(|it| &it.fields).flatten();
+        let text_len = |it: &Value| if let Value::Text(text) = it { text.len() } else { 0 };
+        summaries.map(|it| text_len(&it.min) + text_len(&it.last)).sum()
     }
 }
 
@@ -251,6 +288,8 @@ pub(crate) struct Advanced {
     pub(crate) carry: Carry,
     /// By bucket size.
     pub(crate) rows: [Vec<Chunk>; 2],
+    /// Series that were left out for want of room.
+    pub(crate) left_out: usize,
 }
 
 /// What is to be computed anew of a series with late rows.
@@ -259,7 +298,7 @@ struct Anew {
     hours: BTreeSet<i64>,
     /// The time of the last row that was known.
     known: Option<i64>,
-    /// The time of its last row; `None` where the series goes on from what was known.
+    /// The time of its last row; `None` where the series goes on from what was known, if anything was.
     last: Option<i64>,
     /// Its new rows.
     rows: RecordBatch,
@@ -303,18 +342,30 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The carry of a table whose rows are all in files.
-pub(crate) fn rebuild(table: &str, snapshot: &Snapshot) -> Result<Carry> {
+/// The carry of a table whose rows are all in files. It takes `room` bytes at most; further series are left out.
+pub(crate) fn rebuild(table: &str, snapshot: &Snapshot, room: usize) -> Result<Carry> {
     let rolled_until = snapshot.mark.as_ref().and_then(|it| it.rolled_until);
     let newest = rolled_until.or_else(|| snapshot.files.iter().map(|it| it.entry.times.1).max());
     let fields = Fields::new(table, &snapshot.columns, &[]);
-    let mut carry = Carry { series: HashMap::new(), fields: fields.names(), newest };
+    let mut carry = Carry { fields: fields.names(), newest, ..Carry::default() };
     let Some(newest) = newest else { return Ok(carry) };
     // All that is not closed lies in this hour or the one before.
     let from = start_of(newest.saturating_sub(GRACE_NS), HOUR_NS).saturating_sub(STEP_LIMIT_NS);
     let files = Snapshot { chunks: Vec::new(), ..snapshot.clone() };
+    let mut left_out: Option<Key> = None;
     read(&files, &fields, (from, i64::MAX), None, |key, rows| {
-        let series = carry.series.entry(fields.key(key)).or_default();
+        let name = fields.key(key);
+        if !carry.series.contains_key(&name) {
+            let own = series_bytes(&name, carry.fields.len());
+            if carry.bytes + own > room {
+                // Its rows may come in pieces.
+                carry.left_out += usize::from(left_out.as_ref() != Some(key));
+                left_out = Some(key.clone());
+                return Ok(());
+            }
+            carry.bytes += own;
+        }
+        let series = carry.series.entry(name).or_default();
         feed(series, &fields, rows, &mut |_, _| Ok(()))
     })?;
     for series in carry.series.values_mut() {
@@ -322,6 +373,8 @@ pub(crate) fn rebuild(table: &str, snapshot: &Snapshot) -> Result<Carry> {
             open.take_if(|it| is_closed(it.start, *bucket, Some(newest)));
         }
     }
+    carry.left_out += carry.keep_within(room);
+    carry.left_out_until = Some(newest).filter(|_| carry.left_out > 0);
     Ok(carry)
 }
 
@@ -335,6 +388,9 @@ fn is_closed(start: i64, bucket: Bucket, newest: Option<i64>) -> bool {
 ///
 /// Rows before `oldest` are left out: the raw rows around them are gone, and a bucket made of what is left would take the
 /// place of a better one. Rows later than `now_ns` end no bucket of other series.
+///
+/// The new carry takes `room` bytes at most. Series that find no room get no buckets; as soon as there is room, the hour
+/// that goes on is whole again, from the files.
 pub(crate) fn advance(
     table: &str,
     carry: &Carry,
@@ -342,6 +398,7 @@ pub(crate) fn advance(
     oldest: i64,
     give: Give,
     now_ns: i64,
+    room: usize,
 ) -> Result<Advanced> {
     let fields = Fields::new(table, &snapshot.columns, &carry.fields);
     let newest = snapshot.chunks.iter().map(|it| it.times.1.min(now_ns)).max().max(carry.newest);
@@ -350,6 +407,8 @@ pub(crate) fn advance(
     next.newest = newest;
     let mut finished: [Finished; 2] = Default::default();
     let mut anew: BTreeMap<Key, Anew> = BTreeMap::new();
+    let mut left_out = carry.left_out;
+    next.left_out = 0;
 
     let new_rows = Snapshot { files: Arc::default(), ..snapshot.clone() };
     read(&new_rows, &fields, (oldest, i64::MAX), None, |key, rows| {
@@ -357,8 +416,20 @@ pub(crate) fn advance(
         let (Some(&first), Some(&last)) = (all.first(), all.last()) else { return Ok(()) };
         let name = fields.key(key);
         let known = next.series.get(&name).and_then(|it| it.last_time);
+        if known.is_none() {
+            let own = series_bytes(&name, next.fields.len());
+            if next.bytes + own > room {
+                left_out += 1;
+                return Ok(());
+            }
+            next.bytes += own;
+        }
+        // Of one that is not known, files may have rows in the same hour, or a value that the next step begins at.
+        let may_go_on =
+            |until: i64| known.is_none() && first.saturating_sub(HOUR_NS.max(STEP_LIMIT_NS)) <= until;
         let is_late = known.is_some_and(|known| first <= known)
-            || is_closed(start_of(first, MINUTE_NS), BUCKETS[0], carry.newest);
+            || is_closed(start_of(first, MINUTE_NS), BUCKETS[0], carry.newest)
+            || carry.left_out_until.is_some_and(may_go_on);
         if is_late {
             // The step to the next point may belong to the hour after.
             let hours = all.iter().map(|&time| start_of(time, HOUR_NS));
@@ -371,6 +442,13 @@ pub(crate) fn advance(
         feed(series, &fields, rows, &mut |size, open| finished[size].push(&fields, &name, open))
     })?;
     leave_gaps(&fields, &mut anew, snapshot, carry.newest, &mut next, &mut finished)?;
+    // A series that has no row any more needs no memory: after this time no step is known.
+    let limit = newest.map(|it| it.saturating_sub(2 * STEP_LIMIT_NS));
+    for it in anew.values_mut() {
+        // Of a series that is not known, files have rows up to the hour of the limit at most: where its new ones end before
+        // it, those of the files may go on behind them, in windows of their own; where they end after it, they do not.
+        it.last = it.last.filter(|&last| it.known.is_some() || Some(last) >= limit);
+    }
     let mut recompute = Recompute { fields: &fields, anew: &anew, next: &mut next, finished: &mut finished };
     recompute.run(snapshot)?;
 
@@ -386,11 +464,14 @@ pub(crate) fn advance(
             }
         }
     }
-    // A series that has no row any more needs no memory: after this time no step is known.
-    let limit = newest.map(|it| it.saturating_sub(2 * STEP_LIMIT_NS));
     next.series.retain(|_, it| it.open.iter().any(Option::is_some) || it.last_time >= limit);
+    left_out += next.keep_within(room);
+    if left_out > 0 {
+        next.left_out_until = newest;
+    }
     let [minutes, hours] = finished;
-    Ok(Advanced { carry: next, rows: [minutes.into_chunks(&fields)?, hours.into_chunks(&fields)?] })
+    let rows = [minutes.into_chunks(&fields)?, hours.into_chunks(&fields)?];
+    Ok(Advanced { carry: next, rows, left_out })
 }
 
 /// Hours of which raw rows are gone keep the roll-ups that they have: what is left would make worse ones. A series whose
@@ -427,7 +508,19 @@ fn leave_gaps(
         if rows.num_rows() > 0 {
             let name = fields.key(key);
             let series = next.series.entry(name.clone()).or_default();
-            feed(series, fields, &rows, &mut |size, open| finished[size].push(fields, &name, open))?;
+            // What was given of the last known row's bucket is better than one of the rows behind it alone.
+            let was_given = |size: usize, open: &Open| {
+                let bucket = BUCKETS[size];
+                let is_of_known = it.known.is_some_and(|known| start_of(known, bucket.ns) == open.start);
+                is_of_known && is_closed(open.start, bucket, newest)
+            };
+            feed(series, fields, &rows, &mut |size, open| match was_given(size, &open) {
+                true => Ok(()),
+                false => finished[size].push(fields, &name, open),
+            })?;
+            for (size, open) in series.open.iter_mut().enumerate() {
+                open.take_if(|it| was_given(size, it));
+            }
         }
     }
     Ok(())
@@ -732,7 +825,98 @@ pub(crate) fn array(values: impl Iterator<Item = Option<Value>>, kind: Kind) -> 
 
 #[cfg(test)]
 mod tests {
+    use telemetry::lines::{Precision, parse};
+
     use super::*;
+    use crate::memory::Memory;
+
+    const HOUR: i64 = 3_600;
+
+    /// Rows `vm=value second`, as a table of these rows only.
+    fn rows(rows: &[(&str, f64, i64)]) -> Snapshot {
+        let text: String = rows.iter().map(|(vm, v, time)| format!("t,vm={vm} v={v} {time}\n")).collect();
+        snapshot(&text, Kind::Float)
+    }
+
+    /// Lines with the tag `vm` and the field `v`.
+    fn snapshot(text: &str, kind: Kind) -> Snapshot {
+        let (batch, bad) = parse(text, Precision::Second, i64::MAX).into_batch();
+        assert_eq!(bad, 0);
+        let mut memory = Memory::default();
+        memory.append(&batch.tables[0]).expect("it takes them");
+        let columns = Columns {
+            tags: ["vm".to_owned()].into(),
+            fields: [("v".to_owned(), kind)].into_iter().collect(),
+        };
+        let chunks = memory.show().expect("chunks");
+        Snapshot { columns, files: Arc::default(), chunks, carry: None, gone: Vec::new(), mark: None }
+    }
+
+    /// VM, second and mean of the buckets of each size.
+    fn found(advanced: &Advanced) -> [Vec<(String, i64, f64)>; 2] {
+        [0, 1].map(|size| {
+            let mut found = Vec::new();
+            for chunk in &advanced.rows[size] {
+                let means = chunk.rows.column_by_name("v_mean").expect("it").as_primitive::<Float64Type>();
+                let starts = times(&chunk.rows).expect("times");
+                for (row, &start) in starts.iter().enumerate() {
+                    let vm = chunk.keys[chunk.series[row] as usize].tags[0].1.clone();
+                    found.push((vm, start / 1_000_000_000, means.value(row)));
+                }
+            }
+            found.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.cmp(&b.1)));
+            found
+        })
+    }
+
+    /// After rows of which others are gone, one comes late: the buckets that it gives.
+    #[track_caller]
+    fn check_gap(known: &[(&str, f64, i64)], late: &[(&str, f64, i64)], expect: [&[(&str, i64, f64)]; 2]) {
+        let known = rows(known);
+        let advance = |carry: &Carry, snapshot: &Snapshot, give: Give| {
+            advance("t", carry, snapshot, i64::MIN, give, i64::MAX, usize::MAX).expect("it goes on")
+        };
+        let carry = advance(&Carry::default(), &known, Give::Closed).carry;
+        let mut late = rows(late);
+        late.gone = vec![(11 * HOUR_NS, 11 * HOUR_NS + MINUTE_NS)];
+        let mut found = found(&advance(&carry, &late, Give::All));
+        found.iter_mut().for_each(|it| it.retain(|it| it.0 == "late"));
+        let expect = expect.map(|it| it.iter().map(|it| (it.0.to_owned(), it.1, it.2)).collect::<Vec<_>>());
+        assert_eq!(found, expect);
+    }
+
+    #[test]
+    fn where_rows_are_gone_a_late_one_spoils_no_bucket_that_was_given() {
+        let noon = 12 * HOUR;
+        // The minute of the known row is over; its hour goes on, and takes the late rows in.
+        check_gap(
+            &[("late", 1.0, noon + 5), ("b", 1.0, noon + 1_800)],
+            &[("late", 3.0, noon + 55), ("late", 5.0, noon + 600)],
+            [&[("late", noon + 600, 5.0)], &[("late", noon, 3.0)]],
+        );
+        // So is its hour; a minute that had no row gets one.
+        check_gap(
+            &[("late", 1.0, noon + 5), ("b", 1.0, noon + 2 * HOUR)],
+            &[("late", 3.0, noon + 55), ("late", 5.0, noon + 600)],
+            [&[("late", noon + 600, 5.0)], &[]],
+        );
+    }
+
+    #[test]
+    fn long_texts_find_no_room() {
+        let carried = |carry: &Carry, len: usize, second: i64| {
+            let lines = format!("t,vm=a v=\"{}\" {second}\nt,vm=b v=\"x\" {second}\n", "x".repeat(len));
+            let rows = snapshot(&lines, Kind::String);
+            let advanced = advance("t", carry, &rows, i64::MIN, Give::Closed, i64::MAX, 10_000);
+            let advanced = advanced.expect("it goes on");
+            (advanced.left_out, advanced.carry)
+        };
+        let (left_out, carry) = carried(&Carry::default(), 1_000, 0);
+        assert_eq!((left_out, carry.series.len()), (0, 2));
+        let (left_out, carry) = carried(&carry, 20_000, 5);
+        assert_eq!((left_out, carry.series.len()), (1, 1));
+        assert!((1..10_000).contains(&carry.bytes()), "{}", carry.bytes());
+    }
 
     #[test]
     fn scattered_hours_are_read_in_few_spans() {

@@ -41,12 +41,18 @@ pub struct Options {
     pub min_free: Option<u64>,
     /// Bytes of memory for rows that no file has, roughly; at half of it they are flushed.
     pub memory: usize,
+    /// Bytes of memory for what roll-ups go on from, roughly, over all tables; a flush and a query take as much again each
+    /// while they work. Series that find no room have no roll-ups, see [`Done::left_out_series`].
+    pub rollup_memory: usize,
     /// Whether roll-ups are made of a table; those that are there stay.
     pub rollups: RollUps,
 }
 
 /// [`Options::memory`] unless told: a flush of half of it makes files of some 100,000 rows, large enough to be few.
 const MEMORY_BYTES: usize = 96 << 20;
+
+/// [`Options::rollup_memory`] unless told: some 10,000 VMs with five devices each, 700,000 series of one field.
+const ROLLUP_MEMORY_BYTES: usize = 512 << 20;
 
 impl Options {
     /// A tenth of the file system, 50 GiB at most.
@@ -64,7 +70,8 @@ impl Default for Options {
     fn default() -> Self {
         let retention = Arc::new(|_: &str, table: &str| default_retention(table));
         let rollups = Arc::new(|_: &str, _: &str| true);
-        Self { retention, max_size: None, min_free: None, memory: MEMORY_BYTES, rollups }
+        let (memory, rollup_memory) = (MEMORY_BYTES, ROLLUP_MEMORY_BYTES);
+        Self { retention, max_size: None, min_free: None, memory, rollup_memory, rollups }
     }
 }
 
@@ -194,7 +201,7 @@ impl Store {
             stats.file_rows += state.files.iter().map(|it| it.entry.rows).sum::<u64>();
             stats.memory_rows += state.memory.rows();
             stats.memory_bytes += state.memory.bytes();
-            stats.rollup_bytes += state.carry.as_ref().map_or(0, |it| it.bytes());
+            stats.rollup_bytes += state.rollup_bytes();
         }
         stats
     }

@@ -1,6 +1,6 @@
 //! One table: its columns, its rows in memory, its files.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use arrow::datatypes::SchemaRef;
 use telemetry::lines::TableBatch;
@@ -44,7 +44,8 @@ pub(crate) enum Role {
 /// Roll-ups of rows in memory, and of which.
 #[derive(Debug)]
 struct Live {
-    carry: Arc<Carry>,
+    /// It must not stay in memory for this alone.
+    carry: Weak<Carry>,
     last_chunk: Option<Arc<Chunk>>,
     rows: [Vec<Arc<Chunk>>; 2],
 }
@@ -135,12 +136,13 @@ impl Table {
         Ok(state.snapshot(chunks))
     }
 
-    /// What the roll-ups of this table go on from, where its files are those of the snapshot.
-    pub(crate) fn carry(&self, snapshot: &Snapshot) -> Result<Arc<Carry>> {
+    /// What the roll-ups of this table go on from, where its files are those of the snapshot. If it is made anew, it takes
+    /// `room` bytes at most.
+    pub(crate) fn carry(&self, snapshot: &Snapshot, room: usize) -> Result<Arc<Carry>> {
         if let Some(carry) = &snapshot.carry {
             return Ok(Arc::clone(carry));
         }
-        let carry = Arc::new(rollup::rebuild(&self.name, snapshot)?);
+        let carry = Arc::new(rollup::rebuild(&self.name, snapshot, room)?);
         let mut state = self.lock();
         if Arc::ptr_eq(&state.files, &snapshot.files) && state.carry.is_none() {
             state.carry = Some(Arc::clone(&carry));
@@ -150,21 +152,26 @@ impl Table {
 
     /// The roll-ups of the rows of a snapshot that are not in files, as of now.
     ///
-    /// Rows before `oldest` are left out.
-    pub(crate) fn live_rollups(&self, snapshot: &Snapshot, oldest: i64) -> Result<[Vec<Arc<Chunk>>; 2]> {
-        let carry = self.carry(snapshot)?;
+    /// Rows before `oldest` are left out, as are series for which `room` is not enough ([`rollup::advance`]).
+    pub(crate) fn live_rollups(
+        &self,
+        snapshot: &Snapshot,
+        oldest: i64,
+        room: usize,
+    ) -> Result<[Vec<Arc<Chunk>>; 2]> {
+        let carry = self.carry(snapshot, room)?;
         let last_chunk = snapshot.chunks.last().cloned();
         // One at a time: whoever asks the same meanwhile waits and takes the answer.
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(live) = &*live
-            && Arc::ptr_eq(&live.carry, &carry)
+            && live.carry.as_ptr() == Arc::as_ptr(&carry)
             && live.last_chunk.as_ref().map(Arc::as_ptr) == last_chunk.as_ref().map(Arc::as_ptr)
         {
             return Ok(live.rows.clone());
         }
-        let rows = rollup::advance(&self.name, &carry, snapshot, oldest, Give::All, i64::MAX)?.rows;
+        let rows = rollup::advance(&self.name, &carry, snapshot, oldest, Give::All, i64::MAX, room)?.rows;
         let rows = rows.map(|it| it.into_iter().map(Arc::new).collect::<Vec<_>>());
-        *live = Some(Live { carry, last_chunk, rows: rows.clone() });
+        *live = Some(Live { carry: Arc::downgrade(&carry), last_chunk, rows: rows.clone() });
         Ok(rows)
     }
 }
@@ -173,6 +180,11 @@ impl State {
     /// All that takes room.
     pub(crate) fn all_files(&self) -> Vec<Arc<StoredFile>> {
         self.files.iter().chain(&self.damaged).cloned().collect()
+    }
+
+    /// What its roll-ups go on from, bytes, roughly.
+    pub(crate) fn rollup_bytes(&self) -> usize {
+        self.carry.as_ref().map_or(0, |it| it.bytes())
     }
 
     /// [`State::removed_until`] when these are removed.

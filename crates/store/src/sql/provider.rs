@@ -29,6 +29,7 @@ use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
+use telemetry::lines::limits::ROLLUP_TAILS;
 
 use super::merged::Merged;
 use super::pruning;
@@ -75,7 +76,8 @@ impl Tables {
             let of = table.snapshot()?;
             snapshot.columns = rollup::columns(&table.name, &of.columns);
             let oldest = of.newest().map_or(i64::MIN, |newest| self.store.oldest_ns(&table, newest));
-            live = Some(LiveRollup { table, snapshot: of, size, oldest });
+            let store = Arc::clone(&self.store);
+            live = Some(LiveRollup { store, table, snapshot: of, size, oldest });
         }
         let schema = snapshot.columns.sql_schema();
         Ok(Rows { snapshot, live, schema, rule })
@@ -111,6 +113,7 @@ struct Rows {
 /// Roll-ups still to be worked out.
 #[derive(Clone, Debug)]
 struct LiveRollup {
+    store: Arc<Inner>,
     table: Arc<Table>,
     /// The raw rows.
     snapshot: Snapshot,
@@ -143,7 +146,7 @@ impl TableProvider for Rows {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let times = pruning::wanted(filters);
         let is_quick = self.live.is_none() && files_of(&self.snapshot, times).all(|it| it.was_checked());
-        let groups = if is_quick {
+        let mut groups = if is_quick {
             self.snapshot.groups(times)?
         } else {
             let (snapshot, live) = (self.snapshot.clone(), self.live.clone());
@@ -155,7 +158,11 @@ impl TableProvider for Rows {
                     memory.try_grow(
                         live.snapshot.chunks.iter().map(|it| it.rows.get_array_memory_size()).sum(),
                     )?;
-                    let mut rows = live.table.live_rollups(&live.snapshot, live.oldest)?;
+                    let mut rows = live.table.live_rollups(
+                        &live.snapshot,
+                        live.oldest,
+                        live.store.rollup_room(&live.table),
+                    )?;
                     snapshot.chunks.append(&mut rows[live.size]);
                 }
                 // Each is checked once; one after another, so that what a time-out leaves is not done again.
@@ -170,6 +177,12 @@ impl TableProvider for Rows {
         let mut plans: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
         let mut files = Vec::new();
         let mut chunks = Vec::new();
+        // Their files may have a tag's name for a field from before the tag: DataFusion would take it for the tag.
+        let is_like_field = |tag: &String| ROLLUP_TAILS.iter().any(|tail| tag.ends_with(tail));
+        if self.rule == Rule::Rows && self.snapshot.columns.tags.iter().any(is_like_field) {
+            let is_file = |it: &mut Piece| matches!(it, Piece::File(_));
+            groups.merged.extend(groups.single.extract_if(.., is_file).map(|it| vec![it]));
+        }
         for piece in groups.single {
             match piece {
                 Piece::File(file) => files.push(file),

@@ -88,6 +88,7 @@ impl Store {
             is_uncertain: false,
             orphans: Vec::new(),
             doomed: Vec::new(),
+            left_out_series: 0,
         };
         let inner = Inner {
             disk,

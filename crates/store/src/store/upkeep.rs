@@ -42,6 +42,8 @@ pub(super) struct Work {
     pub(super) orphans: Vec<PathBuf>,
     /// Files that no longer count; each is removed when the last query that reads it is done.
     pub(super) doomed: Vec<Arc<StoredFile>>,
+    /// Series that roll-ups left out, as long as nobody was told.
+    pub(super) left_out_series: usize,
 }
 
 /// Of the memory for rows, what series may take that are remembered beyond a flush: a quarter. Where there are more, they
@@ -78,6 +80,15 @@ pub(super) struct Commit {
     pub(super) damaged: Vec<Arc<StoredFile>>,
 }
 
+/// What a flush did beside the files that it wrote.
+struct Flushed {
+    known: Vec<Known>,
+    /// See [`Done::expired_rows`].
+    expired_rows: u64,
+    /// See [`Done::left_out_series`].
+    left_out_series: usize,
+}
+
 /// What maintenance did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Done {
@@ -99,6 +110,9 @@ pub struct Done {
     /// Rows in memory that went because there was no room to write them: the journal has them, see
     /// [`Store::read_again`].
     pub dropped_rows: u64,
+    /// Series whose rows were written and went into no roll-up, since there were too many for
+    /// [`Options::rollup_memory`]; [`Store::maintain`] tells them, each once a flush.
+    pub left_out_series: usize,
     /// Whether there is room to grow.
     pub room: Room,
 }
@@ -170,6 +184,7 @@ impl Store {
         self.inner.bury(&mut work);
         done.cursor = work.cursor;
         done.expired_rows = std::mem::take(&mut work.expired_rows);
+        done.left_out_series = std::mem::take(&mut work.left_out_series);
         Ok(())
     }
 
@@ -288,12 +303,13 @@ impl Inner {
         let span = (work.cursor + 1, last);
         let mut new = Vec::new();
         let committed = match self.write_flush(&taken, marks, span, now_ns, &mut new) {
-            Ok((known, expired)) => {
+            Ok(Flushed { known, expired_rows, left_out_series }) => {
                 let raw = new.iter().filter(|it| it.0.role == Role::Raw);
                 let rows = raw.map(|it| it.1.entry.rows).sum();
                 let done = self.commit(work, Commit { cursor: last, new, known, ..Commit::default() });
                 done.map(|()| {
-                    work.expired_rows += expired;
+                    work.expired_rows += expired_rows;
+                    work.left_out_series += left_out_series;
                     rows
                 })
             }
@@ -308,8 +324,19 @@ impl Inner {
         committed
     }
 
+    /// What the roll-ups of all tables go on from, bytes, roughly.
+    fn rollup_bytes(&self) -> usize {
+        self.all_tables().iter().map(|it| it.lock().rollup_bytes()).sum()
+    }
+
+    /// How many bytes the roll-ups of this table may go on from.
+    pub(crate) fn rollup_room(&self, table: &Table) -> usize {
+        let own = table.lock().rollup_bytes();
+        self.options.rollup_memory.saturating_sub(self.rollup_bytes().saturating_sub(own))
+    }
+
     /// Writes the files of a flush: rows as they are, and the roll-ups that they bring to an end. What was written until an
-    /// error is in `new`, too. Returns what is known then, and how many rows were left out, see [`Done::expired_rows`].
+    /// error is in `new`, too.
     fn write_flush(
         &self,
         taken: &[Taken],
@@ -317,9 +344,10 @@ impl Inner {
         span: (u64, u64),
         now_ns: i64,
         new: &mut Vec<New>,
-    ) -> Result<(Vec<Known>, u64)> {
-        let expired = self.write_chunks(taken, span, now_ns, new)?;
-        let mut known = Vec::new();
+    ) -> Result<Flushed> {
+        let expired_rows = self.write_chunks(taken, span, now_ns, new)?;
+        let (mut known, mut left_out_series) = (Vec::new(), 0);
+        let mut rollup_bytes = self.rollup_bytes();
         for ((table, chunks), mut mark) in taken.iter().zip(marks) {
             if !table.rolls {
                 // If it gets roll-ups one day, they begin there.
@@ -328,7 +356,11 @@ impl Inner {
                 continue;
             }
             let snapshot = table.lock().snapshot(chunks.clone());
-            let advanced = self.advance(table, &snapshot, now_ns)?;
+            rollup_bytes = rollup_bytes.saturating_sub(snapshot.carry.as_ref().map_or(0, |it| it.bytes()));
+            let room = self.options.rollup_memory.saturating_sub(rollup_bytes);
+            let advanced = self.advance(table, &snapshot, now_ns, room)?;
+            rollup_bytes += advanced.carry.bytes();
+            left_out_series += advanced.left_out;
             mark.rolled_until = advanced.carry.newest();
             known.push((Arc::clone(table), mark, Some(Arc::new(advanced.carry))));
             for (bucket, rows) in BUCKETS.iter().zip(advanced.rows) {
@@ -344,17 +376,17 @@ impl Inner {
                 self.write_chunks(&[(target, rows)], span, now_ns, new)?;
             }
         }
-        Ok((known, expired))
+        Ok(Flushed { known, expired_rows, left_out_series })
     }
 
     /// The roll-ups that the rows in memory bring to an end. Older files that late rows need and that turn out to be
     /// damaged are left out.
-    fn advance(&self, table: &Arc<Table>, snapshot: &Snapshot, now_ns: i64) -> Result<Advanced> {
+    fn advance(&self, table: &Arc<Table>, snapshot: &Snapshot, now_ns: i64, room: usize) -> Result<Advanced> {
         let oldest = self.oldest_ns(table, now_ns);
         loop {
             let advance = || {
-                let carry = table.carry(snapshot)?;
-                rollup::advance(&table.name, &carry, snapshot, oldest, Give::Closed, now_ns)
+                let carry = table.carry(snapshot, room)?;
+                rollup::advance(&table.name, &carry, snapshot, oldest, Give::Closed, now_ns, room)
             };
             match advance() {
                 // Each time there is a file less.

@@ -1,6 +1,13 @@
 //! Roll-ups equal the same computed from the raw points, whatever came late, was flushed or restarted between.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use disk::RealDisk;
+use store::sql::Engine;
+use store::{Options, Store};
 
 use crate::support::{Point, batch, engine, open, rows};
 
@@ -85,6 +92,18 @@ fn expected(points: &[Point], ns: i64) -> Vec<String> {
     lines
 }
 
+/// The roll-ups are those of all these points.
+#[track_caller]
+fn compare(sql: &Engine, all: &[Point], context: &str) {
+    for (table, ns) in [("vm_devices_1m", 60 * SECOND), ("vm_devices_1h", HOUR)] {
+        let (found, expect) = (rows(sql, table, ""), expected(all, ns));
+        let missing: Vec<_> = expect.iter().filter(|it| !found.contains(it)).collect();
+        let twice = found.windows(2).filter(|it| it[0] == it[1]).map(|it| &it[0]);
+        let false_ones: Vec<_> = found.iter().filter(|it| !expect.contains(it)).chain(twice).collect();
+        assert!(found == expect, "{context}, {table}: missing {missing:#?}, false {false_ones:#?}");
+    }
+}
+
 fn check(seed: u64) {
     let dir = tempfile::tempdir().expect("a folder");
     let mut random = fastrand::Rng::with_seed(seed);
@@ -124,17 +143,7 @@ fn check(seed: u64) {
         if journal.is_empty() {
             continue;
         }
-        let all = journal.concat();
-        for (table, ns) in [("vm_devices_1m", 60 * SECOND), ("vm_devices_1h", HOUR)] {
-            let (found, expect) = (rows(&sql, table, ""), expected(&all, ns));
-            let missing: Vec<_> = expect.iter().filter(|it| !found.contains(it)).collect();
-            let twice = found.windows(2).filter(|it| it[0] == it[1]).map(|it| &it[0]);
-            let false_ones: Vec<_> = found.iter().filter(|it| !expect.contains(it)).chain(twice).collect();
-            assert!(
-                found == expect,
-                "seed {seed}, step {step}, {table}: missing {missing:#?}, false {false_ones:#?}"
-            );
-        }
+        compare(&sql, &journal.concat(), &format!("seed {seed}, step {step}"));
     }
 }
 
@@ -153,4 +162,151 @@ fn roll_ups_equal_those_of_the_raw_points() {
     for seed in seeds() {
         check(seed);
     }
+}
+
+/// Points that come late, of series that have rested for so long that nothing is known of them but what is in files: as
+/// flush by flush VM, minute and second.
+#[test]
+fn late_points_of_series_that_rested_are_in_their_hours() {
+    let histories: [&[&[(&str, i64, i64)]]; 4] = [
+        // In two spans of hours, of which each has rows of `a`, the first one the new row.
+        &[&[("a", 110, 0), ("a", 270, 0), ("b", 600, 0)], &[("a", 115, 0), ("b", 245, 0)]],
+        // The same, where hours that nobody asked for have rows.
+        &[&[("a", 110, 0), ("a", 350, 0), ("a", 470, 0), ("b", 900, 0)], &[("a", 115, 0), ("b", 365, 0)]],
+        // A new one whose hour is over, and that goes on.
+        &[&[("b", 541, 0)], &[("a", 539, 55)], &[("a", 540, 5), ("b", 541, 5)], &[("a", 544, 0)]],
+        // One that was forgotten, and goes on.
+        &[
+            &[("a", 10, 0), ("b", 400, 0)],
+            &[("a", 398, 0)],
+            &[("a", 400, 5)],
+            &[("a", 404, 0), ("b", 550, 0)],
+        ],
+    ];
+    for (number, flushes) in histories.iter().enumerate() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = open(dir.path());
+        let sql = engine(&store);
+        let mut all = Vec::new();
+        for (seq, rows) in (1..).zip(*flushes) {
+            let point = |&(vm, minute, second): &(&str, i64, i64)| Point {
+                table: "vm_devices".to_owned(),
+                tags: vec![("name".to_owned(), vm.to_owned())],
+                time: START + (60 * minute + second) * SECOND,
+                fields: vec![("rxbytes".to_owned(), 60 * minute + second), ("heat".to_owned(), minute)],
+            };
+            let points: Vec<_> = rows.iter().map(point).collect();
+            store.apply(seq, "db", &batch(&points)).expect("it takes them");
+            all.extend(points);
+            compare(&sql, &all, &format!("history {number}, rows {seq}"));
+            store.flush(START + 86_400 * SECOND).expect("it flushes");
+            compare(&sql, &all, &format!("history {number}, flush {seq}"));
+        }
+    }
+}
+
+/// A tag that is called as a column of the roll-ups, which has been a field in their files before: there it is absent.
+#[test]
+fn a_tag_may_have_the_name_of_a_column_that_files_have() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = open(dir.path());
+    let sql = engine(&store);
+    let now = START + 24 * HOUR;
+    let point = |hour: i64, tag: Option<&str>| {
+        let tags = [("name", Some("vm")), ("v_last", tag)];
+        let tags = tags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())));
+        let (time, fields) = (START + hour * HOUR, vec![("v".to_owned(), 90 - hour)]);
+        Point { table: "t".to_owned(), tags: tags.collect(), time, fields }
+    };
+    let old: Vec<_> = (0..4).map(|hour| point(hour, None)).collect();
+    store.apply(1, "db", &batch(&old)).expect("it takes them");
+    store.flush(now).expect("it flushes");
+    store.apply(2, "db", &batch(&[point(4, Some("x")), point(6, None)])).expect("it takes them");
+    // From files of one kind, of both, and of one that was merged.
+    let check = |context: &str| {
+        let row = |hour: i64, tag: &str| {
+            let (v, start) = (90 - hour, START + hour * HOUR);
+            format!("name=vm time={start} {tag}v_max={v} v_mean={v}.000000000 v_min={v} ")
+        };
+        let expect: Vec<_> = (0..7).map(|hour| row(hour, if hour == 4 { "v_last=x " } else { "" })).collect();
+        let found = rows(&sql, "t_1h", "");
+        assert_eq!(found, [&expect[..5], &expect[6..]].concat(), "{context}");
+        assert_eq!(rows(&sql, "t_1h", "WHERE v_last = 'x'"), [expect[4].clone()], "{context}");
+    };
+    check("in memory");
+    store.flush(now).expect("it flushes");
+    check("in two files");
+    assert!(store.compact(now).expect("it compacts").compacted_files > 0);
+    check("in one file");
+    store.maintain(now, 0).expect("nothing is set aside");
+    assert_eq!(store.stats().file_rows, 6 + 5 + 5, "rows, minutes and hours, but for the last ones");
+}
+
+/// More series than there is memory for: some have no roll-ups, and that is told. Where there is room again, the hour that
+/// goes on is whole, also after a start.
+#[test]
+fn series_that_find_no_room_are_left_out_of_roll_ups() {
+    const ROOM: usize = 20_000;
+    let open = |dir: &Path, rollup_memory: usize| {
+        let retention = Arc::new(|_: &str, _: &str| Duration::MAX);
+        let options = Options { retention, rollup_memory, min_free: Some(0), ..Options::default() };
+        Store::open(Arc::new(RealDisk), dir, options).expect("it opens").0
+    };
+    let points = |table: &str, kind: &str, count: i64, minute: i64| {
+        let point = |number: i64| Point {
+            table: table.to_owned(),
+            tags: vec![("name".to_owned(), format!("{kind}{number}"))],
+            time: START + minute * 60 * SECOND,
+            fields: vec![("heat".to_owned(), minute), ("rxbytes".to_owned(), 7 * minute)],
+        };
+        (0..count).map(point).collect::<Vec<_>>()
+    };
+    let now = START + 24 * HOUR;
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut store = open(dir.path(), ROOM);
+    let mut all = Vec::new();
+    let mut write = |store: &Store, points: Vec<Point>| {
+        store.apply(all.len() as u64 + 1, "db", &batch(&points)).expect("it takes them");
+        let live = rows(&engine(store), "vm_devices_1h", "").len();
+        store.flush(now).expect("it flushes");
+        all.push(points);
+        let left_out = store.maintain(now, 0).expect("nothing is due").left_out_series;
+        assert!(store.stats().rollup_bytes <= ROOM, "{:?}", store.stats());
+        (live, left_out)
+    };
+    let (live, left_out) = write(&store, points("vm_devices", "a", 50, 0));
+    assert!((10..40).contains(&live) && live + left_out == 50, "{live} live, {left_out} left out");
+    // Other tables have what is left.
+    assert_eq!(write(&store, points("other", "o", 50, 0)).1, 50);
+    // The same ones go on, and no others.
+    assert_eq!(write(&store, points("vm_devices", "a", 50, 1)), (live, left_out));
+    assert_eq!(write(&store, points("vm_devices", "b", 5, 110)).1, 5);
+    assert_eq!(write(&store, points("vm_devices", "b", 5, 122)).1, 5);
+    // Those that rest have made room now.
+    assert_eq!(write(&store, points("vm_devices", "b", 5, 123)).1, 0);
+    let check = |store: &Store, all: &[Vec<Point>], vm: &str| {
+        for (table, ns) in [("vm_devices_1m", 60 * SECOND), ("vm_devices_1h", HOUR)] {
+            let from = START + 2 * HOUR;
+            let sql = format!("WHERE name LIKE '{vm}%' AND CAST(time AS BIGINT) >= {from}");
+            let is_asked = |it: &&Point| it.tags[0].1.starts_with(vm);
+            let all: Vec<Point> = all.iter().flatten().filter(is_asked).cloned().collect();
+            let start = |line: &str| line.split("time=").nth(1)?.split(' ').next()?.parse::<i64>().ok();
+            let mut expect = expected(&all, ns);
+            expect.retain(|it| start(it) >= Some(from));
+            assert_eq!(rows(&engine(store), table, &sql), expect, "{table} of {vm}");
+        }
+    };
+    check(&store, &all, "b");
+    // A start with less room, and one with more.
+    store = open(dir.path(), ROOM / 10);
+    store.apply(7, "db", &batch(&points("vm_devices", "b", 5, 124))).expect("it takes them");
+    all.push(points("vm_devices", "b", 5, 124));
+    store.flush(now).expect("it flushes");
+    assert!((1..=ROOM / 10).contains(&store.stats().rollup_bytes), "{:?}", store.stats());
+    drop(store);
+    store = open(dir.path(), ROOM);
+    store.apply(8, "db", &batch(&points("vm_devices", "b", 5, 125))).expect("it takes them");
+    all.push(points("vm_devices", "b", 5, 125));
+    let hours = rows(&engine(&store), "vm_devices_1h", "WHERE name LIKE 'b%' AND heat_last = 125");
+    assert!(hours.len() == 5 && hours.iter().all(|it| it.contains("heat_min=122 ")), "{hours:#?}");
 }

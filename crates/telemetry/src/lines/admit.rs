@@ -12,7 +12,8 @@ use super::batch::{Batch, FieldColumn, SeriesKey, TableBatch, Values};
 use super::catalog::{Catalog, Column, Columns, Tables, column_bytes, table_bytes};
 use super::column::{ParsedTable, too_many_columns};
 use super::limits::{
-    MAX_CATALOG_BYTES, MAX_COLUMNS, MAX_DATABASES, MAX_TABLES, ROLLUP_SUFFIXES, check_database_name, told,
+    MAX_CATALOG_BYTES, MAX_COLUMNS, MAX_DATABASES, MAX_TABLES, ROLLUP_SUFFIXES, ROLLUP_TAILS,
+    check_database_name, told,
 };
 use super::parse::{LineError, Parsed, write};
 
@@ -23,7 +24,7 @@ pub struct Admitted<'a> {
     pub batch: Batch,
     /// The taken lines as text, each with its time in nanoseconds and a newline at its end, without comments and
     /// empty lines: for the journal and for servers. The body itself where that is so already. [`parse`](super::parse)
-    /// and [`Catalog::admit`] give the same batch for it again.
+    /// and [`Catalog::admit`], with this catalogue as it is then, give the same batch for it again.
     pub text: Cow<'a, str>,
     /// The refused lines, by number; at most [`MAX_TOLD_ERRORS`](super::limits::MAX_TOLD_ERRORS).
     pub errors: Vec<LineError>,
@@ -133,6 +134,8 @@ fn news_of(known: Option<&Tables>, tables: &[ParsedTable]) -> Option<Tables> {
             match known.and_then(|known| known.get(name)) {
                 Some(known) if *known == column => {}
                 Some(_) => return None,
+                // Its lines' order tells.
+                None if column == Column::Tag && may_be_rolled(name, known, table) => return None,
                 None => {
                     new_columns.insert(name.to_owned(), column);
                 }
@@ -166,6 +169,17 @@ fn is_rollup(known: Option<&Tables>, tables: &[ParsedTable], table: &ParsedTable
     raw.is_some_and(|raw| !exists(name) && (exists(raw) || tables.iter().any(|it| it.batch.table == raw)))
 }
 
+/// The name of the field whose roll-ups have a column of this name, if there is such a field.
+fn rolled(name: &str) -> Option<&str> {
+    ROLLUP_TAILS.iter().find_map(|tail| name.strip_suffix(tail))
+}
+
+/// Whether a new tag has the name of a column in the roll-ups of a field, in the schema or in these lines.
+fn may_be_rolled(name: &str, known: Option<&Columns>, table: &ParsedTable) -> bool {
+    let is_known = |field| known.is_some_and(|it| matches!(it.get(field), Some(Column::Field(_))));
+    rolled(name).is_some_and(|it| is_known(it) || table.batch.fields.iter().any(|field| field.name == it))
+}
+
 /// Everything is taken.
 fn whole(parsed: Parsed<'_>) -> Admitted<'_> {
     Admitted {
@@ -196,12 +210,15 @@ fn line_by_line<'a>(
     let mut judges: Vec<Judge<'_>> = parsed
         .tables
         .iter()
-        .map(|table| Judge::new(table, known.and_then(|known| known.get(&table.batch.table))))
+        .map(|table| {
+            let columns = known.and_then(|known| known.get(&table.batch.table));
+            Judge::new(table, columns, is_rollup(known, &parsed.tables, table))
+        })
         .collect();
     let mut lines = Vec::new();
     for line in &parsed.lines {
         let Some(judge) = judges.get_mut(line.table as usize) else { continue };
-        let verdict = if is_rollup(known, &parsed.tables, judge.table) {
+        let verdict = if judge.is_rollup {
             let table = told(&judge.table.batch.table);
             Err(format!(
                 "table '{table}' is made by kvmetry, as the roll-ups of another one: write to that one"
@@ -245,6 +262,8 @@ fn line_by_line<'a>(
 /// Judges the rows of one table.
 struct Judge<'t> {
     table: &'t ParsedTable,
+    /// See [`is_rollup`].
+    is_rollup: bool,
     /// Whether the schema had the table before.
     was_known: bool,
     /// Whether it has it by now.
@@ -266,16 +285,18 @@ struct Name<'t> {
     /// What it is, as far as that is known.
     column: Option<Column>,
     was_known: bool,
+    /// The place of the field in whose roll-ups a column has this name.
+    rolled: Option<usize>,
 }
 
 impl<'t> Judge<'t> {
-    fn new(table: &'t ParsedTable, known: Option<&Columns>) -> Self {
+    fn new(table: &'t ParsedTable, known: Option<&Columns>, is_rollup: bool) -> Self {
         let mut places = HashMap::new();
         let mut names = Vec::new();
         let mut place_of = |name: &'t str| {
             *places.entry(name).or_insert_with(|| {
                 let column = known.and_then(|known| known.get(name)).copied();
-                names.push(Name { name, column, was_known: column.is_some() });
+                names.push(Name { name, column, was_known: column.is_some(), rolled: None });
                 names.len() - 1
             })
         };
@@ -283,8 +304,18 @@ impl<'t> Judge<'t> {
         let places_of_tags =
             |series: &'t SeriesKey| series.tags.iter().map(|(name, _)| place_of(name)).collect();
         let series = table.batch.series.iter().map(places_of_tags).collect();
+        // Fields that only the schema has come behind the others.
+        for place in 0..names.len() {
+            let Some(field) = rolled(names[place].name) else { continue };
+            let column = known.and_then(|known| known.get(field)).copied();
+            names[place].rolled = places.get(field).copied().or_else(|| {
+                names.push(Name { name: field, column: Some(column?), was_known: true, rolled: None });
+                Some(names.len() - 1)
+            });
+        }
         Self {
             table,
+            is_rollup,
             was_known: known.is_some(),
             exists: known.is_some(),
             column_count: known.map_or(0, Columns::len),
@@ -314,7 +345,19 @@ impl<'t> Judge<'t> {
                         told(name.name)
                     ));
                 }
-                None => new.push((place, got)),
+                None => {
+                    let field = name.rolled.map(|it| &self.names[it]);
+                    if got == Column::Tag
+                        && let Some(field) = field.filter(|it| matches!(it.column, Some(Column::Field(_))))
+                    {
+                        return Err(format!(
+                            "the tag name '{}' is taken: the roll-ups of field '{}' have a column of that name",
+                            told(name.name),
+                            told(field.name)
+                        ));
+                    }
+                    new.push((place, got));
+                }
             }
         }
         if self.column_count + new.len() > MAX_COLUMNS {

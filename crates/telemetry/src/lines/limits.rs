@@ -125,3 +125,6 @@ pub(crate) fn told(text: &str) -> String {
 
 /// What stands behind the name of a table in the names of its roll-ups.
 pub const ROLLUP_SUFFIXES: [&str; 2] = ["_1m", "_1h"];
+
+/// What stands behind the name of a field in the names of its columns in roll-ups.
+pub const ROLLUP_TAILS: [&str; 5] = ["_last", "_min", "_max", "_mean", "_increase"];

@@ -429,6 +429,21 @@ fn the_names_of_roll_ups_are_kept_for_them() {
 }
 
 #[test]
+fn the_names_of_columns_of_roll_ups_are_kept_for_them() {
+    let words = |tag: &str| {
+        format!("the tag name '{tag}' is taken: the roll-ups of field 'a' have a column of that name")
+    };
+    let mut catalog = Catalog::default();
+    let mut told = |body: &str| told(&admit(&mut catalog, body, true).expect("lines"));
+    // Together with the field, and after it.
+    assert_eq!(told("m a=1 1\nm,a_last=x a=1 2\nm,a_lasts=x a=1 3\nm a_last=1 4\n"), [(2, words("a_last"))]);
+    assert_eq!(told("m,a_mean=x b=1 1\nm,b_max=x c=1 1\n"), [(1, words("a_mean"))]);
+    // A tag of such a name may be there before, or come with the field: then the roll-ups have no such column.
+    assert_eq!(told("n,a_last=x a=1 1\n"), []);
+    assert_eq!(told("n a=1 1\nn,a_last=x b=1 2\n"), []);
+}
+
+#[test]
 fn a_database_has_as_many_tables_as_its_limit() {
     let max = limits::MAX_TABLES;
     let body: String = (0..max).map(|n| format!("t{n} f=1 1\n")).collect();
