@@ -833,7 +833,8 @@ impl Journal {
             let last = segments.get(index + 1).map_or(end, |next| next.first - 1);
             let full = self.with(segment, "read", |handle| {
                 walk.look_back(handle)?;
-                handle.walk(walk.next, last, &mut |header, payload| {
+                // What is missing at the end of the one before is not looked for in this one.
+                handle.walk(walk.next.max(segment.first), last, &mut |header, payload| {
                     if !entries.is_empty() && payload.len() > left {
                         return false;
                     }

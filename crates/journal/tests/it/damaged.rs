@@ -122,6 +122,7 @@ impl Base {
         assert_eq!(read + gone, stats.last as usize, "{what}");
         let cut = self.entries.len() - stats.last as usize;
         let damage = journal.stats().damage;
+        assert!(damage.len() <= 1, "{what}: only one file is damaged, not {damage:?}");
         assert!(
             gone == 0 || !damage.is_empty() || !opened.losses.is_empty(),
             "{what}: {gone}, {gone_lines} lines"
@@ -259,7 +260,43 @@ fn of_a_lost_file_only_its_entries_are_lost() {
                 after = read.through;
             }
             assert_eq!(gaps.len(), 1, "{gaps:?}");
+            let damage = journal.stats().damage;
+            assert_eq!(damage.len(), 1, "what comes after it is whole: {damage:?}");
             assert_eq!(stats.last, base.entries.len() as Seq);
         }
     }
+}
+
+/// A disk that cannot read a whole stretch of a file, or its last bytes: what is beside that is read.
+#[test]
+fn a_stretch_that_cannot_be_read_costs_what_was_there() {
+    /// More than is searched at once.
+    const STRETCH: u64 = 1 << 20;
+    let limits = Limits { max_bytes: 256 << 20, ..LIMITS };
+    let open = |disk: &Double| Journal::open(Arc::new(disk.clone()), Path::new(DIR), limits, &["a"]).unwrap();
+    let disk = Double::new();
+    let journal = open(&disk).0;
+    const ENTRIES: u64 = 60;
+    for n in 0..ENTRIES {
+        let mut payload = vec![0; 50_000];
+        fastrand::Rng::with_seed(n).fill(&mut payload);
+        journal.append(&[Entry { payload, lines: 1, span: (0, 0) }], &[], 0).unwrap();
+    }
+    drop(journal);
+    let path = disk.list(Path::new(DIR)).unwrap().remove(0).path;
+    let len = disk.open_to_read(&path).unwrap().len().unwrap();
+    assert!(len > 3 * STRETCH, "{len}");
+    let count = |disk: &Double| {
+        let journal = open(disk).0;
+        journal.read(0, usize::MAX).unwrap().entries.len() as u64
+    };
+    disk.spoil(&path, len - 10..len);
+    assert!(count(&disk) >= ENTRIES - 1);
+    disk.spoil(&path, 0..STRETCH);
+    let left = count(&disk);
+    assert!((ENTRIES / 2..ENTRIES).contains(&left), "{left}");
+    // What cannot be read at all says nothing of what was there: that is no damage but a disk that fails.
+    disk.spoil(&path, 0..len);
+    let all_is_bad = Journal::open(Arc::new(disk.clone()), Path::new(DIR), limits, &["a"]);
+    assert!(matches!(all_is_bad, Err(journal::JournalError::Io { .. })));
 }
