@@ -220,6 +220,8 @@ struct File {
     pending: Vec<Change>,
     /// Pages that take room.
     pages: BTreeSet<u64>,
+    /// Bytes that cannot be read.
+    spoiled: Vec<Range<u64>>,
     open: usize,
 }
 
@@ -423,6 +425,15 @@ impl Double {
         change(&mut file.now);
         file.durable.clone_from(&file.now);
         file.pending.clear();
+        true
+    }
+
+    /// Makes bytes of a file unreadable, as bad sectors are; false if there is no such file.
+    pub fn spoil(&self, path: &Path, bytes: Range<u64>) -> bool {
+        let mut state = self.lock();
+        let Ok(id) = state.id(path) else { return false };
+        let Some(file) = state.files.get_mut(&id) else { return false };
+        file.spoiled.push(bytes);
         true
     }
 
@@ -752,6 +763,10 @@ impl DiskFile for Handle {
             return Err(Failure::Io.error());
         }
         let file = self.file(&mut state)?;
+        let end = offset.saturating_add(buffer.len() as u64);
+        if file.spoiled.iter().any(|it| it.start < end && offset < it.end) {
+            return Err(Failure::Io.error());
+        }
         let found = usize::try_from(offset)
             .ok()
             .and_then(|from| file.now.get(from..from.checked_add(buffer.len())?))

@@ -455,11 +455,15 @@ impl Scan {
         let mut window = Vec::new();
         let mut start = 0;
         let mut checked = 0;
+        let (mut any, mut failed) = (false, None);
         while start < len {
             // Headers that lie across the end of the window begin the next one.
             let size = usize::try_from((len - start).min(WINDOW as u64)).unwrap_or(WINDOW);
             window.resize(size, 0);
-            scan.read_what_can_be(&mut window, start)?;
+            match scan.read_what_can_be(&mut window, start) {
+                Ok(()) => any = true,
+                Err(error) => failed = Some(error),
+            }
             let mut at = 0;
             while let Some(found) = window[at..].windows(MAGIC.len()).position(|it| it == MAGIC) {
                 at += found;
@@ -486,7 +490,11 @@ impl Scan {
             let next = if at >= size { at } else { size.saturating_sub(HEADER - 1).max(1) };
             start += if start + size as u64 >= len { size as u64 } else { next as u64 };
         }
-        Ok(scan)
+        // Of a file that cannot be read at all nobody can say what is whole in it: the disk fails.
+        match failed {
+            Some(error) if !any => Err(error),
+            _ => Ok(scan),
+        }
     }
 
     /// Fills the buffer; what cannot be read is zeros. Fails if nothing can.
