@@ -908,8 +908,9 @@ impl Journal {
         let written =
             self.write_cursors(&mut writer, now_ns).and_then(|()| self.drop_old(&mut writer, now_ns));
         let losses = self.tell(&mut writer);
-        drop(writer);
+        // Under the lock: else an append could drop the segment that is to go, and the next one would go unread.
         let trimmed = self.trim();
+        drop(writer);
         self.close_idle();
         if losses.is_empty() {
             prepared.and(written).and(trimmed)?;
