@@ -500,7 +500,7 @@ struct Thread {
     applied: Option<Box<dyn Applied>>,
     /// Why the journal cannot tidy up, or not be written.
     troubles: OncePerCause,
-    /// Appends fail, and that was told.
+    /// Appends fail.
     is_failing: bool,
 }
 
@@ -563,9 +563,10 @@ impl Thread {
     fn failed(&mut self, jobs: Vec<Job>, error: JournalError) {
         let is_full = error.is_disk_full();
         if let JournalError::Io { .. } | JournalError::Broken { .. } = error {
+            // Also where that was told a while ago: whoever read of it waits for the end.
+            self.is_failing = true;
             let cause = if is_full { "append: full" } else { "append" };
             if let Some(held_back) = self.troubles.tell(cause, self.shared.clock.monotonic()) {
-                self.is_failing = true;
                 let why = chain(&error);
                 tracing::error!(held_back, "the journal cannot be written, and writes are refused: {why}");
             }

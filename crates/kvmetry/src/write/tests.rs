@@ -287,6 +287,28 @@ async fn of_a_failed_append_nothing_is_left() {
     assert_eq!(written.errors.len(), 1, "the catalogue that is durable says float");
 }
 
+#[test]
+fn the_end_of_each_outage_is_told() {
+    let fixture = fixture();
+    let mut thread = Thread {
+        shared: Arc::clone(&fixture.writer.shared),
+        journal: Arc::clone(&fixture.journal),
+        applied: None,
+        troubles: OncePerCause::default(),
+        is_failing: false,
+    };
+    let (log, _guard) = log_of_this_thread();
+    for outages in 1..=2 {
+        for full in [true, false] {
+            fixture.full.store(full, Ordering::SeqCst);
+            thread.append(Vec::new(), Some(Catalog::default().to_bytes()));
+        }
+        let told = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+        assert_eq!(told.matches("the journal cannot be written").count(), 1, "{told}");
+        assert_eq!(told.matches("the journal can be written again").count(), outages, "{told}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_disk_that_hangs_costs_the_collector_lines_and_no_time() {
     let fixture = fixture();
