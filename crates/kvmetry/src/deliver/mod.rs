@@ -28,14 +28,14 @@ mod client;
 mod rejects;
 mod size;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use journal::{Entry, Journal, Seq};
+use journal::{Entry, Gap, Journal, Seq};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -158,6 +158,7 @@ impl Deliveries {
             name,
             ahead: VecDeque::new(),
             stuck: BTreeMap::new(),
+            damaged: BTreeSet::new(),
             databases: HashMap::new(),
             size: Size::default(),
             failures_in_a_row: 0,
@@ -215,6 +216,9 @@ struct Delivery {
     done: Seq,
     /// Databases that lag behind; at most [`MAX_STUCK`].
     stuck: BTreeMap<String, Stuck>,
+    /// The first entries of damaged stretches that were told, as far as they may be read again: behind the cursor, so
+    /// the journal's limits bound them.
+    damaged: BTreeSet<Seq>,
     /// Databases that are there or cannot be made; how often making one failed.
     databases: HashMap<String, Made>,
     /// What the server takes at once, as far as it is known.
@@ -385,7 +389,7 @@ impl Delivery {
             let journal = Arc::clone(&self.shared.journal);
             match tokio::task::spawn_blocking(move || journal.read(after, READ_BYTES)).await.ok()? {
                 Ok(read) => {
-                    self.shared.losses.add(read.damaged.iter().map(|gap| gap.loss(&self.reader)));
+                    self.tell_damage(&read.damaged);
                     return Some(read);
                 }
                 Err(error) => {
@@ -396,6 +400,12 @@ impl Delivery {
                 }
             }
         }
+    }
+
+    /// Counts and tells what is damaged, once: for a database that lags behind the same entries are read every minute.
+    fn tell_damage(&mut self, gaps: &[Gap]) {
+        let new = gaps.iter().filter(|gap| self.damaged.insert(gap.first));
+        self.shared.losses.add(new.map(|gap| gap.loss(&self.reader)));
     }
 
     /// Brings lines to their databases, but to those that lag behind. False: the program ends, and not all were
@@ -498,8 +508,9 @@ impl Delivery {
     }
 
     /// What all databases have is done with.
-    fn advance(&self) {
+    fn advance(&mut self) {
         let done = self.stuck.values().map(|stuck| stuck.through).fold(self.done, Seq::min);
+        self.damaged = self.damaged.split_off(&(done + 1));
         self.shared.journal.advance(&self.reader, done);
     }
 

@@ -855,6 +855,47 @@ async fn a_database_goes_on_at_the_line_where_it_was_refused() {
     assert_eq!(kept.rejects().lines().filter(|line| !line.starts_with('#')).count(), 1);
 }
 
+/// What is damaged is read again with each try, and counts once.
+#[tokio::test]
+async fn damage_counts_once_however_often_a_refused_database_is_tried() {
+    let mut model = Model::default();
+    model.refused.insert("sixth".to_owned(), (404, String::new()));
+    let stub = Stub::start(model).await;
+    let servers = [at(stub.address, Api::V3)];
+    let kept = Kept::new(&servers);
+    kept.add("sixth", "a v=1i 1\n");
+    let damaged = "a v=2i 2\na v=3i 3\n";
+    kept.add("sixth", damaged);
+    kept.add(DATABASE, "a v=4i 4\n");
+    let payload = entry::encode("sixth", damaged);
+    let Kept { folder, shared, .. } = kept;
+    drop(shared);
+    spoil(&folder.path().join("journal"), &payload);
+    let kept = Kept::open(folder, &servers, Limits::default());
+    let deliveries = kept.deliver(&servers);
+    stub.wait_for("what is beside", |model| model.count(DATABASE) == 1).await;
+    until(&deliveries, "some tries", |stats| stats.failures >= 4).await;
+    assert_eq!(deliveries.stats()[0].lost_lines, 2);
+    stub.model().refused.clear();
+    stub.wait_for("what is whole", |model| model.count("sixth") == 1).await;
+    assert_eq!(end(deliveries).await.lost_lines, 2);
+}
+
+/// Flips a bit wherever these bytes are in a file of this folder.
+fn spoil(folder: &Path, bytes: &[u8]) {
+    let mut found = 0;
+    for file in std::fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        let mut all = std::fs::read(&path).unwrap();
+        while let Some(at) = all.windows(bytes.len()).position(|it| it == bytes) {
+            all[at] ^= 1;
+            found += 1;
+        }
+        std::fs::write(path, all).unwrap();
+    }
+    assert!(found > 0);
+}
+
 #[tokio::test]
 async fn many_databases_that_are_refused_are_bounded() {
     let mut model = Model::default();
