@@ -613,6 +613,8 @@ impl Delivery {
                 }
                 Made::No
             }
+            // No line was sent: that says nothing of how many the link takes.
+            Creation::Unknown(Verdict::TimedOut { why }) => return Err(Verdict::NoAnswer { why }),
             Creation::Unknown(verdict) => return Err(verdict),
         };
         self.remember(database, made);

@@ -751,6 +751,33 @@ async fn a_request_too_slow_for_the_link_becomes_smaller() {
 }
 
 #[tokio::test]
+async fn a_database_that_is_slow_to_make_makes_no_request_smaller() {
+    let mut model = Model::default();
+    model.faults.extend([None, Some(Fault::Hang), Some(Fault::Hang)]);
+    let stub = Stub::start(model).await;
+    let servers = [at(stub.address, Api::V3)];
+    let kept = Kept::new(&servers);
+    let lines: String = (0..10_000).map(|n| format!("a v={n}i {n}\n")).collect();
+    assert!(lines.len() > 4 * SMALL_BYTES);
+    kept.add("other", &lines);
+    let deliveries = kept.deliver(&servers);
+    for tries in 1..=2 {
+        let tried = |model: &Model| model.requests_with("configure/database").len() == 1 + tries;
+        stub.wait_for("the attempt to make it", tried).await;
+        // From here on nothing but the time-out can happen, so it happens at once.
+        tokio::time::pause();
+        while deliveries.stats()[0].failures < tries as u64 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        tokio::time::resume();
+    }
+    stub.wait_for("all points", |model| model.count("other") == 10_000).await;
+    end(deliveries).await;
+    let sizes: Vec<_> = stub.model().requests_with("write_lp").iter().map(|(_, bytes)| *bytes).collect();
+    assert_eq!(sizes, [lines.len()]);
+}
+
+#[tokio::test]
 async fn a_database_that_is_refused_stops_no_other() {
     for (status, said) in [
         (400, r#"{"error":"invalid database name"}"#),
