@@ -320,7 +320,12 @@ impl Delivery {
             }
             let count = chunk::count(self.ahead.iter());
             let entries: Vec<_> = self.ahead.range(..count).cloned().collect();
-            let Some(chunk) = self.sort(entries).await else { continue };
+            let Some(chunk) = self.sort(entries).await else {
+                if !self.pause(unsorted()).await {
+                    return Turn::End;
+                }
+                continue;
+            };
             if let (Some((seq, version)), None) = (chunk.newer, chunk.through) {
                 let why = format!("entry {seq} of the journal: {}", Malformed::Newer(version));
                 if !self.pause(Verdict::NeedsAPerson { why }).await {
@@ -451,7 +456,7 @@ impl Delivery {
         let count = chunk::count(read.entries.iter());
         let is_all = count == read.entries.len();
         read.entries.truncate(count);
-        let Some(chunk) = self.sort(read.entries).await else { return true };
+        let Some(chunk) = self.sort(read.entries).await else { return self.pause(unsorted()).await };
         let through = if is_all { read.through.min(self.done) } else { chunk.through.unwrap_or(after) };
         let text = chunk.texts.into_iter().find(|(name, _)| name == database).map(|(_, text)| text);
         let text = text.unwrap_or_default();
@@ -727,6 +732,11 @@ impl Delivery {
         }
         true
     }
+}
+
+/// Sorting panicked, or the program ends.
+fn unsorted() -> Verdict {
+    Verdict::NoAnswer { why: "lines of the journal cannot be sorted: a fault of kvmetry".to_owned() }
 }
 
 fn compress(lines: &str) -> std::io::Result<Vec<u8>> {
