@@ -18,7 +18,7 @@ use crate::cli::{self, QueryFormat, print};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, DATABASE};
 use crate::datadir::{self, DataDir, DataDirError};
-use crate::embedded::{self, Others};
+use crate::embedded::{self, Opened, Others};
 use crate::http::backend::{Format, Query};
 use crate::http::through::Port;
 use crate::keep::STORE;
@@ -28,8 +28,8 @@ use crate::write::Retentions;
 
 /// The data directory, as far as a command may use it.
 enum Data {
-    /// Ours.
-    Open { store: Store, engine: Box<Engine>, journal: Arc<Journal>, dir: DataDir },
+    /// Ours. `left_out`: rows that are in the journal only, and so in no answer.
+    Open { store: Store, engine: Box<Engine>, journal: Arc<Journal>, dir: DataDir, left_out: u64 },
     /// Another process's, or not ours to open; its HTTP port answers.
     Served(Port),
 }
@@ -68,7 +68,7 @@ impl Data {
         let limits = Limits { max_bytes: config.journal.max_size, max_age: config.journal.max_age };
         let opened = Journal::open(Arc::clone(&disk), &dir.path().join("journal"), limits, &[STORE])?;
         let journal = Arc::new(opened.0);
-        let (store, engine) = embedded::open(&embedded::Setup {
+        let Opened { store, engine, left_out } = embedded::open(&embedded::Setup {
             others: Others::new(Arc::clone(&disk), dir.path().to_owned()),
             disk,
             dir: dir.path().join("store"),
@@ -78,7 +78,7 @@ impl Data {
             losses: Arc::new(Losses::new(Arc::clone(clock))),
             clock: Arc::clone(clock),
         })?;
-        Ok(Self::Open { store, engine: Box::new(engine), journal, dir })
+        Ok(Self::Open { store, engine: Box::new(engine), journal, dir, left_out })
     }
 }
 
@@ -94,11 +94,11 @@ fn is_denied(error: &DataDirError) -> bool {
     matches!(error, DataDirError::Io { problem, .. } if kinds.contains(&problem.kind()))
 }
 
-/// Asks, and prints the answer.
+/// Asks, and prints the answer. False if rows are missing in it.
 ///
 /// # Errors
 /// A mistake in the query, data that cannot be read, standard output that failed.
-pub(crate) async fn query(config: &Config, asked: &cli::Query) -> anyhow::Result<()> {
+pub(crate) async fn query(config: &Config, asked: &cli::Query) -> anyhow::Result<bool> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let database = asked.database.as_deref().unwrap_or(DATABASE);
     let (sql, format) = (asked.sql.as_str(), asked.format);
@@ -106,9 +106,26 @@ pub(crate) async fn query(config: &Config, asked: &cli::Query) -> anyhow::Result
         bail!("a Parquet file is not for a terminal: > FILE");
     }
     match Data::find(config, &clock, "query")? {
-        Data::Open { engine, .. } => ask_here(&engine, database, sql, format).await,
-        Data::Served(port) => ask_there(&port, database, sql, format).await,
+        Data::Open { engine, left_out, .. } => {
+            ask_here(&engine, database, sql, format).await?;
+            is_all(left_out)
+        }
+        Data::Served(port) => ask_there(&port, database, sql, format).await.map(|()| true),
     }
+}
+
+/// Whether no rows were left out; tells it if some were.
+fn is_all(left_out: u64) -> anyhow::Result<bool> {
+    if left_out > 0 {
+        tell(&format!("{} are missing in this", of_journal(left_out)))?;
+    }
+    Ok(left_out == 0)
+}
+
+fn of_journal(rows: u64) -> String {
+    format!(
+        "the disk is nearly full (see [store] min_free) or cannot be written, so {rows} rows that are in the journal only"
+    )
 }
 
 async fn ask_here(engine: &Engine, database: &str, sql: &str, format: QueryFormat) -> anyhow::Result<()> {
@@ -161,17 +178,20 @@ fn end_line(format: QueryFormat, last: Option<u8>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes all points into files and makes one of each day's.
+/// Writes all points into files and makes one of each day's. False if some had to stay in the journal.
 ///
 /// # Errors
 /// A data directory that cannot be used.
-pub(crate) async fn compact(config: &Config) -> anyhow::Result<()> {
+pub(crate) async fn compact(config: &Config) -> anyhow::Result<bool> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     match Data::find(config, &clock, "compact")? {
-        Data::Open { store, .. } => tell(&told(&store.compact(clock.wall_ns())?)),
+        Data::Open { store, left_out, .. } => {
+            tell(&told(&store.compact(clock.wall_ns())?))?;
+            is_all(left_out)
+        }
         Data::Served(port) => {
             let answer = port.post("/api/v3/compact", &json!({})).await?;
-            tell(&answer.text().await.context("the answer broke off")?)
+            tell(&answer.text().await.context("the answer broke off")?).map(|()| true)
         }
     }
 }
@@ -184,6 +204,9 @@ pub(crate) async fn backup(config: &Config, to: &Path) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let to = backup::check_target(to, &config.data_dir)?;
     let made: Made = match Data::find(config, &clock, "backup")? {
+        Data::Open { left_out: rows @ 1.., .. } => {
+            bail!("{} would be missing: make room first", of_journal(rows))
+        }
         Data::Open { store, journal, dir, .. } => {
             let source = backup::Source {
                 dir: dir.path().to_owned(),

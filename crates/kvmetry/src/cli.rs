@@ -384,9 +384,9 @@ pub(crate) async fn execute(command: Command, config: Config) -> anyhow::Result<
         Command::Check(_) => check::check(&config).await,
         Command::Token(token) => token::token(&config, &token).map(|()| true),
         #[cfg(feature = "store")]
-        Command::Query(query) => ask::query(&config, &query).await.map(|()| true),
+        Command::Query(query) => ask::query(&config, &query).await,
         #[cfg(feature = "store")]
-        Command::Compact => ask::compact(&config).await.map(|()| true),
+        Command::Compact => ask::compact(&config).await,
         #[cfg(feature = "store")]
         Command::Backup(backup) => ask::backup(&config, &backup.dir).await.map(|()| true),
         #[cfg(feature = "store")]

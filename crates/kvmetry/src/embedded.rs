@@ -65,11 +65,20 @@ struct Stop {
     changed: Condvar,
 }
 
-/// Opens the store and takes in what the journal has and the store's files have not. Nothing is written.
+/// The store as it was opened.
+pub(crate) struct Opened {
+    pub(crate) store: Store,
+    pub(crate) engine: Engine,
+    /// Rows that are in the journal only: they could not be written, and there was no memory left for them.
+    pub(crate) left_out: u64,
+}
+
+/// Opens the store and takes in what the journal has and the store's files have not. Nothing is written as long as
+/// memory has room.
 ///
 /// # Errors
 /// A directory that cannot be used.
-pub(crate) fn open(setup: &Setup) -> anyhow::Result<(Store, Engine)> {
+pub(crate) fn open(setup: &Setup) -> anyhow::Result<Opened> {
     let (config, retentions) = (setup.config.clone(), Arc::clone(&setup.retentions));
     let no_rollups = setup.config.no_rollups.clone();
     let rollups = move |database: &str, table: &str| {
@@ -112,9 +121,10 @@ pub(crate) fn open(setup: &Setup) -> anyhow::Result<(Store, Engine)> {
     }
     let reading =
         Reading { store: &store, journal: &setup.journal, losses: &setup.losses, clock: &*setup.clock };
-    reading.catch_up(store.cursor(), || true).context("reading the journal into the embedded store")?;
+    let left_out =
+        reading.catch_up(store.cursor(), || true).context("reading the journal into the embedded store")?;
     let engine = Engine::new(&store, QueryLimits::default()).context("no threads for queries")?;
-    Ok((store, engine))
+    Ok(Opened { store, engine, left_out })
 }
 
 impl Embedded {
@@ -123,7 +133,10 @@ impl Embedded {
     /// # Errors
     /// As [`open`].
     pub(crate) fn start(setup: Setup) -> anyhow::Result<Self> {
-        let (store, engine) = open(&setup)?;
+        let Opened { store, engine, left_out } = open(&setup)?;
+        if left_out > 0 {
+            warn_of_left_out(left_out, 0);
+        }
         let Setup { journal, losses, clock, others, .. } = setup;
         let stop = Arc::new(Stop::default());
         let (end, ended) = tokio::sync::oneshot::channel();
@@ -209,8 +222,10 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// Applies the entries after this one, all that there are, as long as it may go on.
-    fn catch_up(&self, mut after: Seq, may_go_on: impl Fn() -> bool) -> anyhow::Result<()> {
+    /// Applies the entries after this one, all that there are, as long as it may go on. Returns how many rows had to go
+    /// from memory since they could not be written.
+    fn catch_up(&self, mut after: Seq, may_go_on: impl Fn() -> bool) -> anyhow::Result<u64> {
+        let mut left_out = 0;
         // Before anything is appended: numbers that the store has seen are not given again.
         self.journal.advance(STORE, after);
         while may_go_on() {
@@ -229,9 +244,10 @@ impl Reading<'_> {
                 if done.expired_rows > 0 {
                     tell_expired(done.expired_rows, 0);
                 }
+                left_out += done.dropped_rows;
             }
         }
-        Ok(())
+        Ok(left_out)
     }
 
     fn apply(&self, seq: Seq, entry: &Entry) {
@@ -259,6 +275,15 @@ fn tell_expired(rows: u64, held_back: u64) {
         held_back,
         rows,
         "points were written that are older than their table's retention, and are not kept; see [store] retention"
+    );
+}
+
+fn warn_of_left_out(rows: u64, held_back: u64) {
+    tracing::warn!(
+        held_back,
+        rows,
+        "the store cannot write and has no memory left: its oldest rows are in the journal only, and are read from it \
+         when there is room"
     );
 }
 
@@ -375,12 +400,7 @@ impl Upkeep {
         if done.dropped_rows > 0
             && let Some(held_back) = self.told.tell("dropped", self.clock.monotonic())
         {
-            tracing::warn!(
-                held_back,
-                rows = done.dropped_rows,
-                "the store cannot write and has no memory left: its oldest rows are in the journal only, and are read from \
-                 it when there is room"
-            );
+            warn_of_left_out(done.dropped_rows, held_back);
         }
         if done.expired_rows > 0
             && let Some(held_back) = self.told.tell("expired", self.clock.monotonic())
@@ -448,7 +468,7 @@ impl Upkeep {
         let Self { store, journal, losses, clock, .. } = self;
         let reading = Reading { store, journal, losses, clock: &**clock };
         match reading.catch_up(store.read_again(), || !stop.is_asked()) {
-            Ok(()) => tracing::info!("the store has read again from the journal what it had no room for"),
+            Ok(_) => tracing::info!("the store has read again from the journal what it had no room for"),
             Err(error) => {
                 if let Some(held_back) = self.told.tell("reading", self.clock.monotonic()) {
                     tracing::error!(held_back, "the store cannot read the journal, trying again: {error:#}");
@@ -491,16 +511,19 @@ mod tests {
             let options = Options { min_free: Some(min_free), memory: 200 << 10, ..Options::default() };
             let store = Store::open(Arc::clone(&disk), &dir.path().join("store"), options).unwrap().0;
             let reading = Reading { store: &store, journal: &journal, losses: &losses, clock: &*clock };
-            reading.catch_up(store.cursor(), || true).unwrap();
-            store
+            let left_out = reading.catch_up(store.cursor(), || true).unwrap();
+            (store, left_out)
         };
-        let store = open(u64::MAX >> 1);
+        let (store, left_out) = open(u64::MAX >> 1);
+        let held = store.stats().memory_rows as u64;
+        assert_eq!(held + left_out, ENTRIES * 100, "what an answer lacks is told");
         assert_eq!((store.cursor(), journal.cursor(STORE), store.stats().files), (0, 0, 0));
         assert!((1..ENTRIES as usize * 100).contains(&store.stats().memory_rows), "{:?}", store.stats());
         assert!(!store.is_behind());
         drop(store);
 
-        let store = open(0);
+        let (store, left_out) = open(0);
+        assert_eq!(left_out, 0);
         store.flush(NOW_NS).unwrap();
         assert_eq!(store.cursor(), ENTRIES);
         let raw = store.stats().file_rows;
