@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use disk::Disk;
-use journal::{Entry, Journal, Seq};
+use journal::{Entry, Journal, Seq, Stats};
 use store::sql::{Engine, QueryLimits};
 use store::{Room, Store};
 use telemetry::lines::limits::ROLLUP_SUFFIXES;
@@ -110,7 +110,16 @@ pub(crate) fn open(setup: &Setup) -> anyhow::Result<Opened> {
     for complaint in complaints {
         tracing::error!("the store: {complaint}");
     }
-    let (last, cursor) = (setup.journal.stats().last, store.cursor());
+    let (Stats { first, last, .. }, cursor) = (setup.journal.stats(), store.cursor());
+    // A store that has no files yet begins with what is there.
+    if cursor > 0 && first > cursor + 1 {
+        tracing::error!(
+            first,
+            cursor,
+            "the journal begins after what the store's files have: it dropped what was between, or the two are of \
+             different moments. What was acknowledged between and was in no file is lost"
+        );
+    }
     if last < cursor {
         tracing::error!(
             last,
@@ -486,6 +495,7 @@ mod tests {
 
     use super::*;
     use crate::clock::ManualClock;
+    use crate::logging::log_of_this_thread;
 
     const NOW_NS: i64 = 1_795_478_400_000_000_000;
 
@@ -529,6 +539,44 @@ mod tests {
         let raw = store.stats().file_rows;
         assert!(raw >= ENTRIES * 100, "{:?}", store.stats());
         assert_eq!(losses.lines_of(STORE), 0);
+    }
+
+    /// As of a data directory that was copied while it was written to.
+    #[test]
+    fn what_is_in_neither_files_nor_journal_is_missed_aloud() {
+        let (log, _guard) = log_of_this_thread();
+        let folder = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        // With a journal of this name that has one entry after this one.
+        let told = |name: &str, after: Seq| {
+            let (journal, _) =
+                Journal::open(Arc::clone(&disk), &folder.path().join(name), Limits::default(), &[STORE])
+                    .unwrap();
+            journal.advance(STORE, after);
+            let payload = entry::encode("db", &format!("t,vm=a n=1i {NOW_NS}\n"));
+            journal.append(&[Entry { payload, lines: 1, span: (NOW_NS, NOW_NS) }], &[], NOW_NS).unwrap();
+            let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(NOW_NS));
+            let store = config::Config::from_parts(None, &[], &config::Flags::default()).unwrap().store;
+            let opened = open(&Setup {
+                disk: Arc::clone(&disk),
+                dir: folder.path().join("store"),
+                journal: Arc::new(journal),
+                config: config::Store { min_free: Some(0), ..store },
+                retentions: Arc::default(),
+                losses: Arc::new(Losses::new(Arc::clone(&clock))),
+                others: Others::new(Arc::clone(&disk), folder.path().to_owned()),
+                clock,
+            });
+            opened.unwrap().store.flush(NOW_NS).unwrap();
+            String::from_utf8(std::mem::take(&mut *log.lock().unwrap())).unwrap()
+        };
+        assert_eq!(told("new", 3), "");
+        assert_eq!(told("next", 4), "");
+        let gap = told("late", 6);
+        assert!(
+            gap.contains("the journal begins after what the store's files have") && gap.contains("cursor=5"),
+            "{gap}"
+        );
     }
 
     /// What only memory and the journal have is written before the journal drops it, and as soon as there is room again.
