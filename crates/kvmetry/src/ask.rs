@@ -196,11 +196,11 @@ pub(crate) async fn compact(config: &Config) -> anyhow::Result<bool> {
     }
 }
 
-/// Makes a backup and puts it there.
+/// Makes a backup and puts it there. False if the store has lost something, and so the backup has not got it.
 ///
 /// # Errors
 /// A place that cannot be used, a data directory that cannot, a server that does not make one.
-pub(crate) async fn backup(config: &Config, to: &Path) -> anyhow::Result<()> {
+pub(crate) async fn backup(config: &Config, to: &Path) -> anyhow::Result<bool> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let to = backup::check_target(to, &config.data_dir)?;
     let made: Made = match Data::find(config, &clock, "backup")? {
@@ -227,7 +227,9 @@ pub(crate) async fn backup(config: &Config, to: &Path) -> anyhow::Result<()> {
     };
     backup::move_to(&made.dir, &to)?;
     made.missing.iter().try_for_each(|it| tell(it))?;
-    tell(&told_of("backup", &Made { dir: to, ..made }))
+    let made = Made { dir: to, ..made };
+    tell(&told_of("backup", &made))?;
+    Ok(made.missing.is_empty())
 }
 
 /// Fills the data directory from a backup. False if something was missing or damaged in it.

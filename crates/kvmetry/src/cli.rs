@@ -388,7 +388,7 @@ pub(crate) async fn execute(command: Command, config: Config) -> anyhow::Result<
         #[cfg(feature = "store")]
         Command::Compact => ask::compact(&config).await,
         #[cfg(feature = "store")]
-        Command::Backup(backup) => ask::backup(&config, &backup.dir).await.map(|()| true),
+        Command::Backup(backup) => ask::backup(&config, &backup.dir).await,
         #[cfg(feature = "store")]
         Command::Restore(restore) => ask::restore(&config, &restore),
         // Printed without reading a configuration.

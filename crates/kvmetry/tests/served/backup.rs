@@ -156,6 +156,26 @@ async fn a_restore_takes_whole_backups_and_empty_directories_only() {
     assert_eq!(asked(&dir, "SELECT count(*) AS n FROM u"), "n\n0\n");
 }
 
+/// What is missing in a backup is said in words and by the exit code; the rest is in it.
+#[tokio::test]
+async fn a_backup_that_lacks_something_says_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (dir, backup) = (folder.path().join("data"), folder.path().join("backup"));
+    let server = Server::start(&dir);
+    assert_eq!(server.write(&lines(0..10)).await.expect("an answer"), 204);
+    assert_eq!(server.write("u v=1i 1").await.expect("an answer"), 204);
+    kvmetry(&dir, &["compact"]);
+    let lost = files_below(&dir.join("store/db/u")).into_iter().next().expect("a file");
+    fs::remove_file(&lost).expect("removed");
+    let told = refused(&dir, &["backup", backup.to_str().expect("a path")]);
+    assert!(
+        told.contains("is missing: its 1 rows are left out") && told.contains("backup: "),
+        "{told}"
+    );
+    assert_eq!(asked(&backup, "SELECT count(*) AS n FROM t"), "n\n10\n");
+    server.stop();
+}
+
 /// Over HTTP backups stay in the data directory, so many and no more; what was broken off goes with the next one.
 #[tokio::test]
 async fn backups_over_http_stay_in_the_data_directory() {
