@@ -250,28 +250,38 @@ pub(crate) fn restore(from: &Path, data_dir: &Path, replace: bool) -> anyhow::Re
         bail!("{} is the data directory itself", from.display());
     }
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    begin(&*disk, dir.path()).with_context(|| format!("writing into {}", dir.path().display()))?;
-    let carried = match carry_in(&disk, &from, dir.path()) {
+    let carried = replace_with(&disk, &from, dir.path())?;
+    give_to_owner_of(dir.path(), dir.path());
+    finish(&*disk, dir.path())?;
+    Ok(Made::new(dir.path().to_owned(), carried))
+}
+
+/// Puts what a backup has in the place of what is in a data directory, which is not whole meanwhile.
+fn replace_with(disk: &Arc<dyn Disk>, from: &Path, dir: &Path) -> anyhow::Result<Carried> {
+    // Else a restore was broken off before, and what becomes of this one does not mend that.
+    let was_whole = !dir.join(UNFINISHED).exists();
+    let begun = begin(&**disk, dir).with_context(|| format!("writing into {}", dir.display()));
+    let carried = match begun.and_then(|()| carry_in(disk, from, dir)) {
         Ok(carried) => carried,
         Err(error) => {
             // What was there is as it was.
-            REPLACED.iter().for_each(|name| drop(remove_all(&new(dir.path(), name))));
-            let _ = disk.remove_file(&dir.path().join(UNFINISHED));
+            REPLACED.iter().for_each(|name| drop(remove_all(&new(dir, name))));
+            if was_whole {
+                let _ = disk.remove_file(&dir.join(UNFINISHED));
+            }
             return Err(error);
         }
     };
     for name in REPLACED {
-        let (new, place) = (new(dir.path(), name), dir.path().join(name));
+        let (new, place) = (new(dir, name), dir.join(name));
         remove_all(&place)?;
         fs::rename(&new, &place).with_context(|| format!("renaming {}", new.display()))?;
     }
-    let (kept, tokens) = (from.join("tokens.json"), dir.path().join("tokens.json"));
+    let (kept, tokens) = (from.join("tokens.json"), dir.join("tokens.json"));
     if kept.exists() && !tokens.exists() {
         carry_tokens(&kept, &tokens)?;
     }
-    give_to_owner_of(dir.path(), dir.path());
-    finish(&*disk, dir.path())?;
-    Ok(Made::new(dir.path().to_owned(), carried))
+    Ok(carried)
 }
 
 /// Whether a place, which need not be there yet, is below a folder.
@@ -357,5 +367,51 @@ fn give_to_owner_of(folder: &Path, below: &Path) {
         if entry.file_type().is_ok_and(|it| it.is_dir()) {
             give_to_owner_of(folder, &entry.path());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use store::Options;
+
+    use super::*;
+    use crate::clock::SystemClock;
+
+    fn source(dir: &DataDir) -> Source {
+        let (disk, path): (Arc<dyn Disk>, _) = (Arc::new(dir.disk()), dir.path());
+        let journal = Journal::open(Arc::clone(&disk), &path.join("journal"), Limits::default(), &[STORE]);
+        Source {
+            dir: path.to_owned(),
+            store: Store::open(Arc::clone(&disk), &path.join("store"), Options::default()).unwrap().0,
+            disk,
+            journal: Arc::new(journal.unwrap().0),
+            tokens: path.join("tokens.json"),
+            clock: Arc::new(SystemClock),
+            one_at_a_time: Mutex::default(),
+        }
+    }
+
+    /// A backup of no rows, moved to this place.
+    fn backup_at(place: &Path) {
+        let folder = tempfile::tempdir_in(place.parent().unwrap()).unwrap();
+        let dir = DataDir::open(folder.path()).unwrap();
+        move_to(&source(&dir).make().unwrap().dir, place).unwrap();
+    }
+
+    /// A restore that fails leaves a directory as it was: whole, or not.
+    #[test]
+    fn a_restore_that_fails_makes_nothing_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, data) = (folder.path().join("backup"), folder.path().join("data"));
+        backup_at(&from);
+        restore(&from, &data, false).unwrap();
+        fs::write(from.join("store/manifest.json"), "damaged").unwrap();
+        let unfinished = data.join(UNFINISHED);
+        restore(&from, &data, true).unwrap_err();
+        assert!(!unfinished.exists());
+        fs::write(&unfinished, "").unwrap();
+        restore(&from, &data, true).unwrap_err();
+        assert!(unfinished.exists());
+        assert!(!data.join("store.new").exists() && data.join("store/manifest.json").exists());
     }
 }

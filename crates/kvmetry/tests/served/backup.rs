@@ -168,10 +168,7 @@ async fn a_backup_that_lacks_something_says_so() {
     let lost = files_below(&dir.join("store/db/u")).into_iter().next().expect("a file");
     fs::remove_file(&lost).expect("removed");
     let told = refused(&dir, &["backup", backup.to_str().expect("a path")]);
-    assert!(
-        told.contains("is missing: its 1 rows are left out") && told.contains("backup: "),
-        "{told}"
-    );
+    assert!(told.contains("is missing: its 1 rows are left out") && told.contains("backup: "), "{told}");
     assert_eq!(asked(&backup, "SELECT count(*) AS n FROM t"), "n\n10\n");
     server.stop();
 }
