@@ -250,8 +250,10 @@ pub(crate) fn restore(from: &Path, data_dir: &Path, replace: bool) -> anyhow::Re
         bail!("{} is the data directory itself", from.display());
     }
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let carried = replace_with(&disk, &from, dir.path())?;
+    let carried = replace_with(&disk, &from, dir.path());
+    // Also what a failure leaves: a lock of root's would keep the service out.
     give_to_owner_of(dir.path(), dir.path());
+    let carried = carried?;
     finish(&*disk, dir.path())?;
     Ok(Made::new(dir.path().to_owned(), carried))
 }
@@ -396,6 +398,33 @@ mod tests {
         let folder = tempfile::tempdir_in(place.parent().unwrap()).unwrap();
         let dir = DataDir::open(folder.path()).unwrap();
         move_to(&source(&dir).make().unwrap().dir, place).unwrap();
+    }
+
+    /// Some user who is not root; there need be none of that number.
+    const SOMEBODY: u32 = 4_711;
+
+    /// Gives a folder to another user, which only root can; whose it is then.
+    fn give_away(folder: &Path) -> u32 {
+        let _ = lchown(folder, Some(SOMEBODY), Some(SOMEBODY));
+        owner_of(folder)
+    }
+
+    fn owner_of(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().uid()
+    }
+
+    #[test]
+    fn what_a_failed_restore_leaves_is_the_services() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, data) = (folder.path().join("backup"), folder.path().join("data"));
+        backup_at(&from);
+        fs::write(from.join("store/manifest.json"), "damaged").unwrap();
+        fs::create_dir(&data).unwrap();
+        let owner = give_away(&data);
+        restore(&from, &data, false).unwrap_err();
+        for name in ["lock", "version"] {
+            assert_eq!(owner_of(&data.join(name)), owner, "{name}");
+        }
     }
 
     /// A restore that fails leaves a directory as it was: whole, or not.
