@@ -237,13 +237,17 @@ pub(crate) fn restore(from: &Path, data_dir: &Path, replace: bool) -> anyhow::Re
         );
     }
     check_backup(&from)?;
-    let found = find_harmful(data_dir)?;
-    if let (Some(found), false) = (&found, replace) {
-        bail!(
-            "{} is not empty ({} is in it): --replace gives up what it holds, also what is still to be delivered",
-            data_dir.display(),
-            found.display()
-        );
+    if let Some(found) = find_harmful(data_dir)? {
+        let (place, found) = (data_dir.display(), found.display());
+        if !has_version(data_dir)? && !data_dir.join(UNFINISHED).exists() {
+            bail!("{place} is no data directory of kvmetry ({found} is in it): name another --data-dir");
+        }
+        if !replace {
+            bail!(
+                "{place} is not empty ({found} is in it): --replace gives up what it holds, also what is still to be \
+                 delivered"
+            );
+        }
     }
     let dir = DataDir::open_to_restore(data_dir)?;
     if from == fs::canonicalize(dir.path())? {
@@ -425,6 +429,23 @@ mod tests {
         for name in ["lock", "version"] {
             assert_eq!(owner_of(&data.join(name)), owner, "{name}");
         }
+    }
+
+    #[test]
+    fn a_restore_replaces_data_directories_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, other) = (folder.path().join("backup"), folder.path().join("log"));
+        backup_at(&from);
+        let theirs = other.join("journal/theirs");
+        fs::create_dir_all(theirs.parent().unwrap()).unwrap();
+        fs::write(&theirs, "").unwrap();
+        let told = restore(&from, &other, true).unwrap_err().to_string();
+        assert!(told.contains("is no data directory of kvmetry (journal is in it)"), "{told}");
+        assert!(theirs.exists() && !other.join("lock").exists());
+        // Of a backup that was copied and broken off there is a part.
+        fs::write(other.join(UNFINISHED), "").unwrap();
+        restore(&from, &other, true).unwrap();
+        assert!(!theirs.exists());
     }
 
     /// A restore that fails leaves a directory as it was: whole, or not.
