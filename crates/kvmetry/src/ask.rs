@@ -237,7 +237,8 @@ pub(crate) async fn backup(config: &Config, to: &Path) -> anyhow::Result<bool> {
 /// # Errors
 /// No backup, a data directory that cannot be used.
 pub(crate) fn restore(config: &Config, asked: &cli::Restore) -> anyhow::Result<bool> {
-    let made = backup::restore(&asked.dir, &config.data_dir, asked.replace)?;
+    let tokens = config.http.tokens_file(&config.data_dir);
+    let made = backup::restore(&asked.dir, &config.data_dir, &tokens, asked.replace)?;
     made.missing.iter().try_for_each(|it| tell(it))?;
     tell(&told_of("restored", &made))?;
     Ok(made.missing.is_empty())

@@ -223,11 +223,12 @@ fn copy_all(disk: &dyn Disk, from: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(disk.sync_dir(to)?)
 }
 
-/// Fills a data directory that no process has from a backup.
+/// Fills a data directory that no process has from a backup. `tokens` is where the port looks for its tokens; those that
+/// are there stay.
 ///
 /// # Errors
 /// It is no backup, or not whole; the data directory is in use, or holds something and `replace` is not said; the disk.
-pub(crate) fn restore(from: &Path, data_dir: &Path, replace: bool) -> anyhow::Result<Made> {
+pub(crate) fn restore(from: &Path, data_dir: &Path, tokens: &Path, replace: bool) -> anyhow::Result<Made> {
     let from = fs::canonicalize(from).with_context(|| format!("{} cannot be found", from.display()))?;
     if is_within(data_dir, &from) {
         bail!(
@@ -254,7 +255,7 @@ pub(crate) fn restore(from: &Path, data_dir: &Path, replace: bool) -> anyhow::Re
         bail!("{} is the data directory itself", from.display());
     }
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let carried = replace_with(&disk, &from, dir.path());
+    let carried = replace_with(&disk, &from, dir.path(), tokens);
     // Also what a failure leaves: a lock of root's would keep the service out.
     give_to_owner_of(dir.path(), dir.path());
     let carried = carried?;
@@ -263,7 +264,7 @@ pub(crate) fn restore(from: &Path, data_dir: &Path, replace: bool) -> anyhow::Re
 }
 
 /// Puts what a backup has in the place of what is in a data directory, which is not whole meanwhile.
-fn replace_with(disk: &Arc<dyn Disk>, from: &Path, dir: &Path) -> anyhow::Result<Carried> {
+fn replace_with(disk: &Arc<dyn Disk>, from: &Path, dir: &Path, tokens: &Path) -> anyhow::Result<Carried> {
     // Else a restore was broken off before, and what becomes of this one does not mend that.
     let was_whole = !dir.join(UNFINISHED).exists();
     let begun = begin(&**disk, dir).with_context(|| format!("writing into {}", dir.display()));
@@ -283,8 +284,11 @@ fn replace_with(disk: &Arc<dyn Disk>, from: &Path, dir: &Path) -> anyhow::Result
         remove_all(&place)?;
         fs::rename(&new, &place).with_context(|| format!("renaming {}", new.display()))?;
     }
-    let (kept, tokens) = (from.join("tokens.json"), dir.join("tokens.json"));
+    let (kept, tokens) = (from.join("tokens.json"), std::path::absolute(tokens)?);
     if kept.exists() && !tokens.exists() {
+        if let Some(folder) = tokens.parent() {
+            disk.create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+        }
         carry_tokens(&kept, &tokens)?;
     }
     Ok(carried)
@@ -397,6 +401,11 @@ mod tests {
         }
     }
 
+    /// With the tokens where they are by default.
+    fn restore(from: &Path, data_dir: &Path, replace: bool) -> anyhow::Result<Made> {
+        super::restore(from, data_dir, &data_dir.join("tokens.json"), replace)
+    }
+
     /// A backup of no rows, moved to this place.
     fn backup_at(place: &Path) {
         let folder = tempfile::tempdir_in(place.parent().unwrap()).unwrap();
@@ -446,6 +455,19 @@ mod tests {
         fs::write(other.join(UNFINISHED), "").unwrap();
         restore(&from, &other, true).unwrap();
         assert!(!theirs.exists());
+    }
+
+    #[test]
+    fn tokens_are_restored_where_the_port_looks() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, data) = (folder.path().join("backup"), folder.path().join("data"));
+        backup_at(&from);
+        fs::write(from.join("tokens.json"), "tokens").unwrap();
+        let tokens = data.join("own/tokens");
+        super::restore(&from, &data, &tokens, false).unwrap();
+        assert_eq!(fs::read_to_string(&tokens).unwrap(), "tokens");
+        assert_eq!(fs::metadata(&tokens).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(!data.join("tokens.json").exists());
     }
 
     /// A restore that fails leaves a directory as it was: whole, or not.
