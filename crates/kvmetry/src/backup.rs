@@ -18,7 +18,7 @@
 //! Access stays as it was, which is why the hashes of tokens are carried: without them a restored port on loopback
 //! would be open. A data directory that has tokens keeps its own.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown};
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use store::{Carried, Store};
 
 use crate::clock::{Clock, rfc3339};
-use crate::datadir::{DataDir, UNFINISHED, has_version, write_version};
+use crate::datadir::{self, DataDir, UNFINISHED, has_version, write_version};
 use crate::keep::STORE;
 use crate::write::CATALOG;
 
@@ -227,7 +227,7 @@ fn copy_all(disk: &dyn Disk, from: &Path, to: &Path) -> anyhow::Result<()> {
 /// are there stay.
 ///
 /// # Errors
-/// It is no backup, or not whole; the data directory is in use, or holds something and `replace` is not said; the disk.
+/// It is no backup, not whole, or in use; the data directory is in use, or holds something and `replace` is not said; the disk.
 pub(crate) fn restore(from: &Path, data_dir: &Path, tokens: &Path, replace: bool) -> anyhow::Result<Made> {
     let from = fs::canonicalize(from).with_context(|| format!("{} cannot be found", from.display()))?;
     if is_within(data_dir, &from) {
@@ -237,7 +237,11 @@ pub(crate) fn restore(from: &Path, data_dir: &Path, tokens: &Path, replace: bool
             from.display()
         );
     }
+    if fs::canonicalize(data_dir).is_ok_and(|it| it == from) {
+        bail!("{} is the data directory itself", from.display());
+    }
     check_backup(&from)?;
+    let _held = hold(&from)?;
     if let Some(found) = find_harmful(data_dir)? {
         let (place, found) = (data_dir.display(), found.display());
         if !has_version(data_dir)? && !data_dir.join(UNFINISHED).exists() {
@@ -251,9 +255,6 @@ pub(crate) fn restore(from: &Path, data_dir: &Path, tokens: &Path, replace: bool
         }
     }
     let dir = DataDir::open_to_restore(data_dir)?;
-    if from == fs::canonicalize(dir.path())? {
-        bail!("{} is the data directory itself", from.display());
-    }
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let carried = replace_with(&disk, &from, dir.path(), tokens);
     // Also what a failure leaves: a lock of root's would keep the service out.
@@ -309,6 +310,25 @@ fn check_backup(from: &Path) -> anyhow::Result<()> {
         bail!("{} is no backup of kvmetry: name what kvmetry backup made", from.display());
     }
     Ok(())
+}
+
+/// Keeps every process from writing into a backup while it is read. A data directory in use changes meanwhile: its journal
+/// and its store would be of different moments.
+fn hold(from: &Path) -> anyhow::Result<Option<File>> {
+    let path = from.join("lock");
+    let lock = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.with_context(|| format!("{} cannot be opened", path.display()))?,
+    };
+    match lock.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => bail!(
+            "{} is in use by process {}, and changes: make a backup of it (kvmetry backup), and restore that",
+            from.display(),
+            datadir::told(from, "pid").as_deref().unwrap_or("unknown")
+        ),
+        // Where nothing can be locked, nothing is written either: a read-only file system.
+        _ => Ok(Some(lock)),
+    }
 }
 
 /// Where a part of the data directory is made.

@@ -73,6 +73,9 @@ async fn what_a_backup_has_survives_the_data_directory() {
     kvmetry(&dir, &["compact"]);
     let busy = refused(&dir, &["restore", backup.to_str().expect("a path")]);
     assert!(busy.contains("is in use by process") || busy.contains("is not empty"), "{busy}");
+    let busy = refused(&folder.path().join("other"), &["restore", dir.to_str().expect("a path")]);
+    assert!(busy.contains("is in use by process") && busy.contains("kvmetry backup"), "{busy}");
+    assert!(!folder.path().join("other").exists());
     server.kill();
     fs::remove_dir_all(&dir).expect("removed");
 
