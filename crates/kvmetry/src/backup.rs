@@ -88,7 +88,7 @@ impl Source {
     pub(crate) fn make(&self) -> anyhow::Result<Made> {
         let _one_at_a_time = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
         let backups = self.dir.join("backups");
-        make_dir(&backups)?;
+        self.make_dir(&backups)?;
         let mut whole = 0;
         for entry in self.disk.list(&backups).with_context(|| format!("listing {}", backups.display()))? {
             if entry.path.join(UNFINISHED).exists() {
@@ -106,13 +106,25 @@ impl Source {
         let names = std::iter::once(at.clone()).chain((2..=MAX_BACKUPS + 1).map(|it| format!("{at}-{it}")));
         let free = names.map(|name| backups.join(name)).find(|it| !it.exists());
         let into = free.context("no name is free for the backup")?;
-        make_dir(&into)?;
+        self.make_dir(&into)?;
         let made = self.fill(&into, now_ns).with_context(|| format!("making a backup in {}", into.display()));
         if made.is_err() {
             // If it stays, the next one removes it.
             let _ = remove_all(&into);
         }
         made
+    }
+
+    /// Makes a folder in the data directory, durably, unless it is there. It is its owner's, also where root makes it.
+    fn make_dir(&self, dir: &Path) -> anyhow::Result<()> {
+        let made = self.disk.create_dir_all(dir);
+        let made = made.and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(DIR_MODE)));
+        made.with_context(|| {
+            format!(
+                "{} cannot be made, or is not the user's that kvmetry runs as: give it to that one",
+                dir.display()
+            )
+        })
     }
 
     /// Fills an empty folder.
@@ -444,6 +456,36 @@ mod tests {
 
     fn owner_of(path: &Path) -> u32 {
         fs::metadata(path).unwrap().uid()
+    }
+
+    #[test]
+    fn backups_belong_to_the_owner_of_the_data_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        let owner = give_away(folder.path());
+        let dir = DataDir::open(folder.path()).unwrap();
+        let made = source(&dir).make().unwrap().dir;
+        for dir in [made.parent().unwrap(), &made] {
+            let about = fs::metadata(dir).unwrap();
+            assert_eq!(
+                (about.uid(), about.permissions().mode() & 0o777),
+                (owner, DIR_MODE),
+                "{}",
+                dir.display()
+            );
+        }
+    }
+
+    #[test]
+    fn no_backup_is_made_where_the_data_directory_is_not_any_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let (data, away) = (folder.path().join("data"), folder.path().join("away"));
+        let dir = DataDir::open(&data).unwrap();
+        let source = source(&dir);
+        fs::rename(&data, &away).unwrap();
+        fs::create_dir(&data).unwrap();
+        let told = format!("{:#}", source.make().unwrap_err());
+        assert!(told.contains("is not the data directory any more"), "{told}");
+        assert!(data.read_dir().unwrap().next().is_none());
     }
 
     #[test]
