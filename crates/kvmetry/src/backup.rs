@@ -212,6 +212,8 @@ pub(crate) fn move_to(made: &Path, to: &Path) -> anyhow::Result<()> {
 
 fn copy_to(made: &Path, to: &Path) -> anyhow::Result<()> {
     make_dir(to)?;
+    // One that was there may be open to all.
+    fs::set_permissions(to, fs::Permissions::from_mode(DIR_MODE))?;
     begin(&RealDisk, to)?;
     copy_all(&RealDisk, made, to)?;
     finish(&RealDisk, to)
@@ -486,6 +488,19 @@ mod tests {
         let told = format!("{:#}", source.make().unwrap_err());
         assert!(told.contains("is not the data directory any more"), "{told}");
         assert!(data.read_dir().unwrap().next().is_none());
+    }
+
+    /// As on another file system, whatever the folder there was.
+    #[test]
+    fn a_copied_backup_is_its_owners_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("backup"), folder.path().join("copy"));
+        backup_at(&from);
+        fs::create_dir(&to).unwrap();
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
+        copy_to(&from, &to).unwrap();
+        assert_eq!(fs::metadata(&to).unwrap().permissions().mode() & 0o777, DIR_MODE);
+        assert!(check_backup(&to).is_ok());
     }
 
     #[test]
