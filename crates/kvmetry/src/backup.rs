@@ -195,19 +195,26 @@ pub(crate) fn check_target(dir: &Path, data_dir: &Path) -> anyhow::Result<PathBu
 /// What the system says. The backup stays where it is then, and what is in `to` says that it is not whole.
 pub(crate) fn move_to(made: &Path, to: &Path) -> anyhow::Result<()> {
     let failed = || format!("the backup is in {} and cannot be moved to {}", made.display(), to.display());
-    match fs::rename(made, to) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+    let is_copied = match fs::rename(made, to) {
+        Ok(()) => false,
+        // EBUSY: it is a mount point, and so another file system.
+        Err(error) if matches!(error.kind(), io::ErrorKind::CrossesDevices | io::ErrorKind::ResourceBusy) => {
             copy_to(made, to).with_context(failed)?;
-            remove_all(made)?;
+            true
         }
         Err(error) => return Err(error).with_context(failed),
+    };
+    // The new name first: then the old one may go.
+    sync_name(to)?;
+    if is_copied {
+        remove_all(made)?;
     }
-    // Both names.
-    for dir in [made.parent(), to.parent()].into_iter().flatten() {
-        RealDisk.sync_dir(dir).with_context(|| format!("syncing {}", dir.display()))?;
-    }
-    Ok(())
+    sync_name(made)
+}
+
+fn sync_name(path: &Path) -> anyhow::Result<()> {
+    let Some(folder) = path.parent() else { return Ok(()) };
+    RealDisk.sync_dir(folder).with_context(|| format!("syncing {}", folder.display()))
 }
 
 fn copy_to(made: &Path, to: &Path) -> anyhow::Result<()> {
