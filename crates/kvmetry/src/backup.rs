@@ -18,11 +18,11 @@
 //! Access stays as it was, which is why the hashes of tokens are carried: without them a restored port on loopback
 //! would be open. A data directory that has tokens keeps its own.
 
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, TryLockError};
 
 use anyhow::{Context as _, bail};
 use disk::{Disk, RealDisk, copy};
@@ -59,6 +59,11 @@ pub(crate) struct Source {
     pub(crate) one_at_a_time: Mutex<()>,
 }
 
+/// Another backup is being made.
+#[derive(Debug, thiserror::Error)]
+#[error("a backup is being made already: ask for one when that is done")]
+pub(crate) struct Running;
+
 /// A backup that was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Made {
@@ -84,9 +89,14 @@ impl Source {
     /// Makes a backup in the data directory.
     ///
     /// # Errors
-    /// There are too many already; the disk. What was begun is removed.
+    /// [`Running`]; there are too many already; the disk. What was begun is removed.
     pub(crate) fn make(&self) -> anyhow::Result<Made> {
-        let _one_at_a_time = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody waits here: who asks often would take all threads that may.
+        let _one_at_a_time = match self.one_at_a_time.try_lock() {
+            Err(TryLockError::WouldBlock) => bail!(Running),
+            Err(TryLockError::Poisoned(free)) => free.into_inner(),
+            Ok(free) => free,
+        };
         let backups = self.dir.join("backups");
         self.make_dir(&backups)?;
         let mut whole = 0;
@@ -342,7 +352,7 @@ fn hold(from: &Path) -> anyhow::Result<Option<File>> {
         opened => opened.with_context(|| format!("{} cannot be opened", path.display()))?,
     };
     match lock.try_lock_shared() {
-        Err(TryLockError::WouldBlock) => bail!(
+        Err(fs::TryLockError::WouldBlock) => bail!(
             "{} is in use by process {}, and changes: make a backup of it (kvmetry backup), and restore that",
             from.display(),
             datadir::told(from, "pid").as_deref().unwrap_or("unknown")
@@ -482,6 +492,17 @@ mod tests {
                 dir.display()
             );
         }
+    }
+
+    #[test]
+    fn one_backup_is_made_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(folder.path()).unwrap();
+        let source = source(&dir);
+        let making = source.one_at_a_time.lock().unwrap();
+        assert!(source.make().unwrap_err().is::<Running>());
+        drop(making);
+        source.make().unwrap();
     }
 
     #[test]

@@ -68,16 +68,21 @@ impl Backend for Served {
         Err(CompactFailure::Failed("there is no store here (--no-store)".to_owned()))
     }
 
-    async fn backup(&self) -> Result<String, String> {
+    async fn backup(&self) -> Result<String, CompactFailure> {
         #[cfg(feature = "store")]
         if let Some(backups) = &self.backups {
             let backups = Arc::clone(backups);
             let made = tokio::task::spawn_blocking(move || backups.make()).await;
-            let made = made.map_err(|error| error.to_string())?.map_err(|error| format!("{error:#}"))?;
+            let failed = |error: String| CompactFailure::Failed(error);
+            let made = made.map_err(|error| failed(error.to_string()))?;
+            let made = made.map_err(|error| match error.is::<crate::backup::Running>() {
+                true => CompactFailure::Running(error.to_string()),
+                false => failed(format!("{error:#}")),
+            })?;
             tracing::info!(dir = %made.dir.display(), rows = made.rows, "made a backup");
-            return serde_json::to_string(&made).map_err(|error| error.to_string());
+            return serde_json::to_string(&made).map_err(|error| failed(error.to_string()));
         }
-        Err("there is no store here (--no-store)".to_owned())
+        Err(CompactFailure::Failed("there is no store here (--no-store)".to_owned()))
     }
 
     async fn databases(&self) -> Result<Vec<Database>, DatabaseFailure> {

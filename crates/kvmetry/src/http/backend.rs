@@ -37,7 +37,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     /// Why not, for a person.
-    fn backup(&self) -> impl Future<Output = Result<String, String>> + Send;
+    fn backup(&self) -> impl Future<Output = Result<String, CompactFailure>> + Send;
 
     /// All databases, by name.
     ///
@@ -187,7 +187,7 @@ pub(crate) enum DatabaseFailure {
     Failed(String),
 }
 
-/// Why there was no compaction, for a person.
+/// Why there was no compaction or backup, for a person.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(not(feature = "store"), expect(dead_code, reason = "of the store's answers"))]
 pub(crate) enum CompactFailure {

@@ -91,19 +91,21 @@ pub(crate) async fn change<B: Backend>(
 
 /// `POST /api/v3/compact`.
 pub(crate) async fn compact<B: Backend>(State(app): State<Arc<App<B>>>) -> Result<String, Problem> {
-    let done = app.backend.compact().await;
-    done.map_err(|failure| match failure {
-        CompactFailure::Running(why) => Problem::new(StatusCode::CONFLICT, why),
-        CompactFailure::NoRoom(why) => Problem::new(StatusCode::INSUFFICIENT_STORAGE, why),
-        CompactFailure::Failed(why) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, why),
-    })
+    app.backend.compact().await.map_err(undone)
 }
 
 /// `POST /api/v3/backup`.
 pub(crate) async fn backup<B: Backend>(State(app): State<Arc<App<B>>>) -> Result<Response, Problem> {
-    let made = app.backend.backup().await;
-    let made = made.map_err(|why| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, why))?;
+    let made = app.backend.backup().await.map_err(undone)?;
     Ok(([(CONTENT_TYPE, Format::Json.content_type())], made).into_response())
+}
+
+fn undone(failure: CompactFailure) -> Problem {
+    match failure {
+        CompactFailure::Running(why) => Problem::new(StatusCode::CONFLICT, why),
+        CompactFailure::NoRoom(why) => Problem::new(StatusCode::INSUFFICIENT_STORAGE, why),
+        CompactFailure::Failed(why) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, why),
+    }
 }
 
 fn failed(failure: DatabaseFailure, name: &str) -> Problem {

@@ -68,8 +68,9 @@ impl Backend for Double {
         self.compact_fails.lock().unwrap().take().map_or_else(|| Ok("compacted".to_owned()), Err)
     }
 
-    async fn backup(&self) -> Result<String, String> {
-        Ok(r#"{"dir":"/data/backups/1","missing":[]}"#.to_owned())
+    async fn backup(&self) -> Result<String, CompactFailure> {
+        let made = || Ok(r#"{"dir":"/data/backups/1","missing":[]}"#.to_owned());
+        self.compact_fails.lock().unwrap().take().map_or_else(made, Err)
     }
 
     async fn write(&self, write: Write) -> Result<(), WriteFailure> {

@@ -78,7 +78,7 @@ async fn what_is_refused() {
 }
 
 #[tokio::test]
-async fn compaction_says_why_not() {
+async fn compaction_and_backup_say_why_not() {
     let port = Port::open().await;
     port.json("POST", COMPACT, "").await.is_text(200, "compacted");
     for (failure, status) in [
@@ -86,9 +86,11 @@ async fn compaction_says_why_not() {
         (CompactFailure::NoRoom("why".to_owned()), 507),
         (CompactFailure::Failed("why".to_owned()), 500),
     ] {
-        *port.double.compact_fails.lock().unwrap() = Some(failure);
-        let got = port.json("POST", COMPACT, "").await;
-        assert_eq!(got.status, status);
-        assert!(got.body.contains("why"), "{}", got.body);
+        for path in [COMPACT, BACKUP] {
+            *port.double.compact_fails.lock().unwrap() = Some(failure.clone());
+            let got = port.json("POST", path, "").await;
+            assert_eq!(got.status, status);
+            assert!(got.body.contains("why"), "{}", got.body);
+        }
     }
 }
