@@ -222,7 +222,9 @@ pub(crate) async fn backup(config: &Config, to: &Path) -> anyhow::Result<bool> {
         Data::Served(port) => {
             let answer = port.post("/api/v3/backup", &json!({})).await?;
             let answer = answer.text().await.context("the answer broke off")?;
-            serde_json::from_str(&answer).context("the server does not tell where the backup is")?
+            let told: Made =
+                serde_json::from_str(&answer).context("the server does not tell where the backup is")?;
+            Made { dir: backup::find(&told.dir, &config.data_dir)?, ..told }
         }
     };
     backup::move_to(&made.dir, &to)?;

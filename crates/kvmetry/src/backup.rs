@@ -199,6 +199,27 @@ pub(crate) fn check_target(dir: &Path, data_dir: &Path) -> anyhow::Result<PathBu
     Ok(dir)
 }
 
+/// Where the backup is that a server says it made: in this data directory, whatever else it says. It may be another
+/// user's, who does not choose what is moved; in a container the same place has another name.
+///
+/// # Errors
+/// There is no such folder.
+pub(crate) fn find(made: &Path, data_dir: &Path) -> anyhow::Result<PathBuf> {
+    let backups = data_dir.join("backups");
+    let name = made.file_name().context("the server does not tell where the backup is")?;
+    let dir = backups.join(name);
+    // No link is followed.
+    let is_folder = |it: &PathBuf| fs::symlink_metadata(it).is_ok_and(|it| it.is_dir());
+    if ![&backups, &dir].into_iter().all(is_folder) {
+        bail!(
+            "the server says that it made a backup in {}, but {} is no folder",
+            made.display(),
+            dir.display()
+        );
+    }
+    Ok(dir)
+}
+
 /// Moves a backup out of the data directory, to where [`check_target`] has been; copies it to another file system.
 ///
 /// # Errors
@@ -491,6 +512,25 @@ mod tests {
                 "{}",
                 dir.display()
             );
+        }
+    }
+
+    #[test]
+    fn a_server_names_backups_of_its_data_directory_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let (there, link) = (data.join("backups/1"), data.join("backups/link"));
+        let found = |made: &str| find(Path::new(made), &data).ok();
+        fs::create_dir_all(folder.path().join("1")).unwrap();
+        fs::create_dir(&data).unwrap();
+        std::os::unix::fs::symlink(folder.path(), data.join("backups")).unwrap();
+        assert_eq!(found("/data/backups/1"), None, "backups is a link");
+        fs::remove_file(data.join("backups")).unwrap();
+        fs::create_dir_all(&there).unwrap();
+        std::os::unix::fs::symlink(&there, link).unwrap();
+        assert_eq!(found("/in/a/container/backups/1"), Some(there));
+        for made in ["/etc", "/data/backups/link", "/", ".."] {
+            assert_eq!(found(made), None, "{made}");
         }
     }
 
