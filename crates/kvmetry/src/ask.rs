@@ -17,7 +17,7 @@ use crate::backup::{self, Made};
 use crate::cli::{self, QueryFormat, print};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, DATABASE};
-use crate::datadir::{self, DataDir, DataDirError};
+use crate::datadir::{self, DataDir, DataDirError, Held};
 use crate::embedded::{self, Opened, Others};
 use crate::http::backend::{Format, Query};
 use crate::http::through::Port;
@@ -48,19 +48,21 @@ impl Data {
                  group"
             ),
         }
-        let mut dir = match (DataDir::open(&config.data_dir), Port::told(&config.data_dir)) {
-            (Ok(dir), _) => dir,
-            (Err(error), Some(port)) if is_in_use(&error) || is_denied(&error) => {
-                return Ok(Self::Served(port));
-            }
-            (Err(DataDirError::InUse { who, .. }), None) => {
-                bail!("{place} is in use by process {who}, which has no HTTP port to ask through (--listen)")
-            }
-            (Err(error), None) if is_denied(&error) => bail!(
-                "{place} is not this user's to open, and no kvmetry with an HTTP port has it, to ask through: run this \
-                 as the user that kvmetry runs as, or start kvmetry serve as that one"
-            ),
-            (Err(error), _) => return Err(error.into()),
+        let mut dir = match DataDir::open(&config.data_dir) {
+            Ok(dir) => dir,
+            Err(error) => match (port_of_holder(&config.data_dir, &error), error) {
+                (Some(port), _) => return Ok(Self::Served(port)),
+                (None, DataDirError::InUse { who, .. }) => {
+                    bail!(
+                        "{place} is in use by process {who}, which has no HTTP port to ask through (--listen)"
+                    )
+                }
+                (None, error) if is_denied(&error) => bail!(
+                    "{place} is not this user's to open, and no kvmetry with an HTTP port has it, to ask through: run \
+                     this as the user that kvmetry runs as, or start kvmetry serve as that one"
+                ),
+                (None, error) => return Err(error.into()),
+            },
         };
         dir.tell(&[(datadir::COMMAND, command)])?;
         let disk: Arc<dyn Disk> = Arc::new(dir.disk());
@@ -80,6 +82,14 @@ impl Data {
         })?;
         Ok(Self::Open { store, engine: Box::new(engine), journal, dir, left_out })
     }
+}
+
+/// The port of the process that has the directory, which is why it cannot be opened. Where that has ended, the lock file
+/// still tells it, and anybody may listen there by now: a token is not for him.
+fn port_of_holder(dir: &Path, error: &DataDirError) -> Option<Port> {
+    let is_held = || matches!(datadir::held(dir), Ok(Held::By { .. }));
+    let is_there = is_in_use(error) || (is_denied(error) && is_held());
+    Port::told(dir).filter(|_| is_there)
 }
 
 /// Another process has the directory, and keeps it.
@@ -254,4 +264,28 @@ fn told_of(what: &str, made: &Made) -> String {
 fn tell(text: &str) -> anyhow::Result<()> {
     let mut err = std::io::stderr().lock();
     writeln!(err, "{}", text.trim()).context("standard error cannot be written")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_of_a_process_that_has_ended_is_not_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut dir = DataDir::open(folder.path()).unwrap();
+        dir.tell(&[(datadir::URL, "http://127.0.0.1:8177")]).unwrap();
+        // As for one of the group, who may read and not write.
+        let denied = DataDirError::Io {
+            path: folder.path().join("lock"),
+            what: "opened",
+            problem: std::io::ErrorKind::PermissionDenied.into(),
+        };
+        let in_use = DataDir::open(folder.path()).unwrap_err();
+        assert!(port_of_holder(folder.path(), &denied).is_some());
+        assert!(port_of_holder(folder.path(), &in_use).is_some());
+        drop(dir);
+        assert!(datadir::told(folder.path(), datadir::URL).is_some());
+        assert!(port_of_holder(folder.path(), &denied).is_none());
+    }
 }
