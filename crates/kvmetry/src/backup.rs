@@ -251,7 +251,8 @@ fn sync_name(path: &Path) -> anyhow::Result<()> {
 fn copy_to(made: &Path, to: &Path) -> anyhow::Result<()> {
     make_dir(to)?;
     // One that was there may be open to all.
-    fs::set_permissions(to, fs::Permissions::from_mode(DIR_MODE))?;
+    fs::set_permissions(to, fs::Permissions::from_mode(DIR_MODE))
+        .with_context(|| format!("{} is another user's: name a folder of your own", to.display()))?;
     begin(&RealDisk, to)?;
     copy_all(&RealDisk, made, to)?;
     finish(&RealDisk, to)
