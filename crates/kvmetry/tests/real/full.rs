@@ -215,13 +215,26 @@ fn an_unmounted_data_directory_is_told_and_waited_for() {
 #[test]
 fn a_backup_goes_to_another_file_system_and_comes_back() {
     let small = Small::mounted();
+    backup_and_restore(&small.dir.path().join("backup"));
+}
+
+/// Its parent and the data directory are on one file system.
+#[test]
+fn a_backup_goes_to_a_mount_point_and_comes_back() {
+    let small = Small::mounted();
+    let user = rustix::process::geteuid().as_raw().to_string();
+    sudo(&["chown", &user, small.dir.path().to_str().unwrap()]);
+    backup_and_restore(small.dir.path());
+}
+
+fn backup_and_restore(backup: &Path) {
     let folder = tempfile::tempdir().unwrap();
-    let (data, backup) = (folder.path().join("data"), small.dir.path().join("backup"));
+    let data = folder.path().join("data");
     let (kvmetry, url) = kvmetry(&data, tempfile::tempdir().unwrap());
     assert_eq!(write(&url, 0, 1_000), 204);
     let run = |args: &[&str]| {
         let mut command = command(args);
-        command.arg(&backup).arg("--data-dir").arg(&data).envs(settings());
+        command.arg(backup).arg("--data-dir").arg(&data).envs(settings());
         let ended = finish_command(command, PATIENCE);
         assert_eq!(ended.code(), 0, "{ended:?}");
     };
