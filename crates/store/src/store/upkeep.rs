@@ -610,8 +610,9 @@ impl Inner {
                 let state = table.lock();
                 state.carry.is_none() && state.files.iter().any(|it| is_one_of(it, old))
             };
-            // Room is not held up by a file that cannot be read.
-            if is_needed && let Err(error) = table.snapshot().and_then(|it| table.carry(&it)) {
+            let room = self.rollup_room(table);
+            // The disk's room is not held up by a file that cannot be read.
+            if is_needed && let Err(error) = table.snapshot().and_then(|it| table.carry(&it, room)) {
                 let (database, table) = (&table.database, &table.name);
                 tracing::warn!(
                     database,
