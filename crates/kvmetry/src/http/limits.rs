@@ -39,6 +39,10 @@ const IDLE_WITHIN: Duration = Duration::from_secs(90);
 /// sleeps takes up to a minute.
 const TAKE_WITHIN: Duration = Duration::from_secs(60);
 
+/// While other queries wait for a turn, a client may let them wait this long in all by taking its answer slowly: half of
+/// what they wait at most. Beyond, it is cut off, one for each that waits.
+const SLOW: Duration = Duration::from_secs(5);
+
 /// Queries that run at once: each may use all cores and its share of the memory pool, so more would only be slower.
 const MAX_QUERIES: usize = 8;
 /// Queries that wait for their turn: some dashboards' worth of panels. Beyond: 503 with Retry-After.
@@ -64,6 +68,8 @@ pub(crate) struct Limits {
     pub(crate) body_within: Duration,
     pub(crate) bodies_bytes: usize,
     pub(crate) take_within: Duration,
+    /// What a client may let others wait in all by taking its answer slowly.
+    pub(crate) slow: Duration,
     pub(crate) queries: usize,
     pub(crate) queries_waiting: usize,
     pub(crate) query_turn_within: Duration,
@@ -79,6 +85,7 @@ impl Default for Limits {
             body_within: BODY_WITHIN,
             bodies_bytes: MAX_BODIES_BYTES,
             take_within: TAKE_WITHIN,
+            slow: SLOW,
             queries: MAX_QUERIES,
             queries_waiting: MAX_QUERIES_WAITING,
             query_turn_within: QUERY_TURN_WITHIN,

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, stream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::connection::Connection;
 use super::limits::Limits;
@@ -25,11 +26,18 @@ pub(crate) struct Turns {
     /// Those that run and those that wait.
     places: Arc<Semaphore>,
     within: Duration,
+    waiting: Waiting,
+    slow: Duration,
 }
 
 /// Held while a query runs, its answer included.
 #[derive(Debug)]
-pub(crate) struct Turn(#[expect(dead_code, reason = "held, not read")] [OwnedSemaphorePermit; 2]);
+pub(crate) struct Turn {
+    _held: [OwnedSemaphorePermit; 2],
+    waiting: Waiting,
+    /// See [`Limits::slow`].
+    slow: Duration,
+}
 
 /// No turn is to be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +51,8 @@ impl Turns {
             running: semaphore(limits.queries),
             places: semaphore(limits.queries + limits.queries_waiting),
             within: limits.query_turn_within,
+            waiting: Waiting::default(),
+            slow: limits.slow,
         }
     }
 
@@ -52,17 +62,72 @@ impl Turns {
     /// Too many wait already, or it took too long.
     pub(crate) async fn next(&self) -> Result<Turn, TooManyQueries> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| TooManyQueries)?;
-        let running = tokio::time::timeout(self.within, Arc::clone(&self.running).acquire_owned());
-        match running.await {
-            Ok(Ok(running)) => Ok(Turn([place, running])),
-            _ => Err(TooManyQueries),
+        let running = Arc::clone(&self.running);
+        let running = match Arc::clone(&running).try_acquire_owned() {
+            Ok(running) => running,
+            Err(_) => {
+                let _waits = self.waiting.begin();
+                let running = tokio::time::timeout(self.within, running.acquire_owned()).await;
+                running.map_err(|_| TooManyQueries)?.map_err(|_| TooManyQueries)?
+            }
+        };
+        Ok(Turn { _held: [place, running], waiting: self.waiting.clone(), slow: self.slow })
+    }
+}
+
+/// Queries that wait for a turn; to each of them one turn is given up, not all that could be.
+#[derive(Clone, Debug, Default)]
+struct Waiting(watch::Sender<Wanted>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Wanted {
+    turns: usize,
+    /// Given up for one that waits, and not taken yet.
+    given: usize,
+}
+
+impl Waiting {
+    /// One more waits, until this is dropped.
+    fn begin(&self) -> Waits {
+        self.0.send_modify(|wanted| wanted.turns += 1);
+        Waits(self.clone())
+    }
+
+    /// Returns when the turn of whoever calls is to be given up.
+    async fn takes_one(&self) {
+        let mut wanted = self.0.subscribe();
+        let take = |wanted: &mut Wanted| {
+            let take = wanted.turns > 0;
+            if take {
+                wanted.turns -= 1;
+                wanted.given += 1;
+            }
+            take
+        };
+        while !self.0.send_if_modified(take) {
+            // The sender is here.
+            let _ = wanted.wait_for(|wanted| wanted.turns > 0).await;
         }
     }
 }
 
+struct Waits(Waiting);
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|wanted| {
+            if wanted.given > 0 {
+                wanted.given -= 1;
+            } else {
+                wanted.turns = wanted.turns.saturating_sub(1);
+            }
+        });
+    }
+}
+
 /// Hands an answer on, one piece ahead of the client. The answer is dropped, and its turn over, as soon as the client
-/// has gone, or has taken nothing for so long (`within`): then its connection is cut, so that what it has cannot pass
-/// for the whole.
+/// has gone, or has taken nothing for so long (`within`), or is slow ([`Limits::slow`]) and others wait: then its
+/// connection is cut, so that what it has cannot pass for the whole.
 pub(crate) fn relay<T, E>(
     answer: impl Stream<Item = Result<T, E>> + Send + Unpin + 'static,
     within: Duration,
@@ -75,7 +140,7 @@ where
 {
     let (pieces, mut taken) = mpsc::channel(1);
     tokio::spawn(async move {
-        hand_on(answer, &pieces, within, connection).await;
+        hand_on(answer, &pieces, within, connection, &turn).await;
         drop(turn);
     });
     stream::poll_fn(move |cx| taken.poll_recv(cx))
@@ -86,7 +151,10 @@ async fn hand_on<T, E: Display>(
     pieces: &mpsc::Sender<Result<T, E>>,
     within: Duration,
     connection: Option<Connection>,
+    turn: &Turn,
 ) {
+    // What the client may still let others wait.
+    let mut patience = turn.slow;
     loop {
         let next = tokio::select! {
             () = pieces.closed() => return,
@@ -94,17 +162,25 @@ async fn hand_on<T, E: Display>(
         };
         let Some(piece) = next else { return };
         let broken = piece.as_ref().err().map(ToString::to_string);
-        match tokio::time::timeout(within, pieces.send(piece)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return,
-            Err(_) => {
-                tracing::warn!(?within, "a client takes nothing of its answer: cut off");
-                if let Some(connection) = connection {
-                    connection.cut();
-                }
-                return;
+        let since = Instant::now();
+        let others = async {
+            sleep_until(since + patience).await;
+            turn.waiting.takes_one().await;
+        };
+        let why = tokio::select! {
+            biased;
+            sent = pieces.send(piece) => if sent.is_ok() { None } else { return },
+            () = sleep(within) => Some("takes nothing of its answer"),
+            () = others => Some("takes its answer so slowly that other queries wait"),
+        };
+        if let Some(why) = why {
+            tracing::warn!(waited = ?since.elapsed(), "a client {why}: cut off");
+            if let Some(connection) = connection {
+                connection.cut();
             }
+            return;
         }
+        patience = patience.saturating_sub(since.elapsed());
         if let Some(error) = broken {
             // The client sees only that the answer breaks off.
             tracing::warn!(error, "a query failed after its answer had begun");

@@ -37,6 +37,10 @@ fn every_endpoint_and_limit_is_told() {
         ),
         ("a client takes nothing of an answer", format!("{} s", limits.take_within.as_secs())),
         (
+            "a client takes its answer slowly while other queries wait for a turn",
+            format!("{} s in all", limits.slow.as_secs()),
+        ),
+        (
             "queries at once; waiting",
             format!(
                 "{}; {}, for {} s",

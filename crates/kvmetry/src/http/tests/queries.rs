@@ -220,6 +220,31 @@ async fn so_many_queries_at_once() {
 }
 
 #[tokio::test]
+async fn a_slow_client_gives_its_turn_to_one_that_waits() {
+    let port = Port::with(|setup| {
+        let slow = Duration::from_millis(50);
+        let limits = Limits { queries: 2, slow, query_turn_within: SOON, ..setup.limits };
+        setup.turns = Arc::new(Turns::new(&limits));
+    })
+    .await;
+    let mut slow = Vec::new();
+    for asks in 1..=2 {
+        let (held, gone) = mpsc::channel(1);
+        port.reply(Reply::Endless(1 << 20, held));
+        let mut stream = port.connect().await;
+        let ask = format!("GET {SQL}?db=a&q=b HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        asked(&port, asks).await;
+        slow.push((stream, gone));
+    }
+    let answered = timeout(SOON, port.get(&format!("{SQL}?db=a&q=b"))).await.unwrap();
+    assert_eq!(answered.status, 200);
+    // One of the two is cut off, the other one goes on.
+    let left = slow.into_iter().filter(|(_, gone)| !gone.is_closed()).count();
+    assert_eq!(left, 1);
+}
+
+#[tokio::test]
 async fn a_query_does_not_wait_for_ever() {
     let port = Port::with(|setup| {
         let within = Duration::from_millis(50);
