@@ -167,8 +167,7 @@ impl Kept {
         let limits = http::limits::Limits::default();
         let turns = Arc::new(http::Turns::new(&limits));
         #[cfg(feature = "store")]
-        let mounts =
-            self.embedded.iter().map(|it| self.flight(it.engine(), &turns, limits.take_within)).collect();
+        let mounts = self.embedded.iter().map(|it| self.flight(it.engine(), &turns, &limits)).collect();
         #[cfg(not(feature = "store"))]
         let mounts = Vec::new();
         let port = http::start(http::Setup {
@@ -206,11 +205,16 @@ impl Kept {
 
     /// Arrow Flight over the store.
     #[cfg(feature = "store")]
-    fn flight(&self, engine: Arc<Engine>, turns: &Arc<http::Turns>, take_within: Duration) -> http::Mount {
+    fn flight(
+        &self,
+        engine: Arc<Engine>,
+        turns: &Arc<http::Turns>,
+        limits: &http::limits::Limits,
+    ) -> http::Mount {
         let writer = self.writer.clone();
         let exists = move |name: &str| writer.has_database(name);
         let service = store::flight::service(engine, DATABASE, Box::new(exists));
-        http::flight::mount(service, Arc::clone(turns), take_within)
+        http::flight::mount(service, Arc::clone(turns), limits)
     }
 
     #[cfg(feature = "store")]

@@ -74,7 +74,7 @@ pub(crate) async fn create<B: Backend>(
     State(app): State<Arc<App<B>>>,
     request: Request,
 ) -> Result<StatusCode, Problem> {
-    let (name, retention) = app.bodies.read_json::<Asked>(request).await?.checked()?;
+    let (name, retention) = app.questions.read_json::<Asked>(request).await?.checked()?;
     let made = app.backend.create_database(name.clone(), retention).await;
     made.map(|()| StatusCode::OK).map_err(|failure| failed(failure, &name))
 }
@@ -84,7 +84,7 @@ pub(crate) async fn change<B: Backend>(
     State(app): State<Arc<App<B>>>,
     request: Request,
 ) -> Result<StatusCode, Problem> {
-    let (name, retention) = app.bodies.read_json::<Asked>(request).await?.checked()?;
+    let (name, retention) = app.questions.read_json::<Asked>(request).await?.checked()?;
     let changed = app.backend.set_retention(name.clone(), retention).await;
     changed.map(|()| StatusCode::OK).map_err(|failure| failed(failure, &name))
 }

@@ -10,10 +10,17 @@ pub(crate) const MAX_BODY_BYTES: usize = 10_485_760;
 /// The largest JSON body (a query, a database), bytes: SQL that a person wrote is under 10 KiB, what a program made
 /// seldom over 100 KiB. Beyond: 413.
 pub(crate) const MAX_JSON_BYTES: usize = 1 << 20;
+/// The largest request over Flight, bytes: the store's limit of a message, and gRPC's five bytes before it. Beyond:
+/// `OUT_OF_RANGE`.
+#[cfg(feature = "store")]
+pub(crate) const MAX_FLIGHT_BYTES: usize = MAX_JSON_BYTES + 5;
 /// Bodies held in memory at once, unpacked, bytes: eight of the largest. Beyond, a request is answered 503 with
 /// Retry-After and its client comes again.
 const MAX_BODIES_BYTES: usize = 8 * MAX_BODY_BYTES;
-/// From the first to the last byte of a body: 10 MiB at 1.4 Mbit/s. Beyond: 408.
+/// The same of JSON, and once more of what comes over Flight, 32 of the largest: apart from writes, so that whoever may
+/// write cannot keep others from asking, nor the other way round.
+const MAX_QUESTIONS_BYTES: usize = 32 * MAX_JSON_BYTES;
+/// From the beginning of a body, when its request is let in, to its last byte: 10 MiB at 1.4 Mbit/s. Beyond: 408.
 const BODY_WITHIN: Duration = Duration::from_secs(60);
 
 /// The longest request target, bytes: SQL in a GET of a dashboard; longer SQL goes into a POST. Beyond: 414.
@@ -67,6 +74,7 @@ pub(crate) struct Limits {
     pub(crate) idle_within: Duration,
     pub(crate) body_within: Duration,
     pub(crate) bodies_bytes: usize,
+    pub(crate) questions_bytes: usize,
     pub(crate) take_within: Duration,
     /// What a client may let others wait in all by taking its answer slowly.
     pub(crate) slow: Duration,
@@ -84,6 +92,7 @@ impl Default for Limits {
             idle_within: IDLE_WITHIN,
             body_within: BODY_WITHIN,
             bodies_bytes: MAX_BODIES_BYTES,
+            questions_bytes: MAX_QUESTIONS_BYTES,
             take_within: TAKE_WITHIN,
             slow: SLOW,
             queries: MAX_QUERIES,

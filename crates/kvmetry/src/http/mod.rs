@@ -262,7 +262,9 @@ pub(crate) async fn start<B: Backend>(setup: Setup<B>) -> Result<Server, StartEr
     let listener = TcpListener::bind(listen).await.map_err(|source| StartError::Listen { listen, source })?;
     let address = listener.local_addr().map_err(|source| StartError::Listen { listen, source })?;
 
-    let app = App { backend, bodies: Bodies::new(limits.bodies_bytes, limits.body_within), turns, limits };
+    let bodies = |bytes| Bodies::new(bytes, limits.body_within);
+    let (writes, questions) = (bodies(limits.bodies_bytes), bodies(limits.questions_bytes));
+    let app = App { backend, writes, questions, turns, limits };
     let mut router = router(Arc::new(app));
     let mut mounted = Vec::new();
     for mount in mounts {
@@ -289,7 +291,9 @@ pub(crate) async fn start<B: Backend>(setup: Setup<B>) -> Result<Server, StartEr
 /// What the handlers share.
 struct App<B> {
     backend: Arc<B>,
-    bodies: Bodies,
+    writes: Bodies,
+    /// Queries, and whatever else comes in JSON.
+    questions: Bodies,
     turns: Arc<Turns>,
     limits: Limits,
 }

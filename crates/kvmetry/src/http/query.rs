@@ -83,7 +83,7 @@ pub(crate) async fn sql<B: Backend>(
     let asked = if request.method() == Method::GET {
         Asked::from_params(Params::of(request.uri()))?
     } else {
-        app.bodies.read_json::<Asked>(request).await?
+        app.questions.read_json::<Asked>(request).await?
     };
     let query = asked.query(accepted)?;
     let format = query.format;

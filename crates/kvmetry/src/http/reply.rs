@@ -108,6 +108,8 @@ impl Problem {
             401 => "16",
             403 | 421 => "7",
             404 | 405 => "12",
+            408 => "4",
+            413 => "11",
             503 => "14",
             _ => "13",
         };
@@ -188,6 +190,8 @@ mod tests {
         check(403, "100% no", ("7", Some("100%25 no")));
         check(421, "host", ("7", Some("host")));
         check(503, "busy", ("14", Some("busy")));
+        check(408, "slow", ("4", Some("slow")));
+        check(413, "large", ("11", Some("large")));
         check(500, "ä\n", ("13", None));
     }
 

@@ -56,7 +56,7 @@ pub(crate) async fn v1<B: Backend>(
 async fn write<B: Backend>(app: &App<B>, request: Request, api: Api) -> Result<StatusCode, Problem> {
     let mut params = Params::of(request.uri());
     let asked = asked(&mut params, api).map_err(|why| Problem::wrong(why).text());
-    let held = app.bodies.read(request, MAX_BODY_BYTES).await.map_err(|fault| match fault {
+    let held = app.writes.read(request, MAX_BODY_BYTES).await.map_err(|fault| match fault {
         fault @ BodyFault::TooLarge { .. } => fault.problem().text(),
         fault => fault.problem(),
     });

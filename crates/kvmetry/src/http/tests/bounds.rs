@@ -308,3 +308,42 @@ async fn a_refusal_is_seen_by_a_client_that_is_still_sending() {
     let bytes = read_to_end(&mut stream).await;
     assert!(bytes.starts_with(b"HTTP/1.1 401 "), "it is asked to send: {}", text(&bytes));
 }
+
+/// Over HTTP/1, where it can be seen that the server waits for the body: it asks for it.
+#[cfg(feature = "store")]
+#[tokio::test]
+async fn a_call_of_flight_takes_its_turn_when_it_is_there() {
+    use axum::body::Body;
+
+    let port = async |change: fn(&mut Limits)| {
+        Port::with(|setup| {
+            change(&mut setup.limits);
+            setup.turns = Arc::new(Turns::new(&setup.limits));
+            let service = tower::service_fn(|request: Request| async {
+                let body = axum::body::to_bytes(request.into_body(), usize::MAX).await.unwrap();
+                Ok(Response::new(Body::from(body)))
+            });
+            setup.mounts.push(flight::mount(service, Arc::clone(&setup.turns), &setup.limits));
+        })
+        .await
+    };
+    let call = "POST /arrow.flight.protocol.FlightService/DoGet HTTP/1.1\r\nhost: localhost\r\n\
+                connection: close\r\nexpect: 100-continue\r\ncontent-length: 6\r\n\r\n";
+    let one = port(|limits| limits.queries = 1).await;
+    let mut slow = one.connect().await;
+    slow.write_all(call.as_bytes()).await.unwrap();
+    let mut asked = [0; 25];
+    slow.read_exact(&mut asked).await.unwrap();
+    assert_eq!(text(&asked), "HTTP/1.1 100 Continue\r\n\r\n");
+    assert_eq!(one.get(&format!("{SQL}?db=a&q=b")).await.status, 200);
+    slow.write_all(b"ticket").await.unwrap();
+    let got = Got::raw(&read_to_end(&mut slow).await);
+    assert_eq!((got.status, got.body.contains("ticket")), (200, true));
+
+    let impatient = port(|limits| limits.body_within = Duration::from_millis(50)).await;
+    let got = impatient.raw(call).await;
+    assert_eq!((got.status, got.header("grpc-status")), (200, Some("4")), "DEADLINE_EXCEEDED");
+    let call = call.replace("expect: 100-continue\r\ncontent-length: 6", "content-length: 2000000");
+    let got = one.raw([call.into_bytes(), vec![0; 2_000_000]].concat()).await;
+    assert_eq!((got.status, got.header("grpc-status")), (200, Some("11")), "OUT_OF_RANGE");
+}
