@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 pub mod double;
 mod real;
 
-pub use real::RealDisk;
+pub use real::{RealDisk, create_new, open_or_create};
 
 /// A file system.
 pub trait Disk: Send + Sync + std::fmt::Debug + 'static {
