@@ -22,10 +22,11 @@
 mod owndisk;
 
 use std::fmt::Write as _;
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub(crate) use self::owndisk::OwnDisk;
 
@@ -33,6 +34,8 @@ pub(crate) use self::owndisk::OwnDisk;
 const VERSION: u32 = 1;
 /// Who may look into a new directory: its owner, and its group to read. What is in it names VMs and what they do.
 const DIR_MODE: u32 = 0o750;
+/// Of the lock file, which says no more than that.
+const LOCK_MODE: u32 = 0o640;
 /// A file that is in a directory as long as what is in it is not whole: a backup or a restore is under way, or was
 /// broken off.
 pub(crate) const UNFINISHED: &str = "unfinished";
@@ -44,6 +47,9 @@ pub(crate) const COMMAND: &str = "command";
 pub(crate) const URL: &str = "url";
 /// In the lock file: the file with the port's certificate, if it speaks TLS.
 pub(crate) const CERTIFICATE: &str = "certificate";
+/// A directory that is in use is tried so often again, with such a pause before it: a tenth of a second.
+const LOOK_TRIES: u32 = 10;
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
 /// The largest lock or version file that is read, bytes.
 const MAX_FILE_BYTES: u64 = 4096;
 
@@ -221,9 +227,8 @@ fn lock(dir: &Path) -> Result<File, DataDirError> {
         let path = path.clone();
         move |problem| DataDirError::Io { path, what, problem }
     };
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o640).open(&path);
-    let file = file.map_err(failed("opened"))?;
-    match file.try_lock() {
+    let file = disk::open_or_create(&path, LOCK_MODE).map_err(failed("opened"))?;
+    match try_lock(&file, || std::thread::sleep(LOOK_PAUSE)) {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
             let (path, who) = (dir.to_owned(), told(dir, "pid").unwrap_or_else(|| "unknown".to_owned()));
@@ -234,6 +239,18 @@ fn lock(dir: &Path) -> Result<File, DataDirError> {
         }
         Err(TryLockError::Error(problem)) => Err(failed("locked")(problem)),
     }
+}
+
+/// Whoever looks whether the directory is in use ([`held`]) has the lock for a moment, and must not keep a service from
+/// starting: so who finds it locked tries again.
+fn try_lock(file: &File, mut pause: impl FnMut()) -> Result<(), TryLockError> {
+    for _ in 0..LOOK_TRIES {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => pause(),
+            locked => return locked,
+        }
+    }
+    file.try_lock()
 }
 
 /// Whether what is in this directory is of a version that is known here; false where none is given.
@@ -272,8 +289,13 @@ fn check_version(dir: &Path) -> Result<(), DataDirError> {
 pub(crate) fn write_version(dir: &Path) -> io::Result<()> {
     // Under another name first, so that no crash leaves a version file without a version.
     let new = dir.join("version.new");
-    fs::write(&new, format!("{VERSION}\n"))?;
-    File::open(&new)?.sync_all()?;
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = disk::create_new(&new, 0o666)?;
+    file.write_all(format!("{VERSION}\n").as_bytes())?;
+    file.sync_all()?;
     fs::rename(&new, dir.join("version"))?;
     File::open(dir)?.sync_all()
 }
@@ -311,6 +333,19 @@ mod tests {
     }
 
     #[test]
+    fn whoever_looks_does_not_keep_others_from_starting() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(DataDir::open(folder.path()).unwrap());
+        let lock = || File::open(folder.path().join("lock")).unwrap();
+        let mut looks = Some(lock());
+        looks.as_ref().unwrap().lock_shared().unwrap();
+        let mut pauses = 0;
+        assert!(matches!(try_lock(&lock(), || pauses += 1), Err(TryLockError::WouldBlock)));
+        assert_eq!(pauses, LOOK_TRIES);
+        try_lock(&lock(), || drop(looks.take())).unwrap();
+    }
+
+    #[test]
     fn a_version_that_is_not_known_is_refused() {
         #[track_caller]
         fn check(version: &str, expect: Result<(), &str>) {
@@ -340,6 +375,20 @@ mod tests {
         assert!(error.contains("is not mounted: the file not-mounted in it says so"), "{error}");
         let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
         assert_eq!(names, [NOT_MOUNTED]);
+    }
+
+    /// The directory may be a service's, and it is root who runs a command on it.
+    #[test]
+    fn links_in_a_directory_lead_nowhere() {
+        for name in ["lock", "version.new"] {
+            let folder = tempfile::tempdir().unwrap();
+            let (path, elsewhere) = (folder.path().join("data"), folder.path().join("elsewhere"));
+            fs::write(&elsewhere, "not ours").unwrap();
+            fs::create_dir(&path).unwrap();
+            std::os::unix::fs::symlink(&elsewhere, path.join(name)).unwrap();
+            assert_eq!(DataDir::open(&path).is_ok(), name == "version.new", "{name}");
+            assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "not ours", "{name}");
+        }
     }
 
     #[test]

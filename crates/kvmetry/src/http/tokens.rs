@@ -15,9 +15,9 @@
 //! in it was revoked: taking a token away must never open a door. Without the file a port on loopback is open.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write as _};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -38,6 +38,8 @@ const MAX_TOKENS: usize = 1000;
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// The longest name, bytes.
 const MAX_NAME_BYTES: usize = 64;
+/// Of the file, and of what stands beside it while it is changed: for its owner only.
+const MODE: u32 = 0o600;
 /// Of a data directory that is made for the file: as the server makes it.
 const DIR_MODE: u32 = 0o750;
 /// How long a disk may take to say what stands in the file. Then nobody is let in: a client's own patience ends.
@@ -163,9 +165,13 @@ pub(crate) fn make(
         let first = scopes.first().map_or("token", |scope| scope.name());
         let free = (1..=MAX_TOKENS).map(|n| format!("{first}-{n}")).find(|name| !taken(name));
         let name = name.get_or_insert_with(|| free.unwrap_or_default()).clone();
-        let mut scopes = scopes.to_vec();
-        scopes.dedup();
-        tokens.push(Token { name, scopes, sha256, created });
+        let mut once = Vec::new();
+        for scope in scopes {
+            if !once.contains(scope) {
+                once.push(*scope);
+            }
+        }
+        tokens.push(Token { name, scopes: once, sha256, created });
         Ok(())
     })?;
     Ok(New { name: name.unwrap_or_default(), secret })
@@ -382,8 +388,8 @@ fn change(
     let io = |source| TokensError::Io { what: "changed", path: path.to_owned(), source };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(folder).map_err(io)?;
-    let lock = secret_file().create(true).truncate(false).open(path.with_extension("lock")).map_err(io)?;
-    give_to_owner_of(folder, &path.with_extension("lock")).map_err(io)?;
+    // Where root makes a token for a service that has its own user, the service can read and change it.
+    let lock = disk::open_or_create(&path.with_extension("lock"), MODE).map_err(io)?;
     lock.try_lock().map_err(|error| match error {
         TryLockError::WouldBlock => TokensError::Locked(path.to_owned()),
         TryLockError::Error(source) => io(source),
@@ -405,26 +411,11 @@ fn replace(path: &Path, folder: &Path, bytes: &[u8]) -> io::Result<()> {
     {
         return Err(error);
     }
-    let mut file = secret_file().create_new(true).open(&new)?;
+    let mut file = disk::create_new(&new, MODE)?;
     file.write_all(bytes)?;
-    give_to_owner_of(folder, &new)?;
     file.sync_all()?;
     fs::rename(&new, path)?;
     File::open(folder)?.sync_all()
-}
-
-/// Where root makes a token for a service that has its own user, the service must be able to read it. Nobody else can
-/// give files away, and needs not.
-fn give_to_owner_of(folder: &Path, file: &Path) -> io::Result<()> {
-    let owner = fs::metadata(folder)?;
-    let _ = chown(file, Some(owner.uid()), Some(owner.gid()));
-    Ok(())
-}
-
-fn secret_file() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.write(true).mode(0o600);
-    options
 }
 
 #[cfg(test)]
@@ -514,7 +505,7 @@ mod tests {
         let tokens = Tokens::new(path.clone());
         assert!(tokens.current().unwrap().is_none(), "no file");
 
-        let a = made(&path, Some("a"), &[Scope::Read, Scope::Write]).unwrap();
+        let a = made(&path, Some("a"), &[Scope::Read, Scope::Write, Scope::Read]).unwrap();
         let b = made(&path, Some("b"), &[Scope::Admin]).unwrap();
         let known = tokens.current().unwrap().unwrap();
         let found = known.find(&a.secret).unwrap();
@@ -571,11 +562,25 @@ mod tests {
         }
     }
 
+    /// The folder is a service's, which may put links into it; it is root who makes tokens.
+    #[test]
+    fn links_beside_the_file_lead_nowhere() {
+        for name in ["tokens.lock", "tokens.new"] {
+            let (folder, path) = folder();
+            let elsewhere = folder.path().join("elsewhere");
+            fs::write(&elsewhere, "not a token").unwrap();
+            fs::create_dir(path.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink(&elsewhere, path.with_file_name(name)).unwrap();
+            assert_eq!(made(&path, None, &[Scope::Read]).is_ok(), name == "tokens.new", "{name}");
+            assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "not a token", "{name}");
+        }
+    }
+
     #[test]
     fn two_changes_at_once_lose_nothing() {
         let (_folder, path) = folder();
         made(&path, Some("first"), &[Scope::Read]).unwrap();
-        let lock = secret_file().open(path.with_extension("lock")).unwrap();
+        let lock = disk::open_or_create(&path.with_extension("lock"), MODE).unwrap();
         lock.lock().unwrap();
         let error = made(&path, None, &[Scope::Read]).unwrap_err().to_string();
         assert!(error.contains("another kvmetry is changing"), "{error}");
