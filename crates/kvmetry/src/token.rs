@@ -28,7 +28,8 @@ pub(crate) fn token(config: &Config, asked: &Token) -> anyhow::Result<()> {
             let new = tokens::make(&path, asked.name.as_deref(), &asked.scopes, created)?;
             if let Err(error) = print(format!("{}\n", new.secret).as_bytes()) {
                 tokens::revoke(&path, &new.name)?;
-                return Err(error);
+                // Without its source: a reader who has gone is a failure here.
+                bail!("{error:#}; the token was revoked");
             }
             let kept = path.display();
             let name = &new.name;

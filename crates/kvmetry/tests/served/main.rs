@@ -289,6 +289,22 @@ fn options_of_token_stand_before_its_commands_too() {
     assert!(!text(&run(&["list"])).contains("one"));
 }
 
+#[test]
+fn a_token_that_nobody_got_is_revoked_and_a_failure() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = Command::new(KVMETRY);
+    let command = command.args(["token", "--scope", "write", "--data-dir"]).arg(dir.path()).stdout(writer);
+    let told = command.output().expect("it runs");
+    let error = String::from_utf8_lossy(&told.stderr);
+    assert_eq!(told.status.code(), Some(1), "{error}");
+    assert!(error.contains("standard output cannot be written: Broken pipe"), "{error}");
+    assert!(error.contains("; the token was revoked"), "{error}");
+    let tokens = std::fs::read_to_string(dir.path().join("tokens.json")).expect("it is there");
+    assert!(!tokens.contains("write"), "{tokens}");
+}
+
 /// How often the server is killed; `KVMETRY_KILLS` for more.
 fn kills() -> u32 {
     std::env::var("KVMETRY_KILLS").ok().and_then(|it| it.parse().ok()).unwrap_or(6)
