@@ -208,7 +208,7 @@ fn in_use(source: &io::Error) -> &'static str {
 pub(crate) struct Server {
     address: SocketAddr,
     stop: watch::Sender<bool>,
-    task: Option<JoinHandle<()>>,
+    task: JoinHandle<()>,
 }
 
 impl Server {
@@ -217,21 +217,18 @@ impl Server {
         self.address
     }
 
-    /// Takes no more requests and waits for those under way, as long as [`Limits::stop_within`].
+    /// Takes no more requests and waits for those under way, as long as [`Limits::stop_within`]. Dropped before, it cuts
+    /// them off.
     pub(crate) async fn stop(mut self) {
         self.stop.send_replace(true);
-        if let Some(task) = self.task.take() {
-            // A panic in there was printed already.
-            let _ = task.await;
-        }
+        // A panic in there was printed already.
+        let _ = (&mut self.task).await;
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(task) = &self.task {
-            task.abort();
-        }
+        self.task.abort();
     }
 }
 
@@ -285,7 +282,7 @@ pub(crate) async fn start<B: Backend>(setup: Setup<B>) -> Result<Server, StartEr
     tracing::info!("listening on {scheme}://{address}");
     let (stop, stopping) = watch::channel(false);
     let task = tokio::spawn(connection::accept(listener, Arc::new(front), tls, stopping));
-    Ok(Server { address, stop, task: Some(task) })
+    Ok(Server { address, stop, task })
 }
 
 /// What the handlers share.

@@ -551,3 +551,15 @@ async fn asked(port: &Port, count: usize) {
     };
     timeout(SOON, all).await.expect("the query does not come");
 }
+
+#[tokio::test]
+async fn a_stop_that_is_given_up_cuts_off_what_is_under_way() {
+    let port = Port::with(|setup| setup.limits.stop_within = SOON).await;
+    let (held, mut gone) = mpsc::channel(1);
+    port.reply(Reply::Hang(held));
+    let asks = tokio::spawn(port.client.get(port.url("/api/v3/query_sql?db=a&q=b")).send());
+    asked(&port, 1).await;
+    assert!(timeout(Duration::from_millis(50), port.server.stop()).await.is_err(), "it ends by itself");
+    assert_eq!(timeout(SOON, gone.recv()).await.expect("the query goes on"), None);
+    asks.abort();
+}
