@@ -15,7 +15,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::collect::{Host, HostNames, Settings};
 use crate::config::Config;
 use crate::datadir::{self, Held};
-use crate::{deliver, logging};
+use crate::{deliver, http, logging};
 
 /// Names listed in a message; more are counted.
 const NAMES: usize = 5;
@@ -62,7 +62,8 @@ pub(crate) async fn check(config: &Config) -> anyhow::Result<bool> {
 
 /// The data directory and what is in it. Nothing is made: what is not there yet is made by the first start.
 fn check_data(config: &Config, page: &mut Page) -> anyhow::Result<()> {
-    let dir = config.data_dir.as_path();
+    let dir = std::path::absolute(&config.data_dir)?;
+    let dir = dir.as_path();
     page.head(format_args!("data directory {}", dir.display()))?;
     // What is not there yet is made below the nearest folder that is.
     let Some(there) = dir.ancestors().find(|it| it.is_dir()) else {
@@ -147,7 +148,11 @@ async fn check_port(config: &Config, page: &mut Page) -> anyhow::Result<()> {
         Ok(Held::By { url, .. }) => url,
         _ => None,
     };
-    let is_ours = url.as_deref().is_some_and(|it| it.contains(&format!(":{}", listen.port())));
+    let is_ours = url.is_some_and(|url| is_at(&url, listen.port()));
+    let tokens = config.http.tokens_file(&config.data_dir);
+    if let Err(error) = http::check(&config.http, listen, &tokens) {
+        page.bad(logging::chain(&error))?;
+    }
     match tokio::net::TcpListener::bind(listen).await {
         Ok(_) => page.good("free"),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_ours => {
@@ -157,6 +162,11 @@ async fn check_port(config: &Config, page: &mut Page) -> anyhow::Result<()> {
             "cannot be opened: {error}; end what listens there, or choose another with --listen"
         )),
     }
+}
+
+/// Whether a URL is that of a server at this port.
+fn is_at(url: &str, port: u16) -> bool {
+    reqwest::Url::parse(url).is_ok_and(|url| url.port_or_known_default() == Some(port))
 }
 
 /// Lines that servers refused lie there until a person has read them.
@@ -328,5 +338,25 @@ impl Page {
             (true, false) => format!("\x1b[{colour}m{mark}\x1b[0m{what}\n"),
         };
         print(line.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_of_a_url() {
+        for (url, port, expect) in [
+            ("http://127.0.0.1:8177", 8177, true),
+            ("http://127.0.0.1:8177/kvmetry", 8177, true),
+            ("http://127.0.0.1:8177", 817, false),
+            ("http://127.0.0.1:8177", 81, false),
+            ("https://[::1]:443", 443, true),
+            ("http://127.0.0.1:80", 80, true),
+            ("rubbish", 80, false),
+        ] {
+            assert_eq!(is_at(url, port), expect, "{url} {port}");
+        }
     }
 }

@@ -34,7 +34,7 @@ mod write;
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
@@ -238,24 +238,14 @@ impl Drop for Server {
 /// It would be open to everybody, the address cannot be had, or the files of TLS or the tokens are bad.
 pub(crate) async fn start<B: Backend>(setup: Setup<B>) -> Result<Server, StartError> {
     let Setup { config, listen, tokens, backend, mounts, turns, clock, limits } = setup;
-    let tokens = if config.insecure_no_auth {
-        if !listen.ip().is_loopback() {
+    let (tokens, tls) = protection(&config, listen, &tokens)?;
+    if !listen.ip().is_loopback() {
+        if tokens.is_none() {
             tracing::warn!(%listen, "--insecure-no-auth: whoever reaches this port may read and write all of it");
-        }
-        None
-    } else {
-        let kept = Tokens::new(tokens.clone());
-        let known = kept.current()?;
-        if !listen.ip().is_loopback() && known.is_none_or(|known| known.is_empty()) {
-            return Err(StartError::Unprotected { listen, tokens });
-        }
-        if !listen.ip().is_loopback() && config.tls.is_none() {
+        } else if tls.is_none() {
             tracing::warn!(%listen, "tokens come unencrypted, unless a proxy does TLS: see tls_cert under [http]");
         }
-        Some(kept)
-    };
-    let tls =
-        config.tls.as_ref().map(|tls| Tls::new(tls.certificate.clone(), tls.key.clone())).transpose()?;
+    }
     let listener = TcpListener::bind(listen).await.map_err(|source| StartError::Listen { listen, source })?;
     let address = listener.local_addr().map_err(|source| StartError::Listen { listen, source })?;
 
@@ -283,6 +273,34 @@ pub(crate) async fn start<B: Backend>(setup: Setup<B>) -> Result<Server, StartEr
     let (stop, stopping) = watch::channel(false);
     let task = tokio::spawn(connection::accept(listener, Arc::new(front), tls, stopping));
     Ok(Server { address, stop, task })
+}
+
+/// Whether the port may be opened as it is configured. Waits for the disk.
+///
+/// # Errors
+/// As [`start`], but for the address.
+pub(crate) fn check(config: &Http, listen: SocketAddr, tokens: &Path) -> Result<(), StartError> {
+    protection(config, listen, tokens).map(drop)
+}
+
+/// The tokens, unless nobody needs one, and what is needed for TLS, if it is on.
+fn protection(
+    config: &Http,
+    listen: SocketAddr,
+    tokens: &Path,
+) -> Result<(Option<Tokens>, Option<Tls>), StartError> {
+    let tokens = if config.insecure_no_auth {
+        None
+    } else {
+        let kept = Tokens::new(tokens.to_owned());
+        let known = kept.current()?;
+        if !listen.ip().is_loopback() && known.is_none_or(|known| known.is_empty()) {
+            return Err(StartError::Unprotected { listen, tokens: tokens.to_owned() });
+        }
+        Some(kept)
+    };
+    let tls = config.tls.as_ref().map(|tls| Tls::new(tls.certificate.clone(), tls.key.clone()));
+    Ok((tokens, tls.transpose()?))
 }
 
 /// What the handlers share.

@@ -51,3 +51,29 @@ async fn it_says_who_has_the_data_directory_and_the_port() {
     assert!(check(&dir, &port).contains("  FAIL  "), "{told}");
     assert!(check(&dir, &port).contains("was written by a newer kvmetry (version 2"), "{told}");
 }
+
+#[test]
+fn it_tells_what_would_keep_the_port_shut() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().join("data");
+    let told = check(&dir, "0.0.0.0:0");
+    assert!(
+        told.contains("  FAIL  0.0.0.0:0 can be reached from other machines, and there is no token"),
+        "{told}"
+    );
+    kvmetry(&dir, &["token", "--scope", "read"]);
+    assert!(!check(&dir, "0.0.0.0:0").contains("no token"));
+    std::fs::write(dir.join("tokens.json"), "rubbish").expect("written");
+    let told = check(&dir, "127.0.0.1:0");
+    assert!(told.contains("tokens.json is damaged"), "{told}");
+}
+
+#[test]
+fn a_relative_data_directory_that_is_not_there_yet() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut command = Command::new(KVMETRY);
+    command.args(["check", "--uri", "qemu+unix:///system?socket=/nonexistent"]);
+    command.args(["--data-dir", "new"]).current_dir(folder.path()).env("KVMETRY_HTTP_LISTEN", "off");
+    let told = text(&command.output().expect("it runs"));
+    assert!(told.contains("  ok    is not there yet: it is made in "), "{told}");
+}
