@@ -554,8 +554,11 @@ fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a s
         .map(|(_, known)| known)
 }
 
-/// A piece of the file for a message: one line, not long.
+/// A piece of the file for a message: one line, not long. Of a URL nothing: there may be a password in it.
 fn quote(text: &str) -> String {
+    if text.contains("://") {
+        return "…".to_owned();
+    }
     let line = text.lines().next().unwrap_or_default();
     let mut quoted: String = line.chars().take(MAX_QUOTED_CHARS).collect();
     if quoted.len() < text.len() {

@@ -324,6 +324,20 @@ fn the_environment_goes_before_the_file() {
         Err("KVMETRY_INFLUXDB_URL: url: a user or password does not belong into a URL: it could be read by \
              others; put the token into token_file or KVMETRY_INFLUXDB_TOKEN and remove it here"),
     );
+    check(
+        &[("KVMETRY_INFLUXDB_URL", "http://me:secret@a\n")],
+        None,
+        Err("KVMETRY_INFLUXDB_URL: …: a control character (such as a line break) cannot stand here\n\
+             KVMETRY_INFLUXDB_URL: [[influxdb]] has no url, for example url = \"http://127.0.0.1:8181\""),
+    );
+}
+
+#[test]
+fn the_file_of_tokens_has_a_folder() {
+    let variables = [("KVMETRY_HTTP_TOKENS".to_owned(), "tokens.json".to_owned())];
+    let config = Config::from_parts(None, &variables, &Flags::default()).unwrap();
+    let path = config.http.tokens_file(Path::new("data"));
+    assert_eq!(path, std::env::current_dir().unwrap().join("tokens.json"));
 }
 
 #[test]
