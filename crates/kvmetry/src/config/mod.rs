@@ -216,9 +216,11 @@ pub(crate) struct Http {
 }
 
 impl Http {
-    /// The file of tokens, which is in this data directory unless it was told otherwise.
+    /// The file of tokens, which is in this data directory unless it was told otherwise; absolute, so that its folder
+    /// has a name.
     pub(crate) fn tokens_file(&self, data_dir: &Path) -> PathBuf {
-        self.tokens.clone().unwrap_or_else(|| data_dir.join("tokens.json"))
+        let path = self.tokens.clone().unwrap_or_else(|| data_dir.join("tokens.json"));
+        std::path::absolute(&path).unwrap_or(path)
     }
 }
 
