@@ -9,14 +9,14 @@ use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::{BoxError, Router};
-use http_body_util::{BodyStream, StreamBody};
+use http_body_util::BodyStream;
 use store::flight::PATH;
 use tower::{Service, ServiceExt as _};
 
 use super::body::{Bodies, BodyFault};
 use super::connection::Connection;
 use super::limits::{Limits, MAX_FLIGHT_BYTES};
-use super::relay::{Turn, relay};
+use super::relay::{TooManyQueries, Turn, relay};
 use super::reply::Problem;
 use super::{Mount, READ, Turns};
 
@@ -27,10 +27,9 @@ where
     S: Service<Request, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
     B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<BoxError> + Display + Send,
+    B::Error: Into<BoxError> + Display + Send + 'static,
 {
     let bodies = Arc::new(Bodies::new(limits.questions_bytes, limits.body_within));
-    let within = limits.take_within;
     let service = tower::service_fn(move |request: Request| {
         let (service, bodies, turns) = (service.clone(), Arc::clone(&bodies), Arc::clone(&turns));
         async move {
@@ -45,8 +44,7 @@ where
                 return Ok(Response::from_parts(parts, Body::empty()));
             }
             // Frames, not bytes: the status comes in the trailers.
-            let frames = relay(BodyStream::new(body), within, connection, turn);
-            Ok(Response::from_parts(parts, Body::new(StreamBody::new(frames))))
+            Ok(Response::from_parts(parts, relay(BodyStream::new(body), connection, turn)))
         }
     });
     let router = Router::new().route_service(&format!("{PATH}{{*method}}"), service);
@@ -65,9 +63,7 @@ where
     let (parts, body) = request.into_parts();
     let request = Request::from_parts(parts.clone(), body);
     let held = bodies.read(request, MAX_FLIGHT_BYTES).await.map_err(BodyFault::problem)?;
-    let busy = |error: super::relay::TooManyQueries| {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
-    };
+    let busy = |error: TooManyQueries| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string());
     let turn = turns.next().await.map_err(busy)?;
     let request = Request::from_parts(parts, Body::from(held.bytes));
     let response = service.oneshot(request).await.unwrap_or_else(|never| match never {});

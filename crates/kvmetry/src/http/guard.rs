@@ -82,10 +82,9 @@ impl Guard {
 }
 
 fn cannot_tell(error: &TokensError) -> Problem {
-    // The path and the reason are for the log: whoever asks here is not known.
-    tracing::error!(error = %chain(error), "nobody can be let in");
     let message = "the tokens of this server cannot be read, so nobody is let in; its log says why";
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    // The path and the reason are for the log: whoever asks here is not known.
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, message).because(chain(error))
 }
 
 /// An error and its sources in one line.

@@ -32,17 +32,22 @@ pub(crate) const MAX_HEADERS: usize = 100;
 /// pass on. Beyond: 431, or 414 where it is the target.
 pub(crate) const MAX_HEADER_BYTES: usize = 32 << 10;
 
-/// Connections at once: far below the usual limit of 1,024 open files, of which the store needs some. At the limit idle
-/// ones are closed first; where all are busy, new ones wait in the kernel's queue.
+/// Connections at once: far below the usual limit of 1,024 open files, of which the store needs some. At the limit an
+/// idle one is closed for each that comes; where all are busy, new ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 256;
+/// Of these from one address (IPv6: a /64): half, so that no one keeps all others out. Not fewer, because a reverse proxy
+/// is one address. Loopback has no such limit: a proxy there is the usual one, and whoever else is on this machine can
+/// do worse. Beyond, they are closed at once.
+const MAX_CONNECTIONS_OF_ONE: usize = MAX_CONNECTIONS / 2;
 /// Requests at once on one HTTP/2 connection: RFC 9113 (6.5.2) asks for no less than 100. Beyond, a client waits.
 pub(crate) const MAX_STREAMS: u32 = 100;
-/// From accepting a connection to its first whole request head, handshake included: a client on a bad line needs 3.
+/// From accepting a connection to the head of its first request that is not refused, handshake included: a client on a
+/// bad line needs 3.
 const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(10);
 /// A connection without a request is kept this long: collectors write every 5 to 60 s. Then it is closed, and a request
 /// head that takes longer than this is not waited for.
 const IDLE_WITHIN: Duration = Duration::from_secs(90);
-/// A client that takes nothing of an answer for this long is gone, and its query is dropped: a browser's tab that
+/// A client that takes nothing of an answer for this long is gone, and its connection is cut: a browser's tab that
 /// sleeps takes up to a minute.
 const TAKE_WITHIN: Duration = Duration::from_secs(60);
 
@@ -70,6 +75,7 @@ const STOP_WITHIN: Duration = Duration::from_millis(800);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub(crate) connections: usize,
+    pub(crate) connections_of_one: usize,
     pub(crate) first_request_within: Duration,
     pub(crate) idle_within: Duration,
     pub(crate) body_within: Duration,
@@ -88,6 +94,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: MAX_CONNECTIONS,
+            connections_of_one: MAX_CONNECTIONS_OF_ONE,
             first_request_within: FIRST_REQUEST_WITHIN,
             idle_within: IDLE_WITHIN,
             body_within: BODY_WITHIN,

@@ -30,6 +30,7 @@ mod stamp;
 pub(crate) mod through;
 mod tls;
 pub(crate) mod tokens;
+mod waiting;
 mod write;
 
 use std::io;
@@ -251,7 +252,7 @@ pub(crate) async fn start<B: Backend>(setup: Setup<B>) -> Result<Server, StartEr
 
     let bodies = |bytes| Bodies::new(bytes, limits.body_within);
     let (writes, questions) = (bodies(limits.bodies_bytes), bodies(limits.questions_bytes));
-    let app = App { backend, writes, questions, turns, limits };
+    let app = App { backend, writes, questions, turns };
     let mut router = router(Arc::new(app));
     let mut mounted = Vec::new();
     for mount in mounts {
@@ -264,8 +265,7 @@ pub(crate) async fn start<B: Backend>(setup: Setup<B>) -> Result<Server, StartEr
         open_health: config.open_health,
         mounted,
         router,
-        told: OncePerCause::default(),
-        clock,
+        told: Arc::new(Told { causes: OncePerCause::default(), clock }),
         limits,
     };
     let scheme = if tls.is_some() { "https" } else { "http" };
@@ -310,7 +310,6 @@ struct App<B> {
     /// Queries, and whatever else comes in JSON.
     questions: Bodies,
     turns: Arc<Turns>,
-    limits: Limits,
 }
 
 fn router<B: Backend>(app: Arc<App<B>>) -> Router {
@@ -351,32 +350,49 @@ struct Front {
     open_health: bool,
     mounted: Vec<(&'static str, Needs)>,
     router: Router,
-    told: OncePerCause,
-    clock: Arc<dyn Clock>,
+    told: Arc<Told>,
     limits: Limits,
 }
 
+/// What was logged of clients: each cause once in a while, so that nobody fills the log.
+struct Told {
+    causes: OncePerCause,
+    clock: Arc<dyn Clock>,
+}
+
+impl Told {
+    /// Whether to log this cause now; see [`OncePerCause::tell`].
+    fn tell(&self, cause: &str) -> Option<u64> {
+        self.causes.tell(cause, self.clock.monotonic())
+    }
+}
+
 impl Front {
-    async fn answer(&self, request: Request, connection: Connection) -> Response {
+    /// # Errors
+    /// The answer to one who is not let in, or asks for what there is not.
+    async fn answer(&self, request: Request, connection: Connection) -> Result<Response, Response> {
         let is_grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
         let grpc = request.headers().get(CONTENT_TYPE).is_some_and(is_grpc);
         let unwanted = Unwanted::of(&request);
         let (mut parts, body) = request.into_parts();
-        let mut response = match self.admit(&mut parts, &connection).await {
+        let nosniff = |mut response: Response| {
+            // What is sent is what it says: no browser shall find HTML in the name of a VM.
+            response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+            response
+        };
+        match self.admit(&mut parts, &connection).await {
             Ok(()) => {
                 parts.extensions.insert(connection);
                 let request = Request::from_parts(parts, body);
-                self.router.clone().oneshot(request).await.unwrap_or_else(|never| match never {})
+                let answered = self.router.clone().oneshot(request).await;
+                Ok(nosniff(answered.unwrap_or_else(|never| match never {})))
             }
             Err(problem) => {
                 self.tell(&parts, &connection, &problem);
                 unwanted.receive(body).await;
-                if grpc { problem.into_grpc() } else { problem.into_response() }
+                Err(nosniff(if grpc { problem.into_grpc() } else { problem.into_response() }))
             }
-        };
-        // What is sent is what it says: no browser shall find HTML in the name of a VM.
-        response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        response
+        }
     }
 
     /// Finds out whether somebody answers this, and whether the client may ask.
@@ -447,7 +463,7 @@ impl Front {
 
     /// Logs that no connection can be accepted, most likely for want of open files.
     fn tell_accept(&self, error: &io::Error) {
-        if let Some(held_back) = self.told.tell("accept", self.clock.monotonic()) {
+        if let Some(held_back) = self.told.tell("accept") {
             tracing::warn!(%error, held_back, "connections cannot be accepted: clients have to wait");
         }
     }
@@ -456,9 +472,12 @@ impl Front {
     fn tell(&self, parts: &Parts, connection: &Connection, problem: &Problem) {
         let (peer, path, status) = (connection.peer, parts.uri.path(), problem.status().as_u16());
         tracing::debug!(%peer, method = %parts.method, path, status, "refused: {}", problem.message());
-        let cause = format!("{status} {}", peer.ip());
-        if matches!(status, 401 | 403 | 421)
-            && let Some(held_back) = self.told.tell(&cause, self.clock.monotonic())
+        if let Some(error) = problem.secret_cause() {
+            if let Some(held_back) = self.told.tell("tokens") {
+                tracing::error!(error, held_back, "nobody can be let in");
+            }
+        } else if matches!(status, 401 | 403 | 421)
+            && let Some(held_back) = connection.told(&status.to_string())
         {
             tracing::warn!(client = %peer.ip(), path, status, held_back, "refused: {}", problem.message());
         }

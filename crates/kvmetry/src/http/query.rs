@@ -9,12 +9,12 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::Response;
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use http_body::Frame;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -94,9 +94,8 @@ pub(crate) async fn sql<B: Backend>(
     let mut answer = app.backend.query(query).await.map_err(failed)?;
     // What goes wrong before there is anything to show can still be told by the status.
     let first = answer.next().await.transpose().map_err(failed)?;
-    let pieces = stream::iter(first.map(Ok)).chain(answer);
-    let relayed = relay(pieces, app.limits.take_within, connection, turn);
-    let mut response = Response::new(Body::from_stream(relayed));
+    let pieces = stream::iter(first.map(Ok)).chain(answer).map_ok(Frame::data);
+    let mut response = Response::new(relay(pieces, connection, turn));
     response.headers_mut().insert(CONTENT_TYPE, format.content_type());
     Ok(response)
 }

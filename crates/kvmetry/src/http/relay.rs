@@ -6,18 +6,28 @@
 //! ```
 
 use std::fmt::Display;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt, stream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use axum::BoxError;
+use axum::body::{Body, Bytes, HttpBody};
+use futures_util::{Stream, StreamExt};
+use http_body::Frame;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
 
 use super::connection::Connection;
 use super::limits::Limits;
+use super::waiting::Waiting;
 
 /// When to come again where too many queries run.
 pub(crate) const BUSY_RETRY: Duration = Duration::from_secs(1);
+
+/// Bytes of an answer that are handed on at once. A client that takes nothing has two such pieces of it in memory, the
+/// rest waits in its turn: one table or one batch may be tens of MiB.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// So many queries run at once, so many wait.
 #[derive(Debug)]
@@ -75,116 +85,110 @@ impl Turns {
     }
 }
 
-/// Queries that wait for a turn; to each of them one turn is given up, not all that could be.
-#[derive(Clone, Debug, Default)]
-struct Waiting(watch::Sender<Wanted>);
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Wanted {
-    turns: usize,
-    /// Given up for one that waits, and not taken yet.
-    given: usize,
-}
-
-impl Waiting {
-    /// One more waits, until this is dropped.
-    fn begin(&self) -> Waits {
-        self.0.send_modify(|wanted| wanted.turns += 1);
-        Waits(self.clone())
-    }
-
-    /// Returns when the turn of whoever calls is to be given up.
-    async fn takes_one(&self) {
-        let mut wanted = self.0.subscribe();
-        let take = |wanted: &mut Wanted| {
-            let take = wanted.turns > 0;
-            if take {
-                wanted.turns -= 1;
-                wanted.given += 1;
-            }
-            take
-        };
-        while !self.0.send_if_modified(take) {
-            // The sender is here.
-            let _ = wanted.wait_for(|wanted| wanted.turns > 0).await;
-        }
-    }
-}
-
-struct Waits(Waiting);
-
-impl Drop for Waits {
-    fn drop(&mut self) {
-        self.0.0.send_modify(|wanted| {
-            if wanted.given > 0 {
-                wanted.given -= 1;
-            } else {
-                wanted.turns = wanted.turns.saturating_sub(1);
-            }
-        });
-    }
-}
-
-/// Hands an answer on, one piece ahead of the client. The answer is dropped, and its turn over, as soon as the client
-/// has gone, or has taken nothing for so long (`within`), or is slow ([`Limits::slow`]) and others wait: then its
-/// connection is cut, so that what it has cannot pass for the whole.
-pub(crate) fn relay<T, E>(
-    answer: impl Stream<Item = Result<T, E>> + Send + Unpin + 'static,
-    within: Duration,
+/// Hands an answer on, one piece ahead of the client. The answer is dropped as soon as the client has gone; its turn is
+/// over when the client has all of it. One who is slow ([`Limits::slow`]) while others wait has its connection cut, so
+/// that what it has cannot pass for the whole.
+pub(crate) fn relay<E>(
+    answer: impl Stream<Item = Result<Frame<Bytes>, E>> + Send + Unpin + 'static,
     connection: Option<Connection>,
     turn: Turn,
-) -> impl Stream<Item = Result<T, E>> + Send + 'static
+) -> Body
 where
-    T: Send + 'static,
-    E: Display + Send + 'static,
+    E: Display + Into<BoxError> + Send + 'static,
 {
-    let (pieces, mut taken) = mpsc::channel(1);
-    tokio::spawn(async move {
-        hand_on(answer, &pieces, within, connection, &turn).await;
-        drop(turn);
-    });
-    stream::poll_fn(move |cx| taken.poll_recv(cx))
+    let (pieces, taken) = mpsc::channel(1);
+    let (here, gone) = oneshot::channel();
+    let client = Client { patience: turn.slow, turn, connection };
+    tokio::spawn(hand_on(answer, pieces, gone, client));
+    Body::new(Relayed { taken, _here: here })
 }
 
-async fn hand_on<T, E: Display>(
-    mut answer: impl Stream<Item = Result<T, E>> + Unpin,
-    pieces: &mpsc::Sender<Result<T, E>>,
-    within: Duration,
-    connection: Option<Connection>,
-    turn: &Turn,
+async fn hand_on<E: Display>(
+    mut answer: impl Stream<Item = Result<Frame<Bytes>, E>> + Unpin,
+    pieces: mpsc::Sender<Result<Frame<Bytes>, E>>,
+    mut gone: oneshot::Receiver<()>,
+    mut client: Client,
 ) {
-    // What the client may still let others wait.
-    let mut patience = turn.slow;
     loop {
         let next = tokio::select! {
-            () = pieces.closed() => return,
+            _ = &mut gone => return,
             next = answer.next() => next,
         };
-        let Some(piece) = next else { return };
-        let broken = piece.as_ref().err().map(ToString::to_string);
+        let frame = match next {
+            None => break,
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => {
+                // The client sees only that the answer breaks off.
+                if let Some(held_back) = client.told("a query broke off") {
+                    tracing::warn!(%error, held_back, "a query failed after its answer had begun");
+                }
+                let _ = client.takes(pieces.send(Err(error))).await;
+                return;
+            }
+        };
+        let whole = match frame.into_data() {
+            Ok(bytes) if bytes.len() > PIECE_BYTES => {
+                for piece in bytes.chunks(PIECE_BYTES) {
+                    // Copied: a part of them would keep the whole in memory.
+                    let piece = Frame::data(Bytes::copy_from_slice(piece));
+                    let Some(Ok(())) = client.takes(pieces.send(Ok(piece))).await else { return };
+                }
+                continue;
+            }
+            Ok(bytes) => Frame::data(bytes),
+            Err(trailers) => trailers,
+        };
+        let Some(Ok(())) = client.takes(pieces.send(Ok(whole))).await else { return };
+    }
+    // That was all; the last of it is on its way.
+    drop(pieces);
+    let _ = client.takes(gone).await;
+}
+
+/// Who takes an answer.
+struct Client {
+    /// What it may still let others wait.
+    patience: Duration,
+    turn: Turn,
+    connection: Option<Connection>,
+}
+
+impl Client {
+    /// Waits until it has taken something; `None`: it was slow, and is cut off.
+    async fn takes<T>(&mut self, taken: impl Future<Output = T>) -> Option<T> {
         let since = Instant::now();
         let others = async {
-            sleep_until(since + patience).await;
-            turn.waiting.takes_one().await;
+            sleep_until(since + self.patience).await;
+            self.turn.waiting.takes_one(Duration::ZERO).await;
         };
-        let why = tokio::select! {
+        let taken = tokio::select! {
             biased;
-            sent = pieces.send(piece) => if sent.is_ok() { None } else { return },
-            () = sleep(within) => Some("takes nothing of its answer"),
-            () = others => Some("takes its answer so slowly that other queries wait"),
+            taken = taken => Some(taken),
+            () = others => None,
         };
-        if let Some(why) = why {
-            tracing::warn!(waited = ?since.elapsed(), "a client {why}: cut off");
-            if let Some(connection) = connection {
-                connection.cut();
-            }
-            return;
+        self.patience = self.patience.saturating_sub(since.elapsed());
+        if let (None, Some(connection)) = (&taken, &self.connection) {
+            connection.cut("takes its answer so slowly that other queries wait");
         }
-        patience = patience.saturating_sub(since.elapsed());
-        if let Some(error) = broken {
-            // The client sees only that the answer breaks off.
-            tracing::warn!(error, "a query failed after its answer had begun");
-            return;
-        }
+        taken
+    }
+
+    fn told(&self, cause: &str) -> Option<u64> {
+        self.connection.as_ref().map_or(Some(0), |connection| connection.told(cause))
+    }
+}
+
+/// The client's end.
+struct Relayed<E> {
+    taken: mpsc::Receiver<Result<Frame<Bytes>, E>>,
+    _here: oneshot::Sender<()>,
+}
+
+impl<E: Into<BoxError>> HttpBody for Relayed<E> {
+    type Data = Bytes;
+    type Error = E;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, E>>> {
+        self.taken.poll_recv(cx)
     }
 }

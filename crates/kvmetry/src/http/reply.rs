@@ -29,6 +29,7 @@ pub(crate) struct Problem {
     retry_after: Option<Duration>,
     /// The methods that there are.
     allow: Option<String>,
+    secret_cause: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,7 @@ impl Problem {
             more: Map::new(),
             retry_after: None,
             allow: None,
+            secret_cause: None,
         }
     }
 
@@ -89,6 +91,16 @@ impl Problem {
     pub(crate) fn v2(mut self) -> Self {
         self.shape = Shape::V2;
         self
+    }
+
+    /// Why, for the log and not for the client.
+    pub(crate) fn because(mut self, cause: String) -> Self {
+        self.secret_cause = Some(cause);
+        self
+    }
+
+    pub(crate) fn secret_cause(&self) -> Option<&str> {
+        self.secret_cause.as_deref()
     }
 
     /// For the log.

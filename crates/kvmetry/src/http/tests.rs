@@ -45,6 +45,8 @@ enum Reply {
     Stall(mpsc::Sender<()>),
     /// Pieces of so many bytes without end; the sender is dropped with the answer.
     Endless(usize, mpsc::Sender<()>),
+    /// One piece of so many bytes.
+    Large(usize),
 }
 
 /// The rest of the program.
@@ -122,6 +124,7 @@ impl Backend for Double {
                 });
                 Ok(stream::iter([Ok(Bytes::from("some"))]).chain(silence).boxed())
             }
+            Reply::Large(bytes) => Ok(stream::iter([Ok(Bytes::from(vec![b'x'; bytes]))]).boxed()),
             Reply::Endless(bytes, held) => {
                 let piece = Bytes::from(vec![b'x'; bytes]);
                 Ok(stream::repeat_with(move || {
@@ -175,6 +178,7 @@ struct Port {
     double: Arc<Double>,
     client: reqwest::Client,
     folder: tempfile::TempDir,
+    limits: Limits,
 }
 
 fn config() -> Http {
@@ -212,8 +216,9 @@ impl Port {
             limits: Limits::default(),
         };
         change(&mut setup);
+        let limits = setup.limits;
         let server = start(setup).await?;
-        Ok(Self { server, double, client: client(), folder })
+        Ok(Self { server, double, client: client(), folder, limits })
     }
 
     fn tokens_file(&self) -> PathBuf {
@@ -282,6 +287,18 @@ where
     let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
     tokio::spawn(connection.map(drop));
     sender
+}
+
+/// Asks over HTTP/2 and gives the server no leave to send the body of the answer; returns when the connection is over.
+async fn h2_takes_nothing(port: &Port, target: &str, status: u16) {
+    let io = TokioIo::new(port.connect().await);
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (mut sender, connection) =
+        builder.initial_stream_window_size(0).handshake::<_, String>(io).await.unwrap();
+    let connection = tokio::spawn(connection.map(drop));
+    let response = sender.send_request(request("GET", &port.url(target), &[], "")).await.unwrap();
+    assert_eq!(response.status(), status);
+    timeout(SOON, connection).await.expect("the connection stays").unwrap();
 }
 
 /// A request over HTTP/2.
@@ -562,4 +579,16 @@ async fn a_stop_that_is_given_up_cuts_off_what_is_under_way() {
     assert!(timeout(Duration::from_millis(50), port.server.stop()).await.is_err(), "it ends by itself");
     assert_eq!(timeout(SOON, gone.recv()).await.expect("the query goes on"), None);
     asks.abort();
+}
+
+#[tokio::test]
+async fn tokens_that_cannot_be_read_are_logged_once() {
+    let (log, _guard) = crate::logging::log_of_this_thread();
+    let port = Port::open().await;
+    std::fs::write(port.tokens_file(), "rubbish").unwrap();
+    for _ in 0..3 {
+        port.get("/health").await.is_error(503, "the tokens of this server cannot be read");
+    }
+    let log = text(&log.lock().unwrap());
+    assert_eq!(log.matches("nobody can be let in").count(), 1, "{log}");
 }

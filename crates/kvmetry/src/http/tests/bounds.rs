@@ -238,7 +238,7 @@ async fn not_http() {
 }
 
 #[tokio::test]
-async fn idle_connections_make_room_for_new_ones() {
+async fn an_idle_connection_makes_room_for_a_new_one_and_the_others_stay() {
     let port = Port::with(|setup| setup.limits.connections = 4).await;
     let ask = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n";
     let mut idle = Vec::new();
@@ -251,9 +251,34 @@ async fn idle_connections_make_room_for_new_ones() {
     }
     let close = "GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
     port.raw(close).await.is_text(200, "OK");
+    let mut closed = 0;
     for mut stream in idle {
-        read_to_end(&mut stream).await;
+        // Whoever is there answers once more.
+        let _ = stream.write_all(close.as_bytes()).await;
+        let got = text(&read_to_end(&mut stream).await);
+        closed += usize::from(!got.contains("HTTP/1.1 200"));
     }
+    assert_eq!(closed, 1);
+}
+
+#[tokio::test]
+async fn who_sends_nothing_keeps_nobody_out() {
+    let port = Port::with(|setup| setup.limits.connections = 2).await;
+    let silent = [port.connect().await, port.connect().await];
+    let close = "GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    let got = timeout(port.limits.first_request_within / 2, port.raw(close)).await;
+    got.expect("it waits as long as in an empty port").is_text(200, "OK");
+    drop(silent);
+}
+
+/// A client of HTTP/2 may give no leave to send anything: RFC 9113, 6.5.2, SETTINGS_INITIAL_WINDOW_SIZE.
+#[tokio::test]
+async fn an_answer_that_is_not_taken_holds_no_place() {
+    let port = Port::with(|setup| setup.limits.first_request_within = Duration::from_millis(100)).await;
+    port.token("t", &[Scope::Read]);
+    h2_takes_nothing(&port, "/health", 401).await;
+    let port = Port::with(|setup| setup.limits.take_within = Duration::from_millis(100)).await;
+    h2_takes_nothing(&port, "/health", 200).await;
 }
 
 #[tokio::test]

@@ -30,9 +30,12 @@ fn every_endpoint_and_limit_is_told() {
         ("time for a body", format!("{} s", limits.body_within.as_secs())),
         ("URL", format!("{} bytes", thousands(MAX_URL_BYTES))),
         ("headers", format!("{}, together {} bytes", MAX_HEADERS, thousands(MAX_HEADER_BYTES))),
-        ("connections", limits.connections.to_string()),
         (
-            "time to the first request; without a request",
+            "connections; of one address (IPv6: a /64), loopback apart",
+            format!("{}; {}", limits.connections, limits.connections_of_one),
+        ),
+        (
+            "time to the first request that is not refused, 1 s while others wait for a place; without a request",
             format!("{} s; {} s", limits.first_request_within.as_secs(), limits.idle_within.as_secs()),
         ),
         ("a client takes nothing of an answer", format!("{} s", limits.take_within.as_secs())),

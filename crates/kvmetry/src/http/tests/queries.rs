@@ -191,6 +191,27 @@ async fn a_client_that_takes_nothing_is_cut_off() {
 }
 
 #[tokio::test]
+async fn a_turn_lasts_until_the_answer_is_taken() {
+    let port = Port::with(|setup| {
+        let limits = Limits { queries: 1, queries_waiting: 0, ..setup.limits };
+        setup.turns = Arc::new(Turns::new(&limits));
+    })
+    .await;
+    // More than the sockets hold.
+    let bytes = 64 << 20;
+    port.reply(Reply::Large(bytes));
+    let mut stream = port.connect().await;
+    let ask = format!("GET {SQL}?db=a&q=b HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    let mut some = [0; 100];
+    stream.read_exact(&mut some).await.unwrap();
+    let url = format!("{SQL}?db=a&q=b");
+    port.get(&url).await.is_error(503, "too many queries at once; come again");
+    assert!(read_to_end(&mut stream).await.len() > bytes);
+    port.get(&url).await.is_json(200, json!([]));
+}
+
+#[tokio::test]
 async fn so_many_queries_at_once() {
     let port = Port::with(|setup| {
         let limits = Limits { queries: 2, queries_waiting: 1, query_turn_within: SOON, ..setup.limits };
