@@ -13,9 +13,10 @@ use axum::http::{HeaderMap, Request, StatusCode, Version};
 use flate2::write::GzDecoder;
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep_until};
 
-use super::limits::{MAX_JSON_BYTES, MAX_UNWANTED_BYTES, UNWANTED_WITHIN};
+use super::limits::{Limits, MAX_JSON_BYTES, MAX_UNWANTED_BYTES, UNWANTED_WITHIN};
 use super::reply::Problem;
 
 /// Memory for bodies is counted in pieces of this size, bytes.
@@ -31,6 +32,10 @@ pub(super) const MAX_MEMBERS: usize = 2_000;
 pub(crate) struct Bodies {
     pieces: Arc<Semaphore>,
     within: Duration,
+    /// See [`Limits::slow`].
+    slow: Duration,
+    /// One was refused for want of memory.
+    refused: Notify,
 }
 
 /// A body in memory. What it takes of the bound is given back when it is dropped.
@@ -50,6 +55,8 @@ pub(crate) enum BodyFault {
     Slow {
         within: Duration,
     },
+    /// It came slowly, and there is no memory for others.
+    InTheWay,
     /// The memory for bodies is taken.
     Busy,
     /// Not as its headers say, or a coding that is not known here.
@@ -57,9 +64,14 @@ pub(crate) enum BodyFault {
 }
 
 impl Bodies {
-    /// At most `bytes` at once; each within this time.
-    pub(crate) fn new(bytes: usize, within: Duration) -> Self {
-        Self { pieces: Arc::new(Semaphore::new(bytes / PIECE)), within }
+    /// At most `bytes` at once.
+    pub(crate) fn new(bytes: usize, limits: &Limits) -> Self {
+        Self {
+            pieces: Arc::new(Semaphore::new(bytes / PIECE)),
+            within: limits.body_within,
+            slow: limits.slow,
+            refused: Notify::new(),
+        }
     }
 
     /// Reads a body of at most `limit` bytes, raw and unpacked.
@@ -78,15 +90,60 @@ impl Bodies {
             Ok(coding) => {
                 let room = Room { pieces: Arc::clone(&self.pieces), taken: None };
                 let sink = Sink { bytes: Vec::new(), limit, room, fault: None };
-                let received = receive(&mut body, coding, sink);
+                let received = self.receive(&mut body, coding, sink);
                 let slow = Err(BodyFault::Slow { within: self.within });
                 tokio::time::timeout(self.within, received).await.unwrap_or(slow)
             }
         };
+        if matches!(result, Err(BodyFault::Busy)) {
+            self.refused.notify_waiters();
+        }
         if matches!(result, Err(BodyFault::TooLarge { .. } | BodyFault::Busy | BodyFault::Wrong(_))) {
             unwanted.receive(body).await;
         }
         result
+    }
+
+    async fn receive(&self, body: &mut Body, coding: Coding, sink: Sink) -> Result<Held, BodyFault> {
+        let limit = sink.limit;
+        let mut received = 0;
+        let mut chunks = std::mem::take(body).into_data_stream();
+        let mut unpack = match coding {
+            Coding::Identity => Unpack::Not(sink),
+            Coding::Gzip => Unpack::Gzip { decoder: Box::new(GzDecoder::new(sink)), members: 0 },
+        };
+        let mut outcome = Ok(());
+        let mut patience = self.slow;
+        loop {
+            let since = Instant::now();
+            let in_the_way = async {
+                sleep_until(since + patience).await;
+                self.refused.notified().await;
+            };
+            let chunk = tokio::select! {
+                biased;
+                chunk = chunks.next() => chunk,
+                () = in_the_way => {
+                    outcome = Err(BodyFault::InTheWay);
+                    break;
+                }
+            };
+            let Some(chunk) = chunk else { break };
+            patience = patience.saturating_sub(since.elapsed());
+            outcome = match chunk {
+                Ok(chunk) => {
+                    received += chunk.len();
+                    if received > limit { Err(BodyFault::TooLarge { limit }) } else { unpack.push(&chunk) }
+                }
+                Err(_) => Err(BodyFault::Wrong("the body broke off".to_owned())),
+            };
+            if outcome.is_err() {
+                break;
+            }
+        }
+        *body = Body::from_stream(chunks);
+        outcome?;
+        unpack.finish()
     }
 
     /// Reads a JSON body of at most [`MAX_JSON_BYTES`]. serde_json bounds how deep it is nested (128).
@@ -127,6 +184,10 @@ impl BodyFault {
                 StatusCode::REQUEST_TIMEOUT,
                 format!("the body did not come whole within {} s", within.as_secs_f64()),
             ),
+            Self::InTheWay => {
+                let message = "the body came slowly, and others wait for its room; come again";
+                Problem::new(StatusCode::REQUEST_TIMEOUT, message)
+            }
             Self::Busy => {
                 let message = "too many bodies are being received at once; come again";
                 Problem::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(BUSY_RETRY)
@@ -158,32 +219,6 @@ impl Coding {
         }
         Ok(found)
     }
-}
-
-async fn receive(body: &mut Body, coding: Coding, sink: Sink) -> Result<Held, BodyFault> {
-    let limit = sink.limit;
-    let mut received = 0;
-    let mut chunks = std::mem::take(body).into_data_stream();
-    let mut unpack = match coding {
-        Coding::Identity => Unpack::Not(sink),
-        Coding::Gzip => Unpack::Gzip { decoder: Box::new(GzDecoder::new(sink)), members: 0 },
-    };
-    let mut outcome = Ok(());
-    while let Some(chunk) = chunks.next().await {
-        outcome = match chunk {
-            Ok(chunk) => {
-                received += chunk.len();
-                if received > limit { Err(BodyFault::TooLarge { limit }) } else { unpack.push(&chunk) }
-            }
-            Err(_) => Err(BodyFault::Wrong("the body broke off".to_owned())),
-        };
-        if outcome.is_err() {
-            break;
-        }
-    }
-    *body = Body::from_stream(chunks);
-    outcome?;
-    unpack.finish()
 }
 
 enum Unpack {

@@ -29,7 +29,7 @@ where
     B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError> + Display + Send + 'static,
 {
-    let bodies = Arc::new(Bodies::new(limits.questions_bytes, limits.body_within));
+    let bodies = Arc::new(Bodies::new(limits.questions_bytes, limits));
     let service = tower::service_fn(move |request: Request| {
         let (service, bodies, turns) = (service.clone(), Arc::clone(&bodies), Arc::clone(&turns));
         async move {

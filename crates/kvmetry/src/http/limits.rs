@@ -52,7 +52,8 @@ const IDLE_WITHIN: Duration = Duration::from_secs(90);
 const TAKE_WITHIN: Duration = Duration::from_secs(60);
 
 /// While other queries wait for a turn, a client may let them wait this long in all by taking its answer slowly: half of
-/// what they wait at most. Beyond, it is cut off, one for each that waits.
+/// what they wait at most. Beyond, it is cut off, one for each that waits. The same while there is no memory for other
+/// bodies, by sending its own slowly: beyond, 408, and it comes again.
 const SLOW: Duration = Duration::from_secs(5);
 
 /// Queries that run at once: each may use all cores and its share of the memory pool, so more would only be slower.
@@ -82,7 +83,7 @@ pub(crate) struct Limits {
     pub(crate) bodies_bytes: usize,
     pub(crate) questions_bytes: usize,
     pub(crate) take_within: Duration,
-    /// What a client may let others wait in all by taking its answer slowly.
+    /// What a client may let others wait in all by taking its answer or sending its body slowly.
     pub(crate) slow: Duration,
     pub(crate) queries: usize,
     pub(crate) queries_waiting: usize,

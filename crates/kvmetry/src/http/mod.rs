@@ -250,8 +250,8 @@ pub(crate) async fn start<B: Backend>(setup: Setup<B>) -> Result<Server, StartEr
     let listener = TcpListener::bind(listen).await.map_err(|source| StartError::Listen { listen, source })?;
     let address = listener.local_addr().map_err(|source| StartError::Listen { listen, source })?;
 
-    let bodies = |bytes| Bodies::new(bytes, limits.body_within);
-    let (writes, questions) = (bodies(limits.bodies_bytes), bodies(limits.questions_bytes));
+    let writes = Bodies::new(limits.bodies_bytes, &limits);
+    let questions = Bodies::new(limits.questions_bytes, &limits);
     let app = App { backend, writes, questions, turns };
     let mut router = router(Arc::new(app));
     let mut mounted = Vec::new();

@@ -148,6 +148,33 @@ async fn a_slow_body() {
 }
 
 #[tokio::test]
+async fn a_slow_body_gives_its_room_to_others() {
+    let port = Port::with(|setup| {
+        setup.limits.bodies_bytes = 64 << 10;
+        setup.limits.slow = Duration::from_millis(50);
+    })
+    .await;
+    // Few bytes that unpack to many, and then nothing.
+    let large = gzip_of(&"a v=1 1\n".repeat(5 << 10));
+    let head = format!(
+        "POST /write?db=a HTTP/1.1\r\nhost: localhost\r\ncontent-encoding: gzip\r\nexpect: 100-continue\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n",
+        large.len() + 1
+    );
+    let mut stalls = port.connect().await;
+    stalls.write_all(&[head.as_bytes(), &large].concat()).await.unwrap();
+    let post = async || port.post("/write?db=a", "a v=1 1\n".repeat(5 << 10)).await.status;
+    let others = async {
+        while post().await != 503 {}
+        // They come again, as they are told to.
+        while post().await == 503 {}
+    };
+    timeout(SOON, others).await.expect("it keeps its room");
+    let got = Got::raw(&read_to_end(&mut stalls).await);
+    got.is_error(408, "the body came slowly, and others wait for its room");
+}
+
+#[tokio::test]
 async fn a_slow_head() {
     for sent in ["", "G", "GET /health HTTP/1.1\r\nhost: loc", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
         let port = Port::with(|setup| setup.limits.first_request_within = Duration::from_millis(100)).await;

@@ -31,6 +31,14 @@ fn every_endpoint_and_limit_is_told() {
         ("URL", format!("{} bytes", thousands(MAX_URL_BYTES))),
         ("headers", format!("{}, together {} bytes", MAX_HEADERS, thousands(MAX_HEADER_BYTES))),
         (
+            "a body comes slowly while there is no room for others",
+            format!("{} s in all", limits.slow.as_secs()),
+        ),
+        ("bodies in memory: of writes; in JSON; over Flight", {
+            let (writes, questions) = (thousands(limits.bodies_bytes), thousands(limits.questions_bytes));
+            format!("{writes}; {questions}; {questions} bytes")
+        }),
+        (
             "connections; of one address (IPv6: a /64), loopback apart",
             format!("{}; {}", limits.connections, limits.connections_of_one),
         ),
