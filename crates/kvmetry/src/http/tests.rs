@@ -577,7 +577,8 @@ async fn a_stop_that_is_given_up_cuts_off_what_is_under_way() {
     let asks = tokio::spawn(port.client.get(port.url("/api/v3/query_sql?db=a&q=b")).send());
     asked(&port, 1).await;
     assert!(timeout(Duration::from_millis(50), port.server.stop()).await.is_err(), "it ends by itself");
-    assert_eq!(timeout(SOON, gone.recv()).await.expect("the query goes on"), None);
+    // Long before its client or the server would end it.
+    assert_eq!(timeout(SOON / 4, gone.recv()).await.expect("the query goes on"), None);
     asks.abort();
 }
 
