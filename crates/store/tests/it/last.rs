@@ -91,6 +91,26 @@ fn a_time_far_ahead_takes_no_other_series_away() {
 }
 
 #[test]
+fn a_table_that_nobody_writes_to_any_more_keeps_its_last_values() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = open(dir.path());
+    let points = [point("t", "old", START - 5 * HOUR_NS, 1), point("t", "vm", START, 2)];
+    store.apply(1, "db", &batch(&points)).expect("it takes them");
+    let sql = engine(&store);
+    let ask = || ask(&sql, "db", "SELECT name, v FROM last_cache('t')", Format::Csv).expect("an answer");
+    // The first only begins to count; the second finds that somebody asked, the third not.
+    for now_ns in [START + DAY_NS, START + DAY_NS + HOUR_NS] {
+        assert_eq!(ask(), "name,v\nvm,2\n");
+        store.maintain(now_ns, 0).expect("it maintains");
+    }
+    assert_eq!(ask(), "name,v\nvm,2\n");
+    for hours in [2, 3, 4] {
+        store.maintain(START + DAY_NS + hours * HOUR_NS, 0).expect("it maintains");
+    }
+    assert_eq!(ask(), "name,v\nvm,2\n");
+}
+
+#[test]
 fn columns_come_as_in_influxdb() {
     let dir = tempfile::tempdir().expect("a folder");
     let store = open(dir.path());
