@@ -16,6 +16,7 @@ mod catalog;
 mod statement;
 #[cfg(test)]
 mod tests;
+mod values;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -25,7 +26,6 @@ use arrow::datatypes::{Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::ipc::writer::IpcWriteOptions;
 use arrow::record_batch::RecordBatch;
-use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
 use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
@@ -240,21 +240,9 @@ impl FlightService for Flight {
             Command::CommandPreparedStatementQuery(it) => it.prepared_statement_handle,
             other => return Err(unimplemented(other.type_url())),
         };
-        let mut statement = Statement::decode(&handle)?;
-        let rest = messages.take(MAX_VALUE_MESSAGES);
-        let all = stream::iter(first.map(Ok)).chain(rest).map_err(|it| FlightError::Tonic(Box::new(it)));
-        let mut batches = FlightRecordBatchStream::new_from_flight_data(all);
-        let mut is_bound = false;
-        while let Some(batch) = batches.try_next().await.map_err(Status::from)? {
-            if batch.num_rows() == 0 {
-                continue;
-            }
-            if is_bound || batch.num_rows() > 1 {
-                return Err(Status::invalid_argument("a query takes one row of values"));
-            }
-            statement.bind(&batch)?;
-            is_bound = true;
-        }
+        let statement = Statement::decode(&handle)?;
+        let all = stream::iter(first.map(Ok)).chain(messages.take(MAX_VALUE_MESSAGES));
+        let statement = values::bound(statement, all.boxed()).await?;
         let result = DoPutPreparedStatementResult { prepared_statement_handle: Some(statement.encode()?) };
         let result = PutResult { app_metadata: result.encode_to_vec().into() };
         Ok(Response::new(stream::iter([Ok(result)]).boxed()))

@@ -102,7 +102,12 @@ fn first(column: &ArrayRef) -> Result<Param, Status> {
             let finite = Some(value).filter(|value| value.is_finite());
             finite.map(Param::Float).ok_or_else(|| Status::invalid_argument("a value is not a finite number"))
         }
-        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Dictionary(_, _) => {
+        // One of its values only: the others may be anything, and many.
+        DataType::Dictionary(_, _) => {
+            let dictionary = column.as_any_dictionary();
+            first(&dictionary.values().slice(dictionary.normalized_keys()[0], 1))
+        }
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => {
             Ok(Param::Text(as_type(DataType::Utf8)?.as_string::<i32>().value(0).to_owned()))
         }
         DataType::Timestamp(_, _) | DataType::Date32 | DataType::Date64 => {

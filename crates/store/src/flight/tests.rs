@@ -1,7 +1,10 @@
 //! Calls without a network; real clients are in kvmetry's tests.
 
-use arrow::array::{ArrayRef, Int32Array, StringArray};
+use arrow::array::{ArrayRef, DictionaryArray, Int32Array, StringArray};
+use arrow::datatypes::Int32Type;
+use arrow::ipc::CompressionType;
 use arrow::util::pretty::pretty_format_batches;
+use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::sql::{
     CommandGetCatalogs, CommandGetDbSchemas, CommandGetPrimaryKeys, CommandGetSqlInfo, CommandGetTableTypes,
     CommandGetTables, CommandPreparedStatementQuery, CommandStatementQuery, ProstMessageExt,
@@ -69,6 +72,12 @@ async fn the_columns_that_are_promised_come() {
         ("SELECT \"VMID\", count(*), max(cpu), avg(mem) FROM vm GROUP BY \"VMID\"", 2),
         ("SELECT cpu + 1.5, CASE WHEN cpu > 1 THEN 1 ELSE 2.5 END, upper(\"VMID\") FROM vm", 2),
         ("SELECT date_bin(INTERVAL '1 hour', time) AS t, min(name) FROM vm GROUP BY t", 1),
+        (
+            "SELECT date_bin_gapfill(INTERVAL '1 hour', time) AS t, count(*) AS n, locf(max(cpu)) FROM vm \
+          WHERE time >= '1970-01-01' AND time < '1970-01-01T03:00:00Z' GROUP BY t",
+            3,
+        ),
+        ("SELECT \"VMID\" || name AS n, 'a' || 'b', concat(\"VMID\", cpu) FROM vm", 2),
         ("SELECT 1 UNION ALL SELECT 2.5", 2),
         ("SELECT a.cpu, b.rx FROM vm a LEFT JOIN net b ON a.\"VMID\" = b.\"VMID\"", 2),
         ("SELECT * FROM vm_1m", 2),
@@ -144,6 +153,13 @@ async fn a_prepared_statement_is_its_handle() {
     let bound = CommandPreparedStatementQuery { prepared_statement_handle: statement.encode().unwrap() };
     let found = ask(&flight, &bound).await.unwrap();
     assert_eq!(table(&found), "+-----+\n| cpu |\n+-----+\n| 3   |\n+-----+");
+    // Gaps are between times that are not known yet.
+    let gaps = "SELECT date_bin_gapfill($1, time) AS t, count(*) AS n FROM vm WHERE time >= $2 GROUP BY 1";
+    let create = ActionCreatePreparedStatementRequest { query: gaps.to_owned(), transaction_id: None };
+    let action = of_database(Action::new(CREATE, create.as_any().encode_to_vec()), Some("db"));
+    let results: Vec<_> = flight.do_action(action).await.unwrap().into_inner().try_collect().await.unwrap();
+    let prepared: ActionCreatePreparedStatementResult = unpack(&results[0].body).unwrap();
+    assert!(schema(&prepared.dataset_schema).field(1).is_nullable());
     // Without its values it cannot run.
     let unbound = CommandPreparedStatementQuery { prepared_statement_handle: made.prepared_statement_handle };
     assert!(ask(&flight, &unbound).await.is_err());
@@ -152,6 +168,88 @@ async fn a_prepared_statement_is_its_handle() {
         ActionCreatePreparedStatementRequest { query: "DROP TABLE vm".to_owned(), transaction_id: None };
     let action = of_database(Action::new(CREATE, drop.as_any().encode_to_vec()), Some("db"));
     assert_eq!(flight.do_action(action).await.err().unwrap().code(), Code::InvalidArgument);
+}
+
+/// Values as a client sends them: schema, dictionaries, rows.
+async fn value_messages(row: &RecordBatch) -> Vec<FlightData> {
+    use arrow_flight::encode::DictionaryHandling::Resend;
+    let encoder = FlightDataEncoderBuilder::new().with_dictionary_handling(Resend);
+    encoder.build(stream::iter([Ok(row.clone())])).try_collect().await.unwrap()
+}
+
+async fn bound(messages: Vec<FlightData>) -> Result<Statement, Status> {
+    values::bound(Statement::new("SELECT ?, ?").unwrap(), stream::iter(messages).map(Ok).boxed()).await
+}
+
+/// Texts, one of them in a dictionary.
+fn two_values(rows: usize) -> RecordBatch {
+    let tag: DictionaryArray<Int32Type> = std::iter::repeat_n("b", rows).collect();
+    let text = StringArray::from_iter_values(std::iter::repeat_n("a long text ".repeat(10), rows));
+    RecordBatch::try_from_iter([("a", Arc::new(tag) as ArrayRef), ("b", Arc::new(text))]).unwrap()
+}
+
+#[tokio::test]
+async fn values_take_no_more_than_their_messages() {
+    let good = value_messages(&two_values(1)).await;
+    assert_eq!(good.len(), 3, "a schema, a dictionary, a row");
+    let statement = bound(good.clone()).await.unwrap();
+    assert_eq!(statement.values["1"], Param::Text("b".to_owned()));
+    assert_eq!(statement.values["2"], Param::Text("a long text ".repeat(10)));
+    let refused = async |messages, expect: &str| {
+        let status = bound(messages).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert!(status.message().contains(expect), "{status}");
+    };
+    refused(value_messages(&two_values(2)).await, "one row").await;
+    let again = [good.clone(), vec![good[2].clone()]].concat();
+    refused(again, "one row").await;
+    let mut short = good.clone();
+    short[2].data_body = short[2].data_body.slice(..8);
+    refused(short, "a buffer ends beyond its message").await;
+    // It says that it becomes 2^45 bytes, or is honest: one is never asked.
+    let lz4 = IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME)).unwrap();
+    let encoder = FlightDataEncoderBuilder::new().with_options(lz4);
+    let bomb = encoder.build(stream::iter([Ok(two_values(1))]));
+    let mut bomb: Vec<FlightData> = bomb.try_collect().await.unwrap();
+    refused(bomb.clone(), "uncompressed").await;
+    let last = bomb.last_mut().unwrap();
+    let mut body = last.data_body.to_vec();
+    let len = body.windows(8).position(|it| it == 120_u64.to_le_bytes()).expect("the length of the text");
+    body[len..len + 8].copy_from_slice(&(1_u64 << 45).to_le_bytes());
+    last.data_body = body.into();
+    refused(bomb, "uncompressed").await;
+}
+
+#[tokio::test]
+async fn values_that_were_tampered_with_are_bound_or_refused() {
+    const TRIES: u64 = 2_000;
+    let good = value_messages(&two_values(1)).await;
+    let mut taken = 0;
+    for seed in 0..TRIES {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut messages = good.clone();
+        let message = random.choice(&mut messages).unwrap();
+        let part = if random.bool() { &mut message.data_header } else { &mut message.data_body };
+        let mut bytes = part.to_vec();
+        for _ in 0..random.usize(1..4) {
+            let new = match random.u8(..4) {
+                0 => 0,
+                1 => 127,
+                2 => 255,
+                _ => random.u8(..),
+            };
+            match random.choice(&mut bytes) {
+                Some(byte) => *byte = new,
+                None => bytes.push(new),
+            }
+        }
+        *part = bytes.into();
+        match bound(messages).await {
+            Ok(_) => taken += 1,
+            Err(status) => assert_ne!(status.code(), Code::Internal, "seed {seed}: {status}"),
+        }
+    }
+    assert!(taken > 0 && taken < TRIES, "{taken} were taken");
 }
 
 #[tokio::test]
