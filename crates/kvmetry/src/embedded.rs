@@ -4,7 +4,7 @@
 mod others;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -25,8 +25,10 @@ use crate::losses::{Losses, Lost};
 use crate::vital;
 use crate::write::{Applied, Retentions, read_catalog};
 
-/// How often the store is looked after.
+/// How often the store is looked after while its rows in memory want to be written.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
+/// The same otherwise: looking costs more than it finds, and a disk does not fill up by what fits into memory.
+const MAINTAIN_IDLE_EVERY: Duration = Duration::from_secs(5);
 /// How often it is looked whether files should be merged.
 const COMPACT_EVERY: Duration = Duration::from_secs(10);
 /// How long after one reading of the journal another may begin: room that comes and goes must not keep it read all the
@@ -61,8 +63,16 @@ pub(crate) struct Embedded {
 
 #[derive(Default)]
 struct Stop {
-    asked: Mutex<bool>,
+    state: Mutex<Asked>,
     changed: Condvar,
+}
+
+/// What the threads are asked to do.
+#[derive(Clone, Copy, Default)]
+struct Asked {
+    stop: bool,
+    /// To look after the store soon.
+    hurry: bool,
 }
 
 /// The store as it was opened.
@@ -176,7 +186,7 @@ impl Embedded {
 
     /// What feeds it.
     pub(crate) fn applied(&self) -> Box<dyn Applied> {
-        Box::new(Feed { store: self.store.clone() })
+        Box::new(Feed { store: self.store.clone(), stop: Arc::clone(&self.stop) })
     }
 
     /// The tables that it knows.
@@ -210,8 +220,7 @@ impl Embedded {
 
     /// Ends the upkeep. What is in memory stays in the journal.
     pub(crate) async fn close(self, within: Duration) {
-        *self.stop.asked.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.stop.changed.notify_all();
+        self.stop.ask(|it| it.stop = true);
         if tokio::time::timeout(within, self.ended).await.is_err() {
             tracing::warn!("ended in the middle of a flush or compaction: it begins anew at the next start");
         }
@@ -298,10 +307,14 @@ fn warn_of_left_out(rows: u64, held_back: u64) {
 
 struct Feed {
     store: Store,
+    stop: Arc<Stop>,
 }
 
 impl Applied for Feed {
     fn is_behind(&self) -> bool {
+        if self.store.wants_flush() {
+            self.stop.ask(|it| it.hurry = true);
+        }
         self.store.is_behind()
     }
 
@@ -326,22 +339,23 @@ struct Upkeep {
 }
 
 impl Stop {
-    fn is_asked(&self) -> bool {
-        *self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, Asked> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does something again and again, with this pause between, until it is told to stop.
-    fn until(&self, pause: Duration, mut act: impl FnMut()) {
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        while !*asked {
-            drop(asked);
-            act();
-            asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-            if !*asked {
-                let waited = self.changed.wait_timeout(asked, pause);
-                asked = waited.unwrap_or_else(PoisonError::into_inner).0;
-            }
-        }
+    fn ask(&self, what: impl FnOnce(&mut Asked)) {
+        what(&mut self.state());
+        self.changed.notify_all();
+    }
+
+    fn is_asked(&self) -> bool {
+        self.state().stop
+    }
+
+    /// Waits, no longer than this, until it is asked to stop, or for what is `enough` too.
+    fn wait(&self, time: Duration, enough: impl Fn(&Asked) -> bool) {
+        let go_on = |it: &mut Asked| !it.stop && !enough(it);
+        drop(self.changed.wait_timeout_while(self.state(), time, go_on));
     }
 }
 
@@ -354,28 +368,34 @@ struct Compactor {
 
 impl Compactor {
     fn run(self, stop: &Stop) {
-        stop.until(COMPACT_EVERY, || match self.store.compact_some(self.clock.wall_ns()) {
-            Ok(0) => {}
-            Ok(files) => tracing::debug!(files, "merged files of the store"),
-            Err(error) => {
-                if let Some(held_back) = self.told.tell("compact", self.clock.monotonic()) {
-                    let error = anyhow::Error::from(error);
-                    tracing::warn!(
-                        held_back,
-                        "files of the store cannot be merged, which costs room only: {error:#}"
-                    );
+        while !stop.is_asked() {
+            match self.store.compact_some(self.clock.wall_ns()) {
+                Ok(0) => {}
+                Ok(files) => tracing::debug!(files, "merged files of the store"),
+                Err(error) => {
+                    if let Some(held_back) = self.told.tell("compact", self.clock.monotonic()) {
+                        let error = anyhow::Error::from(error);
+                        tracing::warn!(
+                            held_back,
+                            "files of the store cannot be merged, which costs room only: {error:#}"
+                        );
+                    }
                 }
             }
-        });
+            stop.wait(COMPACT_EVERY, |_| false);
+        }
     }
 }
 
 impl Upkeep {
     fn run(mut self, stop: &Stop) {
-        stop.until(MAINTAIN_EVERY, || {
+        while !stop.is_asked() {
+            stop.state().hurry = false;
             self.maintain();
             self.read_again(stop);
-        });
+            stop.wait(MAINTAIN_EVERY, |_| false);
+            stop.wait(MAINTAIN_IDLE_EVERY - MAINTAIN_EVERY, |it| it.hurry);
+        }
         // So that the files are whole for whoever reads them without us. If the time does not suffice, the journal has it.
         if self.has_room {
             self.flush();

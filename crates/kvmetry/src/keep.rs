@@ -39,7 +39,7 @@ use crate::write::{self, Retentions, Writer};
 /// Of the time to end, at its end, for what was delivered last to be noted down.
 const LAST_CURSORS: Duration = Duration::from_millis(150);
 /// How often it is looked whether the data directory is still there.
-const WATCH_EVERY: Duration = Duration::from_secs(1);
+const WATCH_EVERY: Duration = Duration::from_secs(5);
 
 /// What survives the end of the process.
 pub(crate) struct Kept {

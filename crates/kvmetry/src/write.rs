@@ -47,8 +47,11 @@ const MAX_APPEND_BYTES: usize = 8 << 20;
 /// A body up to this many bytes is parsed where it is, a larger one on a thread of its own: in a millisecond or two
 /// nobody is kept waiting.
 const MAX_INLINE_BYTES: usize = 64 << 10;
-/// How often the journal is asked to tidy up.
+/// How often the journal is asked to tidy up while it is written.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
+/// The same while nothing comes: what is older than its limit may stay a little, and waking up costs as much as a dozen
+/// lines.
+const MAINTAIN_IDLE_EVERY: Duration = Duration::from_secs(5);
 /// The journal's state that holds the catalogue.
 pub(crate) const CATALOG: &str = "catalog";
 // With the databases' names it must still be a state.
@@ -461,11 +464,11 @@ impl Shared {
     }
 
     /// The writes of the next append, and the catalogue if they changed it. Waits for the first one, but not longer
-    /// than [`MAINTAIN_EVERY`]. `None`: there is none, and there will be none.
+    /// than [`MAINTAIN_IDLE_EVERY`]. `None`: there is none, and there will be none.
     fn take(&self) -> Option<(Vec<Job>, Option<Vec<u8>>)> {
         let mut state = self.state();
         if state.queue.is_empty() && !state.closing {
-            let waited = self.changed.wait_timeout(state, MAINTAIN_EVERY);
+            let waited = self.changed.wait_timeout(state, MAINTAIN_IDLE_EVERY);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         if state.queue.is_empty() && state.closing {

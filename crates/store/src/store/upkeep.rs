@@ -136,9 +136,9 @@ pub enum Room {
 }
 
 impl Store {
-    /// Flushes and removes what is due, within the limits of the disk. To be called every second or so, from a
-    /// thread that may wait. `others`: bytes that other things of ours take beside the files; of half of
-    /// [`Options::max_size`] at most the files' days go for them.
+    /// Flushes and removes what is due, within the limits of the disk. To be called every few seconds, soon where
+    /// [`Store::wants_flush`], from a thread that may wait. `others`: bytes that other things of ours take beside the
+    /// files; of half of [`Options::max_size`] at most the files' days go for them.
     ///
     /// # Errors
     /// The file system; nothing in files is lost by it, the next call tries again. What was done until then comes with
@@ -169,8 +169,7 @@ impl Store {
         done.cursor = work.cursor;
         self.inner.set_aside(&mut work)?;
         self.inner.keep_within(&mut work, others, done)?;
-        let is_full = || self.inner.memory_bytes() >= self.inner.options.memory / 2;
-        let flushes = done.room == Room::Enough && (is_due || is_full());
+        let flushes = done.room == Room::Enough && (is_due || self.wants_flush());
         // Before old rows go: it brings the roll-ups of the last of them to an end.
         let flushed = if flushes { self.inner.flush(&mut work, now_ns) } else { Ok(0) };
         // Also where it failed, perhaps for want of the room that this gives, unless no commit can be begun now.
@@ -225,6 +224,11 @@ impl Store {
     /// Whether there are more rows in memory than there should be: whoever can wait with more of them should.
     pub fn is_behind(&self) -> bool {
         self.inner.memory_bytes() >= self.inner.options.memory
+    }
+
+    /// Whether there are so many rows in memory that [`Store::maintain`] should be called now.
+    pub fn wants_flush(&self) -> bool {
+        self.inner.memory_bytes() >= self.inner.options.memory / 2
     }
 }
 
