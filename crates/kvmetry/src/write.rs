@@ -22,7 +22,8 @@ use std::time::Duration;
 
 use journal::{Journal, JournalError, Seq};
 use telemetry::lines::{
-    Batch, Catalog, CatalogFault, LineError, MergeConflict, NotUtf8, Precision, Refused, parse, text,
+    Batch, Catalog, CatalogFault, LineError, MergeConflict, NotUtf8, Parsed, Precision, Refused,
+    SeriesMemory, parse, parse_again, text,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
@@ -149,6 +150,8 @@ struct Shared {
     room: Arc<Semaphore>,
     /// The same for the collector, whom no client can starve.
     collectors_room: Arc<Semaphore>,
+    /// The collector's series.
+    collectors_series: Mutex<SeriesMemory>,
     /// Clients' writes wait: [`Applied::is_behind`].
     behind: watch::Sender<bool>,
     /// Whether batches are wanted ([`Applied`]).
@@ -259,6 +262,7 @@ impl Writer {
             changed: Condvar::new(),
             room: Arc::new(Semaphore::new(MAX_WAITING_BYTES / UNIT)),
             collectors_room: Arc::new(Semaphore::new(MAX_WAITING_BYTES / UNIT)),
+            collectors_series: Mutex::default(),
             keeps_batches: applied.is_some(),
             retentions,
             known,
@@ -296,7 +300,8 @@ impl Writer {
             let (shared, database) = (Arc::clone(&self.shared), database.to_owned());
             move || {
                 let body = text(body.as_ref())?;
-                shared.admit(database, body, precision, partial, Ack::Caller(caller), room)
+                let parsed = parse(body, precision, shared.clock.wall_ns());
+                shared.admit(database, parsed, partial, Ack::Caller(caller), room)
             }
         };
         let written = match bytes {
@@ -321,8 +326,10 @@ impl Writer {
             return lost("the disk is too slow, or hangs".to_owned(), u64::from(lines));
         };
         let admitted = text(body).map_err(WriteError::from).and_then(|body| {
-            let database = DATABASE.to_owned();
-            self.shared.admit(database, body, Precision::Nanosecond, true, Ack::Collector, room)
+            let mut series = self.shared.collectors_series.lock().unwrap_or_else(PoisonError::into_inner);
+            let now_ns = self.shared.clock.wall_ns();
+            let parsed = parse_again(body, Precision::Nanosecond, now_ns, Some(&mut series));
+            self.shared.admit(DATABASE.to_owned(), parsed, true, Ack::Collector, room)
         });
         match admitted {
             Ok(Written { errors, untold_errors, .. }) => {
@@ -429,17 +436,15 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Parses a body, admits its lines and queues them.
+    /// Admits the lines of a body and queues them.
     fn admit(
         &self,
         database: String,
-        body: &str,
-        precision: Precision,
+        parsed: Parsed<'_>,
         partial: bool,
         ack: Ack,
         room: OwnedSemaphorePermit,
     ) -> Result<Written, WriteError> {
-        let parsed = parse(body, precision, self.clock.wall_ns());
         let mut state = self.state();
         if state.closing {
             return Err(WriteError::Ended);

@@ -60,8 +60,10 @@ pub(crate) fn all_of(times: impl Iterator<Item = Times>) -> Option<Times> {
 /// The series of a table since memory was last empty.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    ids: HashMap<SeriesKey, SeriesId>,
+    ids: HashMap<Arc<SeriesKey>, SeriesId>,
     series: Vec<Arc<SeriesKey>>,
+    /// The series after the one that was asked for last.
+    next: usize,
     /// `series` as the last chunk took it.
     shared: Arc<Vec<Arc<SeriesKey>>>,
     /// The latest time of each.
@@ -89,8 +91,15 @@ struct TagValues {
 }
 
 impl Registry {
-    fn id(&mut self, key: &SeriesKey, floor: i64) -> SeriesId {
+    fn id(&mut self, key: &Arc<SeriesKey>, floor: i64) -> SeriesId {
+        // A collector's series come in the same order each time, and their keys are the same ones.
+        let next = self.series.get(self.next);
+        if next.is_some_and(|it| Arc::ptr_eq(it, key)) {
+            self.next += 1;
+            return self.next as SeriesId - 1;
+        }
         if let Some(&id) = self.ids.get(key) {
+            self.next = id as usize + 1;
             return id;
         }
         // Bounded by the memory for rows: each series here has at least one.
@@ -108,11 +117,12 @@ impl Registry {
             tag.of_series.push(Some(code));
             self.bytes += (tag.of_series.len() - before) * size_of::<Option<i32>>();
         }
-        // The key stands here twice, and its values once more.
-        let of_tag = |it: &(String, String)| TAG_BYTES + 2 * it.0.len() + 3 * it.1.len();
+        // The key, and its values twice more.
+        let of_tag = |it: &(String, String)| TAG_BYTES + it.0.len() + 3 * it.1.len();
         self.bytes += SERIES_BYTES + key.tags.iter().map(of_tag).sum::<usize>();
-        self.ids.insert(key.clone(), id);
-        self.series.push(Arc::new(key.clone()));
+        self.ids.insert(Arc::clone(key), id);
+        self.series.push(Arc::clone(key));
+        self.next = self.series.len();
         self.last.push(floor);
         id
     }
@@ -259,7 +269,7 @@ impl Memory {
             floor: mark.floor.unwrap_or(i64::MIN),
         };
         for (tags, last) in &mark.ahead {
-            memory.registry.id(&SeriesKey { tags: tags.clone() }, *last);
+            memory.registry.id(&Arc::new(SeriesKey { tags: tags.clone() }), *last);
         }
         memory
     }

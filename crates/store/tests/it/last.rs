@@ -160,7 +160,7 @@ fn series_batch(points: &[Point]) -> telemetry::lines::Batch {
     let mut whole = batch(&points[..1]);
     let rows = &mut whole.tables[0];
     for (place, point) in points.iter().enumerate().skip(1) {
-        rows.series.push(telemetry::lines::SeriesKey { tags: point.tags.clone() });
+        rows.series.push(std::sync::Arc::new(telemetry::lines::SeriesKey { tags: point.tags.clone() }));
         rows.rows.push(place as u32);
         rows.times.push(point.time);
     }

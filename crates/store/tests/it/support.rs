@@ -38,7 +38,7 @@ pub(crate) fn batch(points: &[Point]) -> Batch {
             batch.tables.len() - 1
         });
         let rows = &mut batch.tables[place];
-        let key = SeriesKey { tags: point.tags.clone() };
+        let key = Arc::new(SeriesKey { tags: point.tags.clone() });
         let series = rows.series.iter().position(|it| *it == key).unwrap_or_else(|| {
             rows.series.push(key);
             rows.series.len() - 1

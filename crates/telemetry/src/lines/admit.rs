@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 use super::batch::{Batch, FieldColumn, SeriesKey, TableBatch, Values};
 use super::catalog::{Catalog, Column, Columns, Tables, column_bytes, table_bytes};
@@ -302,7 +303,7 @@ impl<'t> Judge<'t> {
         };
         let fields = table.batch.fields.iter().map(|field| place_of(&field.name)).collect();
         let places_of_tags =
-            |series: &'t SeriesKey| series.tags.iter().map(|(name, _)| place_of(name)).collect();
+            |series: &'t Arc<SeriesKey>| series.tags.iter().map(|(name, _)| place_of(name)).collect();
         let series = table.batch.series.iter().map(places_of_tags).collect();
         // Fields that only the schema has come behind the others.
         for place in 0..names.len() {

@@ -1,5 +1,7 @@
 //! Lines by column: what parsing gives and what the store takes.
 
+use std::sync::Arc;
+
 /// The type of a field. It belongs to the field's name in its table and never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FieldType {
@@ -32,7 +34,7 @@ pub struct TableBatch {
     /// The table's name, unescaped.
     pub table: String,
     /// The distinct series, each once.
-    pub series: Vec<SeriesKey>,
+    pub series: Vec<Arc<SeriesKey>>,
     /// For each row the place of its series in `series`.
     pub rows: Vec<u32>,
     /// For each row its time, nanoseconds since 1970.

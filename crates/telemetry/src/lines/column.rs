@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use influxdb_line_protocol::{EscapedStr, FieldSet, FieldValue};
 
@@ -20,7 +21,7 @@ const MAX_TAG_NAMES: usize = 8 * MAX_COLUMNS;
 #[derive(Debug, Default)]
 pub(crate) struct TableBuilder<'a> {
     name: String,
-    series: Vec<SeriesKey>,
+    series: Vec<Arc<SeriesKey>>,
     tag_names: BTreeSet<String>,
     rows: Vec<u32>,
     times: Vec<i64>,
@@ -75,7 +76,7 @@ pub(crate) enum RowSeries {
     /// The place of one that the table has.
     Known(u32),
     /// One that it does not have; no tag twice.
-    New(SeriesKey),
+    New(Arc<SeriesKey>),
 }
 
 impl<'a> TableBuilder<'a> {

@@ -26,5 +26,6 @@ mod split;
 pub use admit::{Admitted, Refused};
 pub use batch::{Batch, FieldColumn, FieldType, SeriesKey, TableBatch, Values};
 pub use catalog::{Catalog, CatalogFault, Column, MergeConflict};
-pub use parse::{LineError, NotUtf8, Parsed, parse, text};
+pub use parse::{LineError, NotUtf8, Parsed, parse, parse_again, text};
 pub use precision::{Precision, UnknownPrecision};
+pub use series::SeriesMemory;

@@ -12,6 +12,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Index;
+use std::sync::Arc;
 
 use influxdb_line_protocol::{EscapedStr, ParsedLine};
 
@@ -41,15 +42,57 @@ pub(crate) struct SeriesIndex<'a> {
     last: Option<usize>,
 }
 
-impl<'a> KnownSeries<'a> {
-    /// A line of this series that is shorter and reads the same: of the measurement and tags only the last character
-    /// is left, as a measurement. (What it was is known; reading it again would take half of the time.)
-    pub(crate) fn stub(&self, line: &'a str) -> &'a str {
-        match self.text.as_bytes().last() {
-            // Others might be something else at the beginning of a line: a comment, an escape, a part of a character.
-            Some(last) if last.is_ascii_alphanumeric() => line.get(self.text.len() - 1..).unwrap_or(line),
-            _ => line,
+/// A line of a known series that is shorter and reads the same: of the measurement and tags (`series`, as they stand in
+/// the line) only the last character is left, as a measurement. (What it was is known; reading it again would take half
+/// of the time.)
+pub(crate) fn stub<'a>(series: &str, line: &'a str) -> &'a str {
+    match series.as_bytes().last() {
+        // Others might be something else at the beginning of a line: a comment, an escape, a part of a character.
+        Some(last) if last.is_ascii_alphanumeric() => line.get(series.len() - 1..).unwrap_or(line),
+        _ => line,
+    }
+}
+
+/// Series that are remembered in each half of [`SeriesMemory`]: those of 4,000 VMs, some 20 MB.
+const MAX_REMEMBERED: usize = 32_768;
+
+/// The series of earlier bodies, for who writes the same ones again and again: they need not be taken apart anew, and
+/// their keys are shared.
+///
+/// Bounded: what was not met since [`MAX_REMEMBERED`] others were is forgotten.
+#[derive(Debug, Default)]
+pub struct SeriesMemory {
+    young: HashMap<Arc<str>, Remembered>,
+    old: HashMap<Arc<str>, Remembered>,
+}
+
+/// What a plain spelling stands for.
+#[derive(Clone, Debug)]
+pub(crate) struct Remembered {
+    pub(crate) table: Arc<str>,
+    pub(crate) key: Arc<SeriesKey>,
+}
+
+impl SeriesMemory {
+    pub(crate) fn find(&mut self, text: &str) -> Option<Remembered> {
+        if let Some(known) = self.young.get(text) {
+            return Some(known.clone());
         }
+        let (text, known) = self.old.remove_entry(text)?;
+        self.keep(text, known.clone());
+        Some(known)
+    }
+
+    /// `text` is the plain spelling.
+    pub(crate) fn add(&mut self, text: &str, table: &str, key: &Arc<SeriesKey>) {
+        self.keep(text.into(), Remembered { table: table.into(), key: Arc::clone(key) });
+    }
+
+    fn keep(&mut self, text: Arc<str>, known: Remembered) {
+        if self.young.len() >= MAX_REMEMBERED {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(text, known);
     }
 }
 
@@ -149,5 +192,24 @@ fn push_escaped(out: &mut String, text: &str) {
             out.push('\\');
         }
         out.push(c);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_met_again_is_forgotten() {
+        let mut memory = SeriesMemory::default();
+        let key = Arc::new(SeriesKey::default());
+        let often = "t,vm=often";
+        memory.add(often, "t", &key);
+        for number in 0..4 * MAX_REMEMBERED {
+            memory.add(&format!("t,vm={number}"), "t", &key);
+            assert!(memory.find(often).is_some_and(|it| Arc::ptr_eq(&it.key, &key)));
+        }
+        assert!(memory.find("t,vm=0").is_none());
+        assert!(memory.young.len() <= MAX_REMEMBERED && memory.old.len() <= MAX_REMEMBERED);
     }
 }

@@ -3,15 +3,21 @@
 use std::borrow::Cow;
 
 use telemetry::lines::{
-    Admitted, Batch, Catalog, CatalogFault, Column, FieldType, MergeConflict, Precision, Refused, Values,
-    limits, parse, text,
+    Admitted, Batch, Catalog, CatalogFault, Column, FieldType, MergeConflict, Precision, Refused,
+    SeriesMemory, Values, limits, parse, parse_again, text,
 };
 
 /// The clock of these tests.
 const NOW: i64 = 1_795_385_500_000_000_000;
 
 fn admit<'a>(catalog: &mut Catalog, body: &'a str, partial: bool) -> Result<Admitted<'a>, Refused> {
-    catalog.admit("kvm", parse(body, Precision::Auto, NOW), partial)
+    let parsed = parse(body, Precision::Auto, NOW);
+    let mut memory = SeriesMemory::default();
+    for _ in 0..2 {
+        let again = parse_again(body, Precision::Auto, NOW, Some(&mut memory));
+        assert_eq!(again, parsed, "with the series of earlier bodies: {body}");
+    }
+    catalog.admit("kvm", parsed, partial)
 }
 
 /// Writes a body into an empty database, partially.
