@@ -122,7 +122,8 @@ pub enum Effect {
     Fail(Failure),
     /// A write does its first half and fails; anything else just fails.
     Short(Failure),
-    /// It does nothing and says that it went well: for syncs. Reads and what gives a file back fail with EIO.
+    /// It does nothing and says that it went well: for syncs. `create_dir_all` makes the folders, and leaves out the syncs
+    /// of their names. Reads and what gives a file back fail with EIO.
     Ignore,
     /// The power goes.
     PowerOff,
@@ -183,7 +184,7 @@ impl std::fmt::Debug for State {
 
 type Id = u64;
 
-/// Names of files. Folders are there from the moment that they are made, as `create_dir_all` promises.
+/// Names of files. Folders are there from the moment that they are made, as `create_dir_all` promises, unless that lied.
 #[derive(Clone, Debug, Default)]
 struct Dir {
     now: BTreeMap<OsString, Id>,
@@ -191,6 +192,8 @@ struct Dir {
     pending: Vec<Naming>,
     /// Removed, but not yet durably.
     removed: bool,
+    /// Made, but its name is not durable.
+    is_loose: bool,
 }
 
 /// A change of names in one folder: it happens as a whole or not at all.
@@ -327,6 +330,13 @@ impl Double {
             dir.removed = dir.removed && dir.now.is_empty() && luck.keeps(&mut rng);
         }
         state.dirs.retain(|_, dir| !dir.removed);
+        let mut lost: Vec<PathBuf> = Vec::new();
+        for (path, dir) in &mut state.dirs {
+            if std::mem::take(&mut dir.is_loose) && !luck.keeps(&mut rng) {
+                lost.push(path.clone());
+            }
+        }
+        state.dirs.retain(|path, _| !lost.iter().any(|it| path.starts_with(it)));
         let names: Vec<(PathBuf, Id)> = state
             .dirs
             .iter()
@@ -635,9 +645,7 @@ impl Disk for Double {
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut state = self.lock();
-        if state.begin(Op::CreateDirAll, path)? {
-            return Ok(());
-        }
+        let skip = state.begin(Op::CreateDirAll, path)?;
         for dir in path.ancestors() {
             let taken = dir.parent().and_then(|it| state.dirs.get(it)).zip(dir.file_name());
             if taken.is_some_and(|(parent, name)| parent.now.contains_key(name)) {
@@ -645,7 +653,10 @@ impl Disk for Double {
             }
         }
         for dir in path.ancestors() {
-            state.dirs.entry(dir.to_owned()).or_default().removed = false;
+            let is_new = !state.dirs.contains_key(dir);
+            let dir = state.dirs.entry(dir.to_owned()).or_default();
+            dir.removed = false;
+            dir.is_loose = skip && (is_new || dir.is_loose);
         }
         Ok(())
     }
@@ -671,8 +682,10 @@ impl Disk for Double {
         if !skip {
             dir.pending.clear();
             dir.durable = dir.now.clone();
-            // Folders in it that were removed are so for good.
+            // Folders in it that were removed are so for good, and others are there.
             state.dirs.retain(|it, dir| !(dir.removed && it.parent() == Some(path)));
+            let below = state.dirs.iter_mut().filter(|it| it.0.parent() == Some(path));
+            below.for_each(|(_, dir)| dir.is_loose = false);
         }
         Ok(())
     }

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{Array as _, AsArray as _};
-use arrow::datatypes::Int64Type;
+use arrow::util::display::array_value_to_string;
 use disk::Disk;
 use disk::double::{Double, Effect, Failure, Fault, Op};
 use telemetry::lines::{Batch, Catalog, Precision, parse};
@@ -15,13 +14,15 @@ use telemetry::lines::{Batch, Catalog, Precision, parse};
 use crate::backup::restore;
 use crate::memory::Times;
 use crate::merge::{Rule, merge, times};
-use crate::rollup::{self, Give};
+use crate::rollup::{self, BUCKETS, Give};
 use crate::store::{Options, Store};
 use crate::table::{Snapshot, sources};
 
 const ALL: Times = (i64::MIN, i64::MAX);
 const DAY_NS: i64 = 86_400_000_000_000;
 const START: i64 = 20_781 * DAY_NS;
+/// One of which the catalogue knows counters.
+const TABLE: &str = "vm_devices";
 
 fn batch(text: &str) -> Batch {
     let parsed = parse(text, Precision::Nanosecond, i64::MAX);
@@ -30,16 +31,25 @@ fn batch(text: &str) -> Batch {
 
 /// What is applied, as line protocol; entry `n` is number `n + 1`.
 type Journal = Vec<String>;
-/// By series and time, the fields.
-type Rows = BTreeMap<(String, i64), BTreeMap<String, i64>>;
+/// By the values of the tags and time, the fields.
+type Rows = BTreeMap<(Vec<String>, i64), BTreeMap<String, String>>;
 
+/// A counter, a float, a text and an integer; sometimes one tag more. Any of them may come first in a later entry.
 fn random_entry(random: &mut fastrand::Rng) -> String {
     let mut lines = String::new();
     for _ in 0..random.usize(1..6) {
         let (vm, tick) = (random.u8(0..3), random.i64(0..40));
+        let slot = if random.u8(0..8) == 0 { ",slot=s" } else { "" };
         let time = START + random.i64(0..2) * DAY_NS + tick * 90_000_000_000;
-        let fields = ["a=1i", "b=2i", "a=3i,b=4i", "c=5i"][random.usize(0..4)];
-        lines.push_str(&format!("t,vm=vm{vm} {fields},n={}i {time}\n", random.u16(..)));
+        // Halves: their sums are exact, in whatever order.
+        let (counter, float) = (format!("rxbytes={}i", random.u16(..)), format!("heat={}.5", random.i8(..)));
+        let fields = match random.u8(0..4) {
+            0 => counter,
+            1 => float,
+            2 => format!("{counter},{float}"),
+            _ => format!("note=\"w{}\"", random.u8(0..9)),
+        };
+        lines.push_str(&format!("{TABLE},name=vm{vm}{slot} {fields},n={}i {time}\n", random.u16(..)));
     }
     lines
 }
@@ -49,11 +59,12 @@ fn expected(journal: &Journal) -> Rows {
     for line in journal.iter().flat_map(|it| it.lines()) {
         let mut parts = line.split(' ');
         let (series, fields, time) = (parts.next(), parts.next(), parts.next());
-        let vm = series.expect("a series").trim_start_matches("t,vm=").to_owned();
-        let row = rows.entry((vm, time.expect("a time").parse().expect("a number"))).or_default();
+        let tags =
+            series.expect("a series").split(',').filter_map(|it| Some(it.split_once('=')?.1.to_owned()));
+        let row = rows.entry((tags.collect(), time.expect("a time").parse().expect("a number"))).or_default();
         for field in fields.expect("fields").split(',') {
             let (name, value) = field.split_once('=').expect("a field");
-            row.insert(name.to_owned(), value.trim_end_matches('i').parse().expect("a number"));
+            row.insert(name.to_owned(), value.trim_matches('"').trim_end_matches('i').to_owned());
         }
     }
     rows
@@ -70,14 +81,14 @@ fn found(snapshot: &Snapshot, rule: Rule) -> Rows {
         merge(&schema, sources, rule, |key, batch| {
             for (place, &time) in times(&batch)?.iter().enumerate() {
                 let mut row = BTreeMap::new();
-                for (column, field) in batch.columns().iter().zip(batch.schema().fields()) {
-                    if let Some(column) = column.as_primitive_opt::<Int64Type>()
-                        && column.is_valid(place)
-                    {
-                        row.insert(field.name().clone(), column.value(place));
+                for name in snapshot.columns.fields.keys() {
+                    let column = batch.column_by_name(name).expect("a column");
+                    if column.is_valid(place) {
+                        row.insert(name.clone(), array_value_to_string(column, place)?);
                     }
                 }
-                let before = rows.insert((key[0].clone().expect("a vm"), time), row);
+                let tags = key.iter().flatten().cloned().collect();
+                let before = rows.insert((tags, time), row);
                 assert!(before.is_none(), "{key:?} {time} is there twice");
             }
             Ok(())
@@ -93,14 +104,14 @@ fn snapshot(store: &Store, table: &str) -> Option<Snapshot> {
 
 /// The store holds what the journal says, and its roll-ups are those of its rows.
 fn check(store: &Store, journal: &Journal) -> Result<(), String> {
-    let Some(raw) = snapshot(store, "t") else {
+    let Some(raw) = snapshot(store, TABLE) else {
         return if journal.is_empty() { Ok(()) } else { Err("no table".to_owned()) };
     };
     let (found_rows, expected_rows) = (found(&raw, Rule::Fields), expected(journal));
     if found_rows != expected_rows {
         return Err(format!("{} rows are there, of {}", found_rows.len(), expected_rows.len()));
     }
-    let table = store.inner.find("db", "t").expect("it is there");
+    let table = store.inner.find("db", TABLE).expect("it is there");
     let live = table.live_rollups(&raw, i64::MIN, usize::MAX).expect("roll-ups");
     let whole = Snapshot {
         files: Arc::default(),
@@ -109,12 +120,13 @@ fn check(store: &Store, journal: &Journal) -> Result<(), String> {
         chunks: all_chunks(journal),
         ..raw.clone()
     };
-    let carry = rollup::rebuild("t", &whole, usize::MAX).expect("nothing");
-    let anew = rollup::advance("t", &carry, &whole, i64::MIN, Give::All, i64::MAX, usize::MAX);
+    let carry = rollup::rebuild(TABLE, &whole, usize::MAX).expect("nothing");
+    let anew = rollup::advance(TABLE, &carry, &whole, i64::MIN, Give::All, i64::MAX, usize::MAX);
     let anew = anew.expect("roll-ups").rows;
-    for ((name, live), anew) in ["t_1m", "t_1h"].into_iter().zip(live).zip(anew) {
+    for ((bucket, live), anew) in BUCKETS.iter().zip(live).zip(anew) {
+        let name = &format!("{TABLE}{}", bucket.suffix);
         let mut rolled = snapshot(store, name).expect("a table of roll-ups");
-        rolled.columns = rollup::columns("t", &raw.columns);
+        rolled.columns = rollup::columns(TABLE, &raw.columns);
         let expect = Snapshot {
             files: Arc::default(),
             chunks: anew.into_iter().map(Arc::new).collect(),
@@ -209,6 +221,7 @@ fn the_crash_test_notices_each_sync_that_is_missing() {
     let lies = [
         ("contents of a file", Fault::every(Op::Sync, Effect::Ignore).on(".parquet")),
         ("name of a file", Fault::every(Op::SyncDir, Effect::Ignore).on("day=")),
+        ("names of folders", Fault::every(Op::CreateDirAll, Effect::Ignore).on("db")),
         ("contents of the manifest", Fault::every(Op::Sync, Effect::Ignore).on("manifest")),
         ("name of the manifest", Fault::every(Op::SyncDir, Effect::Ignore).right_after(Op::Rename)),
     ];
@@ -418,7 +431,7 @@ fn a_clock_that_is_ahead_makes_no_others_late() {
     let mut store = open(&disk, &journal).expect("it opens");
     for minute in 0..12 {
         let now = START + minute * MINUTE_NS;
-        let line = |vm: &str, time: i64| format!("t,vm={vm} n={minute}i {time}\n");
+        let line = |vm: &str, time: i64| format!("{TABLE},name={vm} n={minute}i {time}\n");
         let ahead = line("ahead", now + 120 * MINUTE_NS);
         journal.push([ahead, line("a", now), line("b", now + 1)].concat());
         store.apply(journal.len() as u64, "db", &batch(&journal[journal.len() - 1])).expect("it takes them");
@@ -428,7 +441,7 @@ fn a_clock_that_is_ahead_makes_no_others_late() {
         }
     }
     check(&store, &journal).unwrap_or_else(|what| panic!("{what}"));
-    let files = snapshot(&store, "t").expect("it is there").files;
+    let files = snapshot(&store, TABLE).expect("it is there").files;
     assert_eq!(files.len(), 12);
     for file in files.iter() {
         assert_eq!(file.entry.late, None, "{:?}", file.entry);

@@ -197,6 +197,23 @@ fn an_ignored_sync_makes_nothing_durable() {
 }
 
 #[test]
+fn folders_whose_names_were_not_synced_may_go_with_all_in_them() {
+    let found = |are_synced: bool| {
+        let steps = |disk: &Double| {
+            disk.fault(Fault::every(Op::CreateDirAll, Effect::Ignore));
+            disk.create_dir_all(Path::new("/data/b/c")).unwrap();
+            write(disk, "/data/b/c/a", b"x");
+            sync(disk, "/data/b/c/a");
+            let dirs = ["/data/b/c", "/data/b", DIR].into_iter().take(if are_synced { 3 } else { 2 });
+            dirs.for_each(|it| disk.sync_dir(Path::new(it)).unwrap());
+        };
+        outcomes(steps, &["/data/b/c/a"])
+    };
+    assert_eq!(found(true), set(&[&[Some("x")]]));
+    assert_eq!(found(false), set(&[&[None], &[Some("x")]]));
+}
+
+#[test]
 fn faults_hit_what_they_name_as_often_as_they_say() {
     let disk = disk();
     disk.fault(Fault {
