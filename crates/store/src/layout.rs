@@ -15,17 +15,10 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 /// What stands unencoded in a folder's name.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
 
-/// The longest encoded name, bytes: file systems take 255, and something may have to be appended.
-pub const MAX_NAME_BYTES: usize = 200;
-
 /// Nanoseconds of a day.
 pub(crate) const DAY_NS: i64 = 86_400_000_000_000;
 
-/// Whether a database or table of this name can have a folder.
-pub fn name_fits(name: &str) -> bool {
-    !name.is_empty() && encode(name).len() <= MAX_NAME_BYTES
-}
-
+/// As long as [`telemetry::lines::limits::encoded_len`] says, which bounds the names of tables.
 pub(crate) fn encode(name: &str) -> String {
     utf8_percent_encode(name, PLAIN).to_string()
 }
@@ -81,9 +74,10 @@ mod tests {
         ] {
             assert_eq!(encode(name), expect);
         }
-        assert!(!name_fits(""));
-        assert!(name_fits(&"a".repeat(200)));
-        assert!(!name_fits(&"ü".repeat(34)));
+        for byte in 0..=u8::MAX {
+            let name = char::from(byte).to_string();
+            assert_eq!(encode(&name).len(), telemetry::lines::limits::encoded_len(&name), "{name:?}");
+        }
     }
 
     #[test]

@@ -29,7 +29,6 @@ mod table;
 
 pub use backup::{Carried, restore};
 pub use error::{Result, StoreError};
-pub use layout::{MAX_NAME_BYTES, name_fits};
 pub use store::{
     Complaints, Done, MaintainError, Options, Retention, RollUps, Room, Stats, Store, default_retention,
 };

@@ -111,8 +111,7 @@ fn one_point_a_time(rows: RecordBatch, rule: Rule) -> Result<RecordBatch> {
     }
     let mut order: Vec<u32> = (0..all.len() as u32).collect();
     order.sort_by_key(|&row| all[row as usize]);
-    let mut groups: Vec<&[u32]> = order.chunk_by(|&a, &b| all[a as usize] == all[b as usize]).collect();
-    groups.retain(|group| !group.is_empty());
+    let groups: Vec<&[u32]> = order.chunk_by(|&a, &b| all[a as usize] == all[b as usize]).collect();
     let last = |group: &&[u32]| group.last().copied().unwrap_or_default();
     let last_rows: UInt32Array = groups.iter().map(last).collect();
     if rule == Rule::Rows || groups.len() == order.len() {

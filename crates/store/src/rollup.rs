@@ -24,6 +24,7 @@ use arrow::datatypes::{Float64Type, Int32Type, Int64Type, SchemaRef, UInt64Type}
 use arrow::record_batch::RecordBatch;
 use telemetry::catalogue;
 use telemetry::lines::SeriesKey;
+use telemetry::lines::limits::ROLLUP_SUFFIXES;
 
 use crate::error::{Result, StoreError};
 use crate::memory::{Chunk, Times, overlap, widen};
@@ -35,8 +36,10 @@ const MINUTE_NS: i64 = 60_000_000_000;
 const HOUR_NS: i64 = 60 * MINUTE_NS;
 
 /// The sizes of buckets, and what a table of them is called.
-pub(crate) const BUCKETS: [Bucket; 2] =
-    [Bucket { suffix: "_1m", ns: MINUTE_NS }, Bucket { suffix: "_1h", ns: HOUR_NS }];
+pub(crate) const BUCKETS: [Bucket; ROLLUP_SUFFIXES.len()] = [
+    Bucket { suffix: ROLLUP_SUFFIXES[0], ns: MINUTE_NS },
+    Bucket { suffix: ROLLUP_SUFFIXES[1], ns: HOUR_NS },
+];
 
 /// A longer step between two values of a counter is unknown: so a bucket depends on the hour before it, not on more.
 pub(crate) const STEP_LIMIT_NS: i64 = HOUR_NS;
@@ -825,6 +828,7 @@ pub(crate) fn array(values: impl Iterator<Item = Option<Value>>, kind: Kind) -> 
 
 #[cfg(test)]
 mod tests {
+    use telemetry::lines::limits::ROLLUP_TAILS;
     use telemetry::lines::{Precision, parse};
 
     use super::*;
@@ -916,6 +920,15 @@ mod tests {
         let (left_out, carry) = carried(&carry, 20_000, 5);
         assert_eq!((left_out, carry.series.len()), (1, 1));
         assert!((1..10_000).contains(&carry.bytes()), "{}", carry.bytes());
+    }
+
+    #[test]
+    fn columns_have_the_tails_that_no_tag_may_have() {
+        let fields = [("rxbytes", Kind::Integer), ("heat", Kind::Float), ("note", Kind::String)];
+        let fields = fields.into_iter().map(|(name, kind)| (name.to_owned(), kind)).collect();
+        let columns = columns("vm_devices", &Columns { tags: BTreeSet::new(), fields });
+        let tails = columns.fields.keys().filter_map(|it| Some(&it[it.find('_')?..]));
+        assert_eq!(tails.collect::<BTreeSet<_>>(), ROLLUP_TAILS.into());
     }
 
     #[test]
