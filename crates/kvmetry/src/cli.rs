@@ -111,7 +111,7 @@ Examples:
 
 A backup holds every point that was acknowledged before, the databases with their retentions, and the hashes of the
 tokens. It is a data directory of its own. On the same file system it takes no room at first (hard links): only what
-retention and compaction remove later stays in it.";
+retention and compaction remove later stays in it. A file that the store has lost is named and missing (exit code 1).";
 
 #[cfg(feature = "store")]
 const RESTORE_EXAMPLES: &str = "\
