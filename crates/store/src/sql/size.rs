@@ -116,8 +116,9 @@ impl Visitor for Counter {
     }
 
     fn pre_visit_relation(&mut self, relation: &ObjectName) -> ControlFlow<()> {
-        let name = relation.to_string().trim_matches('"').to_lowercase();
-        let count = self.named.get(&name).copied().unwrap_or(1);
+        // However it is quoted.
+        let name = relation.0.last().and_then(|it| it.as_ident()).map(|it| it.value.to_lowercase());
+        let count = name.and_then(|it| self.named.get(&it).copied()).unwrap_or(1);
         if let Some(around) = self.open.last_mut() {
             *around = around.saturating_add(count.max(1));
         }
@@ -143,6 +144,7 @@ mod tests {
         check_relations("EXPLAIN SELECT * FROM a JOIN b USING (x) WHERE y IN (SELECT y FROM c)", 3);
         check_relations("WITH a AS (SELECT * FROM t, u) SELECT * FROM a x, a y, v", 5);
         check_relations("WITH a AS (SELECT 1), b AS (SELECT * FROM a x, a y) SELECT * FROM b x, \"B\" y", 4);
+        check_relations("WITH `a` AS (SELECT * FROM t, u) SELECT * FROM `a` x, \"a\" y, a z", 6);
         check_relations("SELECT * FROM (WITH a AS (SELECT * FROM t, t u) SELECT * FROM a x, a y) z", 4);
         let doubled: String =
             (1..25).map(|n| format!(", c{n} AS (SELECT a.x FROM c{0} a, c{0} b)", n - 1)).collect();
