@@ -1,11 +1,14 @@
 //! Rows as bytes, in the formats of InfluxDB 3's `/api/v3/query_sql`.
 
 use std::str::FromStr;
+use std::sync::Arc;
 
 use arrow::csv::WriterBuilder;
+use arrow::datatypes::SchemaRef;
 use arrow::json::writer::{JsonArray, LineDelimited};
 use arrow::json::{Writer, WriterBuilder as JsonWriterBuilder};
 use arrow::record_batch::RecordBatch;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
 use arrow::util::pretty::pretty_format_batches;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
@@ -20,6 +23,12 @@ use super::{QueryError, Rows};
 
 /// Rows of a `pretty` table at most: its columns are as wide as the widest value, so all are held.
 const MAX_PRETTY_ROWS: usize = 100_000;
+/// Bytes of such a table while it is held. Beyond it: csv and jsonl, which are sent as they come.
+const MAX_PRETTY_BYTES: usize = 128 << 20;
+/// What a cell of it takes besides its text, bytes: the table's maker keeps its lines, its style and its width.
+const PRETTY_CELL_BYTES: usize = 128;
+/// Bytes of rows that a Parquet file keeps back before it writes them as a group.
+const MAX_GROUP_BYTES: usize = 32 << 20;
 
 /// Pieces of an answer between the encoder and the client.
 const PIECES_AHEAD: usize = 2;
@@ -123,8 +132,8 @@ async fn encode(mut rows: Rows, mut encoder: Encoder, to: mpsc::Sender<Result<By
 enum Encoder {
     Json(Writer<Vec<u8>, JsonArray>),
     JsonLines(Writer<Vec<u8>, LineDelimited>),
-    Csv { has_header: bool, schema: arrow::datatypes::SchemaRef },
-    Pretty(Vec<RecordBatch>),
+    Csv { has_header: bool, schema: SchemaRef },
+    Pretty(Table),
     Parquet(Box<ArrowWriter<Vec<u8>>>),
 }
 
@@ -138,7 +147,7 @@ impl Encoder {
             Format::Json => Self::Json(JsonWriterBuilder::new().build(Vec::new())),
             Format::JsonLines => Self::JsonLines(JsonWriterBuilder::new().build(Vec::new())),
             Format::Csv => Self::Csv { has_header: false, schema: rows.schema().clone() },
-            Format::Pretty => Self::Pretty(vec![RecordBatch::new_empty(rows.schema().clone())]),
+            Format::Pretty => Self::Pretty(Table::new(rows.schema())),
             Format::Parquet => {
                 let zstd = Compression::ZSTD(ZstdLevel::default());
                 let properties = WriterProperties::builder().set_compression(zstd).build();
@@ -159,15 +168,15 @@ impl Encoder {
                 std::mem::take(writer.get_mut()).into()
             }
             Self::Csv { has_header, .. } => csv(batch, !std::mem::replace(has_header, true))?,
-            Self::Pretty(batches) => {
-                batches.push(batch.clone());
-                if batches.iter().map(RecordBatch::num_rows).sum::<usize>() > MAX_PRETTY_ROWS {
-                    return Err(QueryError::TooManyRows { most: MAX_PRETTY_ROWS as u64 });
-                }
+            Self::Pretty(table) => {
+                table.push(batch)?;
                 Bytes::new()
             }
             Self::Parquet(writer) => {
                 writer.write(batch).map_err(failed)?;
+                if writer.memory_size() > MAX_GROUP_BYTES {
+                    writer.flush().map_err(failed)?;
+                }
                 std::mem::take(writer.inner_mut()).into()
             }
         })
@@ -185,9 +194,53 @@ impl Encoder {
             }
             Self::Csv { has_header: false, schema } => csv(&RecordBatch::new_empty(schema), true)?,
             Self::Csv { .. } => Bytes::new(),
-            Self::Pretty(batches) => format!("{}\n", pretty_format_batches(&batches).map_err(failed)?).into(),
+            Self::Pretty(table) => {
+                format!("{}\n", pretty_format_batches(&table.batches).map_err(failed)?).into()
+            }
             Self::Parquet(writer) => writer.into_inner().map_err(failed)?.into(),
         })
+    }
+}
+
+/// Rows of a `pretty` table, until all are there.
+struct Table {
+    batches: Vec<RecordBatch>,
+    rows: usize,
+    /// The widest text of each column, bytes.
+    widths: Vec<usize>,
+}
+
+impl Table {
+    fn new(schema: &SchemaRef) -> Self {
+        let widths = schema.fields().iter().map(|it| it.name().len()).collect();
+        Self { batches: vec![RecordBatch::new_empty(Arc::clone(schema))], rows: 0, widths }
+    }
+
+    fn push(&mut self, batch: &RecordBatch) -> Result<(), QueryError> {
+        self.rows += batch.num_rows();
+        if self.rows > MAX_PRETTY_ROWS {
+            return Err(QueryError::TooManyRows { most: MAX_PRETTY_ROWS as u64 });
+        }
+        let options = FormatOptions::default().with_display_error(true);
+        for (column, width) in batch.columns().iter().zip(&mut self.widths) {
+            let texts = ArrayFormatter::try_new(column.as_ref(), &options).map_err(failed)?;
+            let mut text = String::new();
+            for row in 0..batch.num_rows() {
+                text.clear();
+                // What cannot be shown is told in its place.
+                let _ = texts.value(row).write(&mut text);
+                *width = text.len().max(*width);
+            }
+        }
+        // Each line is as long as the widest texts together.
+        let line: usize = self.widths.iter().map(|it| it + PRETTY_CELL_BYTES).sum();
+        if self.rows.saturating_mul(line) > MAX_PRETTY_BYTES {
+            return Err(QueryError::TooMuchMemory(format!(
+                "a table for people is made as a whole, of {MAX_PRETTY_BYTES} bytes at most; csv and jsonl are not"
+            )));
+        }
+        self.batches.push(batch.clone());
+        Ok(())
     }
 }
 
