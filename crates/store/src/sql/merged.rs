@@ -50,12 +50,10 @@ impl PartitionStream for Merged {
             let counted = sources(&pieces, &needed, times)?;
             let counted = counted
                 .into_iter()
-                .map(|source| Box::new(Counted { source, budget: &budget }) as Box<dyn Source + '_>);
+                .map(|source| Box::new(Counted { source, budget: &budget, held: 0 }) as Box<dyn Source + '_>);
             let merged = merge(&needed, counted.collect(), rule, |_, rows| {
                 let rows: RecordBatch = adapt(&rows, &wanted)?;
-                to.blocking_send(Ok(rows)).map_err(|_| gone())?;
-                budget.memory.free();
-                Ok(())
+                to.blocking_send(Ok(rows)).map_err(|_| gone())
             });
             match budget.refused.take() {
                 Some(error) => Err(error),
@@ -79,10 +77,12 @@ struct Budget {
     refused: RefCell<Option<DataFusionError>>,
 }
 
-/// A source whose rows are counted, until they are merged.
+/// A source whose rows are counted until it is asked for more, by when they are merged.
 struct Counted<'a> {
     source: Box<dyn Source>,
     budget: &'a Budget,
+    /// Bytes.
+    held: usize,
 }
 
 impl Source for Counted<'_> {
@@ -95,6 +95,7 @@ impl Source for Counted<'_> {
         if self.budget.to.is_closed() {
             return Err(gone());
         }
+        self.budget.memory.shrink(std::mem::take(&mut self.held));
         let rows = self.source.rows()?;
         let columns = rows.iter().flat_map(RecordBatch::columns);
         let bytes: usize = columns.map(|it| it.to_data().get_slice_memory_size().unwrap_or(0)).sum();
@@ -102,6 +103,7 @@ impl Source for Counted<'_> {
             self.budget.refused.replace(Some(error));
             StoreError::Internal("a query takes too much memory".to_owned())
         })?;
+        self.held = COPIES * bytes;
         Ok(rows)
     }
 }
