@@ -7,8 +7,9 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
@@ -30,6 +31,8 @@ use super::{CATALOG, INFORMATION_SCHEMA, Param, QueryError, QueryLimits, SCHEMA,
 
 /// Batches between a query and its client: one is made while one is sent.
 const BATCHES_AHEAD: usize = 2;
+/// How often the time of a query that waits for its client is looked at, where little of it is left.
+const LOOKS_AGAIN: Duration = Duration::from_millis(20);
 /// Characters of a query that a line of the log shows.
 const TOLD_CHARS: usize = 1_000;
 
@@ -71,19 +74,21 @@ impl Query {
         let (to, from) = mpsc::channel(BATCHES_AHEAD);
         let (told, schema) = oneshot::channel();
         let shown = self.shown();
+        let waits = Arc::new(Waits::default());
+        let clients = Arc::clone(&waits);
         let running = threads.spawn(async move {
             match self.plan().await {
                 Ok(stream) => {
                     // Who asked may have gone.
                     let _ = told.send(Ok(stream.schema()));
-                    send_all(stream, to, limits.rows).await;
+                    send_all(stream, to, limits.rows, &clients).await;
                 }
                 Err(error) => drop(told.send(Err(error))),
             }
         });
         // Whatever ends before the rows are there ends the query.
         let ends = EndsTask(running.abort_handle());
-        let (schema, failure) = first(schema, watch, watched(running, limits, shown)).await?;
+        let (schema, failure) = first(schema, watch, watched(running, limits, shown, waits)).await?;
         let threads = threads.clone();
         Ok(Rows { schema, from, failure: Some(failure), threads, ended: false, _task: ends })
     }
@@ -104,7 +109,9 @@ impl Query {
             let fields = fields.map(|(name, kind)| Field::new(name, kind.unwrap_or(DataType::Null), true));
             let parameters = Schema::new(fields.collect::<Vec<_>>());
             // The types are settled by the analyzer.
-            let plan = query.context.state().optimize(&query.with_values(plan)?)?;
+            let state = query.context.state();
+            let plan = gapfill::rewrite(query.with_values(plan)?, state.config().options())?;
+            let plan = state.optimize(&plan)?;
             Ok(Described { columns: Arc::clone(plan.schema().inner()), parameters })
         })
         .await
@@ -149,7 +156,8 @@ impl Query {
         let (shown, work) = (self.shown(), does(self));
         let running = threads.spawn(async move { drop(told.send(work.await)) });
         let _ends = EndsTask(running.abort_handle());
-        Ok(first(answer, watch, watched(running, limits, shown)).await?.0)
+        let watched = watched(running, limits, shown, Arc::default());
+        Ok(first(answer, watch, watched).await?.0)
     }
 
     /// For the log.
@@ -225,6 +233,7 @@ async fn send_all(
     mut stream: SendableRecordBatchStream,
     to: mpsc::Sender<Result<RecordBatch, QueryError>>,
     most: u64,
+    waits: &Waits,
 ) {
     let mut rows = 0;
     while let Some(batch) = stream.next().await {
@@ -237,7 +246,7 @@ async fn send_all(
         let too_many = rows > most;
         let batch = if too_many { Err(QueryError::TooManyRows { most }) } else { batch };
         let failed = batch.is_err();
-        if to.send(batch).await.is_err() || failed {
+        if waits.during(to.send(batch)).await.is_err() || failed {
             return;
         }
     }
@@ -245,13 +254,50 @@ async fn send_all(
     let _ = to.send(Ok(RecordBatch::new_empty(stream.schema()))).await;
 }
 
+/// How long a query has waited for its client, which is no time of its own: who reads slowly, and when that is too
+/// slow, is the port's business.
+#[derive(Debug, Default)]
+struct Waits(Mutex<(Duration, Option<Instant>)>);
+
+impl Waits {
+    async fn during<T>(&self, sending: impl Future<Output = T>) -> T {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(Instant::now());
+        let sent = sending.await;
+        let mut waits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(since) = waits.1.take() {
+            waits.0 += since.elapsed();
+        }
+        sent
+    }
+
+    /// All of it, and what goes on just now.
+    fn until_now(&self) -> Duration {
+        let (before, since) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        before + since.map_or(Duration::ZERO, |it| it.elapsed())
+    }
+}
+
 /// Waits for the end of a query, and tells if that is no good one.
-async fn watched(running: JoinHandle<()>, limits: QueryLimits, sql: String) -> Option<QueryError> {
+async fn watched(
+    mut running: JoinHandle<()>,
+    limits: QueryLimits,
+    sql: String,
+    waits: Arc<Waits>,
+) -> Option<QueryError> {
     let ends = EndsTask(running.abort_handle());
-    let error = match tokio::time::timeout(limits.time, running).await {
-        Ok(Ok(())) => return None,
-        Ok(Err(ended)) => ended_early(ended, &sql),
-        Err(_) => QueryError::TooSlow { after: limits.time },
+    let begun = Instant::now();
+    let error = loop {
+        let own = begun.elapsed().saturating_sub(waits.until_now());
+        let left = limits.time.saturating_sub(own);
+        if left.is_zero() {
+            break QueryError::TooSlow { after: limits.time };
+        }
+        match tokio::time::timeout(left.max(LOOKS_AGAIN), &mut running).await {
+            Ok(Ok(())) => return None,
+            Ok(Err(ended)) => break ended_early(ended, &sql),
+            // Perhaps it has waited meanwhile.
+            Err(_) => {}
+        }
     };
     drop(ends);
     Some(error)
@@ -331,9 +377,7 @@ impl Stream for Rows {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
     use std::sync::mpsc::{Receiver, channel};
-    use std::time::Duration;
 
     use arrow::datatypes::DataType;
     use datafusion::common::exec_err;
@@ -375,6 +419,26 @@ mod tests {
     fn a_panic_is_told_as_one() {
         let error = outcome(Duration::from_secs(600), || panic!("a fault"));
         assert!(matches!(&error, QueryError::Panicked(text) if text == "a fault"), "{error}");
+    }
+
+    #[test]
+    fn a_client_that_reads_slowly_is_no_slow_query() {
+        let (threads, watch) = (runtime(), runtime());
+        let limits = QueryLimits { time: Duration::from_secs(2), ..QueryLimits::default() };
+        let sql = "SELECT * FROM generate_series(1, 100000)".to_owned();
+        let query = Query { context: SessionContext::new(), sql, params: HashMap::new(), tables: Vec::new() };
+        let asked = Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let count = asked.block_on(async {
+            let mut rows = query.start(threads.handle(), watch.handle(), limits).await.expect("it starts");
+            let mut count = 0;
+            // The time is what is tested: it passes while some batches wait.
+            tokio::time::sleep(limits.time + Duration::from_millis(500)).await;
+            while let Some(batch) = rows.next().await {
+                count += batch.expect("no failure").num_rows();
+            }
+            count
+        });
+        assert_eq!(count, 100_000);
     }
 
     #[test]
