@@ -1,27 +1,35 @@
 //! Which times a query can want, from its WHERE clause: what else there is need not be opened.
 
-use datafusion::common::ScalarValue;
+use datafusion::common::{Column, ScalarValue};
 use datafusion::logical_expr::{BinaryExpr, Expr, Operator};
 
 use crate::memory::Times;
 use crate::schema::TIME;
 
-/// The times that rows must have for these filters, all of which hold. Wider is allowed.
+/// The times that rows of a table must have for these filters, all of which hold. Wider is allowed.
 pub(super) fn wanted(filters: &[Expr]) -> Times {
-    filters.iter().fold((i64::MIN, i64::MAX), narrow)
+    narrow(filters, (i64::MIN, i64::MAX), &|column| column.name == TIME)
 }
 
-fn narrow(times: Times, filter: &Expr) -> Times {
+/// `times`, as far as these filters want them of the column that `is_time` says yes to.
+pub(super) fn narrow(filters: &[Expr], times: Times, is_time: &dyn Fn(&Column) -> bool) -> Times {
+    filters.iter().fold(times, |times, filter| narrow_by(filter, times, is_time))
+}
+
+fn narrow_by(filter: &Expr, times: Times, is_time_column: &dyn Fn(&Column) -> bool) -> Times {
+    let is_time = |expr: &Expr| matches!(expr, Expr::Column(column) if is_time_column(column));
     match filter {
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => narrow(narrow(times, left), right),
-        Expr::BinaryExpr(BinaryExpr { left, op, right }) => match (column_time(left), literal(right)) {
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
+            narrow_by(right, narrow_by(left, times, is_time_column), is_time_column)
+        }
+        Expr::BinaryExpr(BinaryExpr { left, op, right }) => match (is_time(left), literal(right)) {
             (true, Some(at)) => bound(times, *op, at),
-            _ => match (op.swap(), literal(left), column_time(right)) {
+            _ => match (op.swap(), literal(left), is_time(right)) {
                 (Some(op), Some(at), true) => bound(times, op, at),
                 _ => times,
             },
         },
-        Expr::Between(between) if !between.negated && column_time(&between.expr) => {
+        Expr::Between(between) if !between.negated && is_time(&between.expr) => {
             let low = literal(&between.low).map_or(times, |at| bound(times, Operator::GtEq, at));
             literal(&between.high).map_or(low, |at| bound(low, Operator::LtEq, at))
         }
@@ -38,10 +46,6 @@ fn bound((low, high): Times, op: Operator, at: i64) -> Times {
         Operator::Eq => (low.max(at), high.min(at)),
         _ => (low, high),
     }
-}
-
-fn column_time(expr: &Expr) -> bool {
-    matches!(expr, Expr::Column(column) if column.name == TIME)
 }
 
 fn literal(expr: &Expr) -> Option<i64> {

@@ -51,6 +51,14 @@ fn merging_and_roll_ups_and_filled_gaps_count_as_memory_of_queries() {
     );
     let one = Point { table: "one".to_owned(), ..points(1, 1).remove(0) };
     store.apply(3, "db", &batch(&[one])).expect("it takes it");
+    // Carried on, a text is there once for each bucket.
+    let texts = format!(
+        "SELECT min(length(x)) AS n FROM (SELECT {far}, locf(max(repeat('x', CAST(v AS INT) * 400))) AS x FROM one \
+                        WHERE time >= '2024-10-04' AND time < '2024-10-05' GROUP BY 1)"
+    );
+    let refused = ask(&store, 32 << 20, &texts);
+    assert!(matches!(refused, Err(QueryError::TooMuchMemory(_))), "{refused:?}");
+    assert_eq!(ask(&store, 256 << 20, &texts).expect("an answer"), "n\n400\n");
     for (sql, expect) in [
         ("SELECT count(v) AS n, min(v) AS v FROM t", "n,v\n40000,2\n"),
         ("SELECT sum(v_max) AS v FROM t_1h", "v\n24\n"),

@@ -14,8 +14,8 @@ use arrow::datatypes::{
 };
 use arrow::record_batch::RecordBatch;
 use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::common::{Result, internal_datafusion_err, internal_err, resources_err};
-use datafusion::execution::memory_pool::MemoryConsumer;
+use datafusion::common::{Result, internal_datafusion_err, internal_err, plan_err, resources_err};
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
@@ -33,7 +33,7 @@ use super::{Filled, Grid, How};
 const GIVEN_ROWS: usize = 8_192;
 /// Rows of all series together: as many as an answer may have by default.
 const MAX_ROWS: usize = 10_000_000;
-/// What a value takes while it is filled, bytes, roughly.
+/// What a value takes while it is filled, bytes, roughly; texts, lists and the like besides.
 const VALUE_BYTES: usize = 16;
 
 /// Whether [`How::Line`] can fill it.
@@ -134,7 +134,7 @@ impl ExecutionPlan for GapFillExec {
                 }
                 memory.try_grow(most * VALUE_BYTES * (schema.fields().len() + 1))?;
                 wanted.check()?;
-                fill(&rows, &series, grid, &filled, &schema).map(|rows| (rows, memory))
+                fill(&rows, &series, grid, &filled, &schema, &memory).map(|rows| (rows, memory))
             });
             rows.await
         };
@@ -188,9 +188,15 @@ fn fill(
     grid: Grid,
     filled: &[Filled],
     schema: &SchemaRef,
+    memory: &MemoryReservation,
 ) -> Result<RecordBatch> {
     let times = rows.column(grid.time).as_primitive_opt::<TimestampNanosecondType>();
     let times = times.ok_or_else(|| internal_datafusion_err!("buckets are times"))?;
+    if times.null_count() > 0 {
+        return plan_err!(
+            "a row is in no bucket: its time is null, or too far from the origin of the buckets"
+        );
+    }
     let mut out = Out::default();
     for range in series {
         let from = out.times.len();
@@ -220,19 +226,30 @@ fn fill(
             let zone = times.timezone().map(Arc::from);
             Arc::new(TimestampNanosecondArray::from(out.times.clone()).with_timezone_opt::<Arc<str>>(zone))
         } else if place < grid.groups {
-            take(column, &of_series, None)?
+            taken(column, &of_series, memory)?
         } else {
-            take(column, &own, None)?
+            taken(column, &own, memory)?
         });
     }
     for it in filled {
         let column = rows.column(it.column);
         columns.push(match it.how {
-            How::CarryOn => take(column, &carried_on(column, &out), None)?,
+            How::CarryOn => taken(column, &carried_on(column, &out), memory)?,
             How::Line => line(column, &out)?,
         });
     }
     Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
+}
+
+/// These rows of a column. What a value takes beyond [`VALUE_BYTES`] is counted for each of them.
+fn taken(column: &ArrayRef, rows: &UInt32Array, memory: &MemoryReservation) -> Result<ArrayRef> {
+    let is_small = matches!(column.data_type(), DataType::Boolean | DataType::Dictionary(_, _));
+    if !is_small && !column.data_type().is_primitive() {
+        let size = |row| Ok(column.slice(row, 1).to_data().get_slice_memory_size()?);
+        let sizes = (0..column.len()).map(size).collect::<Result<Vec<usize>>>()?;
+        memory.try_grow(rows.iter().flatten().map(|row| sizes[row as usize]).sum())?;
+    }
+    Ok(take(column, rows, None)?)
 }
 
 /// For each row that comes out the last one of its series that has a value.
@@ -250,12 +267,14 @@ fn carried_on(column: &ArrayRef, out: &Out) -> UInt32Array {
 
 fn line(column: &ArrayRef, out: &Out) -> Result<ArrayRef> {
     // Between two values, as far as the time between them has gone; whole numbers exactly, rounded towards zero.
-    let whole =
-        |from: i128, to: i128, gone: i64, of: i64| from + (to - from) * i128::from(gone) / i128::from(of);
+    let whole = |from: i128, to: i128, gone: u64, of: u64| {
+        let part = (to - from).unsigned_abs() * u128::from(gone) / u128::from(of);
+        from + (to - from).signum() * part as i128
+    };
     Ok(match column.data_type() {
         DataType::Float64 => {
             let between =
-                |from: f64, to: f64, gone: i64, of: i64| from + (to - from) * (gone as f64 / of as f64);
+                |from: f64, to: f64, gone: u64, of: u64| from + (to - from) * (gone as f64 / of as f64);
             Arc::new(values::<Float64Type>(column, out, between).into_iter().collect::<Float64Array>())
         }
         DataType::Int64 => {
@@ -274,7 +293,7 @@ fn line(column: &ArrayRef, out: &Out) -> Result<ArrayRef> {
 fn values<T: ArrowPrimitiveType>(
     column: &ArrayRef,
     out: &Out,
-    between: impl Fn(T::Native, T::Native, i64, i64) -> T::Native,
+    between: impl Fn(T::Native, T::Native, u64, u64) -> T::Native,
 ) -> Vec<Option<T::Native>> {
     let column = column.as_primitive::<T>();
     let mut values = vec![None; out.rows.len()];
@@ -284,9 +303,10 @@ fn values<T: ArrowPrimitiveType>(
             let Some(row) = out.rows[at].filter(|&it| column.is_valid(it as usize)) else { continue };
             let value = column.value(row as usize);
             if let Some((from, old)) = before {
-                let of = out.times[at] - out.times[from];
+                // Between the first and the last there are more nanoseconds than i64 has.
+                let gone = |time: i64| time.abs_diff(out.times[from]);
                 for (missing, time) in values[from + 1..at].iter_mut().zip(&out.times[from + 1..]) {
-                    *missing = Some(between(old, value, time - out.times[from], of));
+                    *missing = Some(between(old, value, gone(*time), gone(out.times[at])));
                 }
             }
             values[at] = Some(value);

@@ -97,7 +97,8 @@ impl ScalarUDFImpl for Marker {
         match self.name {
             GAPFILL => plan_err!("{GAPFILL} must be what the query groups by: GROUP BY 1, and once only"),
             name => plan_err!(
-                "{name} wants an aggregate of the same SELECT as {GAPFILL}, and nothing else: {name}(avg(memrss))"
+                "{name} wants an aggregate of the same SELECT as {GAPFILL}, and nothing else: {name}(avg(memrss)); \
+                 filter, sort and window what it gives in a query around that one"
             ),
         }
     }
@@ -111,15 +112,19 @@ fn call<'a>(expr: &'a Expr, name: &str) -> Option<&'a ScalarFunction> {
     }
 }
 
-/// Puts what fills gaps in the place of the functions that ask for it.
+/// Puts what fills gaps in the place of the functions that ask for it. A plan whose values are missing cannot run: only
+/// its columns are as they will be.
 ///
 /// # Errors
 /// No beginning in WHERE, too many buckets, an interval of months.
 pub(super) fn rewrite(plan: LogicalPlan, config: &Arc<ConfigOptions>) -> Result<LogicalPlan> {
+    let has_values = plan.get_parameter_names()?.is_empty();
     let rewritten = plan.transform_up_with_subqueries(|plan| match plan {
         LogicalPlan::Aggregate(aggregate) => {
             match aggregate.group_expr.iter().position(|it| call(it, GAPFILL).is_some()) {
-                Some(place) => Ok(Transformed::yes(fill_gaps(&aggregate, place, config)?)),
+                Some(place) => {
+                    Ok(Transformed::yes(fill_gaps(&aggregate, place, has_values.then_some(config))?))
+                }
                 None => Ok(Transformed::no(LogicalPlan::Aggregate(aggregate))),
             }
         }
@@ -129,13 +134,37 @@ pub(super) fn rewrite(plan: LogicalPlan, config: &Arc<ConfigOptions>) -> Result<
     Ok(rewritten.data)
 }
 
-/// Groups by date_bin, and adds the buckets that are missing.
-fn fill_gaps(aggregate: &Aggregate, place: usize, config: &Arc<ConfigOptions>) -> Result<LogicalPlan> {
+/// Groups by date_bin, and adds the buckets that are missing. Without `config`: no matter which.
+fn fill_gaps(
+    aggregate: &Aggregate,
+    place: usize,
+    config: Option<&Arc<ConfigOptions>>,
+) -> Result<LogicalPlan> {
     let group = &aggregate.group_expr[place];
     let Some(call) = call(group, GAPFILL) else { return internal_err!("no {GAPFILL}") };
-    if !matches!(&call.args[..], [_, Expr::Column(time), ..] if time.name == TIME) {
-        return plan_err!("{GAPFILL}: its second argument must be the column time");
-    }
+    let grid = match config {
+        Some(config) => grid(aggregate, place, call, config)?,
+        None => Grid { time: place, groups: aggregate.group_expr.len(), first: 0, last: 0, step: 1 },
+    };
+    let mut groups = aggregate.group_expr.clone();
+    let name = aggregate.schema.field(place).name().clone();
+    groups[place] =
+        Expr::ScalarFunction(ScalarFunction::new_udf(datetime::date_bin(), call.args.clone())).alias(name);
+    let below = Aggregate::try_new(Arc::clone(&aggregate.input), groups, aggregate.aggr_expr.clone())?;
+    Ok(GapFill::new(LogicalPlan::Aggregate(below), grid, Vec::new())?.into_plan())
+}
+
+/// Which buckets a query asks for.
+fn grid(
+    aggregate: &Aggregate,
+    place: usize,
+    call: &ScalarFunction,
+    config: &Arc<ConfigOptions>,
+) -> Result<Grid> {
+    let time = match &call.args[..] {
+        [_, Expr::Column(time), ..] if time.name == TIME => time,
+        _ => return plan_err!("{GAPFILL}: its second argument must be the column time"),
+    };
     let constant = |expr: &Expr| Constants::new(aggregate.input.schema(), config).simplify(expr);
     let step = match constant(&call.args[0])? {
         Expr::Literal(ScalarValue::IntervalMonthDayNano(Some(it)), _) if it.months == 0 => {
@@ -151,9 +180,9 @@ fn fill_gaps(aggregate: &Aggregate, place: usize, config: &Arc<ConfigOptions>) -
         Some(Expr::Literal(ScalarValue::TimestampNanosecond(Some(at), _), _)) => at,
         Some(_) => return plan_err!("{GAPFILL}: its origin must be a constant time"),
     };
-    let (low, high) = bounds(&aggregate.input, config)?;
+    let (low, high) = bounds(&aggregate.input, time, config)?;
     if low == i64::MIN {
-        return plan_err!("{GAPFILL} wants to know where to begin: WHERE time >= …");
+        return plan_err!("{GAPFILL} wants to know where to begin: WHERE {time} >= …");
     }
     let start = |time: i64| {
         origin.saturating_add((time.saturating_sub(origin)).div_euclid(step).saturating_mul(step))
@@ -165,12 +194,7 @@ fn fill_gaps(aggregate: &Aggregate, place: usize, config: &Arc<ConfigOptions>) -
             "{GAPFILL}: more than {MAX_BUCKETS} buckets: a longer interval, or a shorter range of time"
         );
     }
-    let mut groups = aggregate.group_expr.clone();
-    let name = aggregate.schema.field(place).name().clone();
-    groups[place] =
-        Expr::ScalarFunction(ScalarFunction::new_udf(datetime::date_bin(), call.args.clone())).alias(name);
-    let below = Aggregate::try_new(Arc::clone(&aggregate.input), groups, aggregate.aggr_expr.clone())?;
-    Ok(GapFill::new(LogicalPlan::Aggregate(below), grid, Vec::new())?.into_plan())
+    Ok(grid)
 }
 
 /// Has the node below fill the values that this one asks for by `locf` and `interpolate`.
@@ -215,12 +239,7 @@ fn fill_values(projection: Projection) -> Result<Transformed<LogicalPlan>> {
         replaced.map(|it| it.data)
     });
     let exprs = exprs.collect::<Result<Vec<_>>>()?;
-    let input = projection.input.as_ref().clone().transform_down(|plan| match gap_fill(&plan) {
-        Some(_) => Ok(Transformed::new(new_node.clone().into_plan(), true, TreeNodeRecursion::Jump)),
-        None => Ok(Transformed::no(plan)),
-    })?;
-    // HAVING or windows may stand between, and hand on what is new.
-    let input = input.data.recompute_schema()?;
+    let input = put_below(projection.input.as_ref().clone(), &new_node)?;
     Ok(Transformed::yes(LogicalPlan::Projection(Projection::try_new(exprs, Arc::new(input))?)))
 }
 
@@ -240,6 +259,15 @@ fn gap_fill_below(plan: &LogicalPlan) -> Option<&GapFill> {
     }
 }
 
+/// Puts this node in the place of [`gap_fill_below`]. What stands between hands on what is new.
+fn put_below(plan: LogicalPlan, node: &GapFill) -> Result<LogicalPlan> {
+    if gap_fill(&plan).is_some() {
+        return Ok(node.clone().into_plan());
+    }
+    let plan = plan.map_children(|it| put_below(it, node).map(Transformed::yes))?;
+    plan.data.recompute_schema()
+}
+
 /// Works out what is known before the query runs.
 struct Constants(ExprSimplifier, DFSchemaRef);
 
@@ -257,27 +285,33 @@ impl Constants {
     }
 }
 
-/// The times that WHERE asks for; without an end, until now.
-fn bounds(input: &LogicalPlan, config: &Arc<ConfigOptions>) -> Result<Times> {
-    let (mut predicates, mut plan) = (Vec::new(), input);
+/// The times that WHERE asks for of this column, which is called so in `input`; without an end, until now.
+fn bounds(input: &LogicalPlan, time: &Column, config: &Arc<ConfigOptions>) -> Result<Times> {
+    let (mut times, mut plan, mut place) =
+        ((i64::MIN, i64::MAX), input, input.schema().index_of_column(time)?);
     loop {
         plan = match plan {
             LogicalPlan::Filter(filter) => {
-                let constants = Constants::new(filter.input.schema(), config);
-                predicates.push(constants.simplify(&filter.predicate)?);
+                let schema = filter.input.schema();
+                let predicate = Constants::new(schema, config).simplify(&filter.predicate)?;
+                // Other tables of a join have a column of that name, too.
+                let is_time = |it: &Column| schema.maybe_index_of_column(it) == Some(place);
+                times = pruning::narrow(&[predicate], times, &is_time);
                 &filter.input
             }
             LogicalPlan::SubqueryAlias(alias) => &alias.input,
             // What hands time on as it is.
-            LogicalPlan::Projection(it)
-                if it.expr.iter().any(|it| matches!(it, Expr::Column(it) if it.name == TIME)) =>
-            {
-                &it.input
-            }
+            LogicalPlan::Projection(it) => match it.expr.get(place).map(|it| it.clone().unalias()) {
+                Some(Expr::Column(column)) => {
+                    place = it.input.schema().index_of_column(&column)?;
+                    &it.input
+                }
+                _ => break,
+            },
             _ => break,
         };
     }
-    let (low, high) = pruning::wanted(&predicates);
+    let (low, high) = times;
     if high < i64::MAX {
         return Ok((low, high));
     }
