@@ -7,7 +7,7 @@ use datafusion::common::SchemaError;
 use datafusion::common::utils::datafusion_strsim::levenshtein;
 use datafusion::error::DataFusionError;
 
-use super::size;
+use super::{bounded, size};
 
 /// Names of tables that a message lists.
 const TOLD_TABLES: usize = 20;
@@ -109,6 +109,10 @@ impl From<DataFusionError> for QueryError {
                         | ArrowError::ArithmeticOverflow(_)
                 ) =>
             {
+                if matches!(**problem, ArrowError::InvalidArgumentError(_)) {
+                    // Mostly a pattern or a zone that is none; but a fault of this program would be told so, too.
+                    tracing::warn!("arrow refused what a query gave it: {problem}");
+                }
                 Self::Invalid(problem.to_string())
             }
             DataFusionError::NotImplemented(problem) => Self::Invalid(format!("not supported: {problem}")),
@@ -153,6 +157,10 @@ fn missing_table(problem: &str) -> Option<&str> {
 fn missing_function(problem: &str) -> Option<String> {
     let (name, rest) = problem.split_once("Invalid function '")?.1.split_once('\'')?;
     let name = name.to_ascii_lowercase();
+    if bounded::LEFT_OUT.contains(&name.as_str()) {
+        let why = "its list may be as long as its caller says; rows come FROM generate_series(…)";
+        return Some(format!("{name} is left out here: {why}"));
+    }
     // DataFusion proposes one that is not alike, too.
     let alike = rest.split('\'').nth(1).filter(|it| levenshtein(it, &name) <= 2);
     let hint = alike.map_or(String::new(), |it| format!(": did you mean {it}?"));

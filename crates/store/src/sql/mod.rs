@@ -95,7 +95,7 @@ pub enum Param {
 }
 
 impl Param {
-    /// A value as JSON has it; `None` for a list, an object and a number that is too large.
+    /// A value as JSON has it; `None` for a list and an object. A whole number beyond u64 is a float, as near as one is.
     pub fn of_json(value: &serde_json::Value) -> Option<Self> {
         use serde_json::Value;
         Some(match value {
@@ -158,9 +158,12 @@ impl Engine {
             .with_default_features();
         state.aggregate_functions().get_or_insert_default().extend(selector::all());
         let tz = ScalarUDF::new_from_impl(tz::TimeZone::new());
+        let known = state.scalar_functions().get_or_insert_default();
+        known.retain(|it| !bounded::LEFT_OUT.contains(&it.name()));
         let functions = bounded::functions().chain(gapfill::functions()).chain([Arc::new(tz)]);
-        state.scalar_functions().get_or_insert_default().extend(functions);
+        known.extend(functions);
         let state = state.with_query_planner(Arc::new(gapfill::Planner));
+        let state = state.with_analyzer_rule(Arc::new(bounded::Operators));
         let (store, state) = (Arc::clone(&store.inner), state.build());
         Ok(Self { store, state, limits, runtime: Some(runtime), watch: Some(watch) })
     }

@@ -294,6 +294,24 @@ fn gaps_are_filled_without_groups_beside_having_and_in_parts() {
             ),
             "t,v,place\n2022-01-01T08:00:00,21.1,1\n2022-01-01T09:00:00,23.0,3\n2022-01-01T10:00:00,22.7,2\n",
         ),
+        // Two windows, one over the other, and what picks by them.
+        (
+            format!(
+                "SELECT {bucket} AS t, locf(max(temp)) AS v, row_number() OVER (ORDER BY max(temp)) AS a, \
+                     row_number() OVER (ORDER BY min(temp) DESC) AS b FROM home WHERE {TWO_HOURS} GROUP BY 1 \
+                     QUALIFY a < 3 ORDER BY t"
+            ),
+            "t,v,a,b\n2022-01-01T08:00:00,21.1,1,3\n2022-01-01T10:00:00,22.7,2,1\n",
+        ),
+        // Of a join the times of the table whose time is grouped by.
+        (
+            format!(
+                "SELECT date_bin_gapfill(INTERVAL '1 hour', a.time) AS t, count(*) AS n FROM home a JOIN home b USING (room) \
+                     WHERE a.time >= '2022-01-01T07:00:00Z' AND a.time < '2022-01-01T10:00:00Z' \
+                     AND b.time >= '2022-01-01T09:00:00Z' AND b.time < '2022-01-01T10:00:00Z' GROUP BY t ORDER BY t"
+            ),
+            "t,n\n2022-01-01T07:00:00,\n2022-01-01T08:00:00,2\n2022-01-01T09:00:00,2\n",
+        ),
     ] {
         assert_eq!(ask(&engine, "db", &sql, Format::Csv).expect(&sql), expect, "{sql}");
     }
@@ -311,7 +329,19 @@ fn gaps_that_cannot_be_filled_are_refused() {
     refusals(&[
         (
             "SELECT date_bin_gapfill(INTERVAL '1 second', time), avg(v) FROM cpu GROUP BY 1",
-            "date_bin_gapfill wants to know where to begin: WHERE time >= …",
+            "date_bin_gapfill wants to know where to begin: WHERE cpu.time >= …",
+        ),
+        // The times of another table say nothing.
+        (
+            "SELECT date_bin_gapfill(INTERVAL '1 second', a.time), count(*) FROM cpu a JOIN cpu b ON a.vm = b.vm \
+             WHERE b.time >= '1970-01-01' AND b.time < '1970-01-02' GROUP BY 1",
+            "date_bin_gapfill wants to know where to begin: WHERE a.time >= …",
+        ),
+        (
+            "SELECT date_bin_gapfill(INTERVAL '1 second', time, TIMESTAMP '2262-01-01'), count(*) FROM \
+             (SELECT CASE WHEN vm = 'a' THEN time END AS time FROM cpu) c WHERE time >= '1970-01-01' OR time IS NULL \
+             GROUP BY 1",
+            "date_bin_gapfill wants to know where to begin: WHERE c.time >= …",
         ),
         (
             "SELECT date_bin_gapfill(INTERVAL '1 month', time), avg(v) FROM cpu WHERE time > now() GROUP BY 1",
@@ -327,7 +357,14 @@ fn gaps_that_cannot_be_filled_are_refused() {
         ),
         (
             "SELECT locf(v) FROM cpu",
-            "locf wants an aggregate of the same SELECT as date_bin_gapfill, and nothing else: locf(avg(memrss))",
+            "locf wants an aggregate of the same SELECT as date_bin_gapfill, and nothing else: locf(avg(memrss)); \
+             filter, sort and window what it gives in a query around that one",
+        ),
+        (
+            "SELECT date_bin_gapfill(INTERVAL '1 second', time) FROM cpu WHERE time >= '1970-01-01' AND time < '1970-01-02' \
+             GROUP BY 1 HAVING locf(max(v)) > 2",
+            "locf wants an aggregate of the same SELECT as date_bin_gapfill, and nothing else: locf(avg(memrss)); \
+             filter, sort and window what it gives in a query around that one",
         ),
         (
             "SELECT date_bin_gapfill(INTERVAL '1 second', time), interpolate(max(s)) FROM cpu \
@@ -346,12 +383,38 @@ fn gaps_that_cannot_be_filled_are_refused() {
 }
 
 #[test]
+fn a_line_may_be_longer_than_i64_has_nanoseconds() {
+    let (_dir, engine) = open("t v=0i -8000000000000000000\nt v=15i 8000000000000000000\n");
+    let sql = "SELECT sum(v) AS v, count(v) AS n FROM (SELECT date_bin_gapfill(INTERVAL '46297 days', time) AS t, \
+               interpolate(max(v)) AS v FROM t WHERE time >= '1716-06-28T00:00:00' AND time < '2223-07-07' GROUP BY 1)";
+    assert_eq!(ask(&engine, "db", sql, Format::Csv).expect("an answer"), "v,n\n30,4\n");
+}
+
+#[test]
+fn a_row_in_no_bucket_is_refused() {
+    let (_dir, engine) = open("t v=1i -9000000000000000000\n");
+    let sql = "SELECT date_bin_gapfill(INTERVAL '30000 days', time, TIMESTAMP '2262-01-01'), max(v) FROM t \
+               WHERE time >= '1680-01-01' AND time < '1690-01-01' GROUP BY 1";
+    let told = ask(&engine, "db", sql, Format::Csv).expect_err("no bucket");
+    assert_eq!(told, "a row is in no bucket: its time is null, or too far from the origin of the buckets");
+}
+
+#[test]
 fn texts_that_would_fill_the_memory_are_refused() {
     answers(&[
         ("repeat(min(s), 3) AS it", r#"{"it":"xxx"}"#),
         ("lpad(min(s), 3, '-') AS it", r#"{"it":"--x"}"#),
         ("rpad(min(s), 2) || repeat(min(s), NULL) AS it", r#"{}"#),
         ("length(repeat('x', 1000000)) AS it FROM cpu LIMIT 1 --", r#"{"it":1000000}"#),
+        ("replace(min(s), 'x', repeat('y', 4)) || min(vm) || max(n) AS it", r#"{"it":"yyyya9"}"#),
+        ("min(s) || NULL AS it", "{}"),
+        ("regexp_replace(min(vm), '(.)', '<\\1>', 'g') AS it", r#"{"it":"<a>"}"#),
+        ("concat(min(s), 1, NULL) || concat_ws('-', 'a', min(vm)) AS it", r#"{"it":"x1a-a"}"#),
+        ("array_to_string([1, 2] || [3], '+') AS it FROM cpu LIMIT 1 --", r#"{"it":"1+2+3"}"#),
+        ("to_char(max(time), '%H:%M:%S') AS it", r#"{"it":"00:00:04"}"#),
+        ("string_agg(vm, ', ' ORDER BY time) AS it", r#"{"it":"a, b, b, a, b"}"#),
+        ("arrow_cast(max(n), 'Utf8') || encode(min(vm), 'hex') AS it", r#"{"it":"961"}"#),
+        ("'a' || 'b' FROM cpu LIMIT 1 --", r#"{"Utf8(\"a\") || Utf8(\"b\")":"ab"}"#),
     ]);
     let (_dir, engine) = open(LINES);
     for sql in [
@@ -360,8 +423,63 @@ fn texts_that_would_fill_the_memory_are_refused() {
         "SELECT rpad(s, n * 1000000000) FROM cpu",
         "SELECT repeat(s, 1000000000) FROM cpu",
         "SELECT count(repeat('xx', CAST(value AS INT) * 1000)) FROM generate_series(1, 100000)",
+        "SELECT replace(arrow_cast(repeat('x', 1000000), 'LargeUtf8'), 'x', repeat('y', 1000000))",
+        "SELECT regexp_replace(repeat('x', 1000000), '.', repeat('y', 1000), 'g')",
+        "SELECT regexp_replace(repeat('x', 1000000), '.*', repeat('\\0', 100))",
+        "SELECT to_char(time, repeat('%c', 1000000)) FROM cpu",
+        "SELECT array_to_string([1, 2, 3], repeat(s, 4000000)) FROM cpu",
+        "SELECT concat_ws(repeat(vm, 6000000), '', '', '') FROM cpu",
+        "WITH a AS (SELECT repeat(vm, 6000000) AS x FROM cpu), b AS (SELECT x || x AS x FROM a) SELECT x || x FROM b",
+        "WITH a AS (SELECT repeat(vm, 6000000) AS x FROM cpu) SELECT concat(x, x, x) FROM a",
+        "WITH a AS (SELECT repeat(vm, 6000000) AS x FROM cpu) SELECT [x, x, x] FROM a",
+        "WITH a AS (SELECT [repeat(vm, 6000000)] AS x FROM cpu) SELECT x || x || x FROM a",
+        "WITH a AS (SELECT repeat(vm, 8000000) AS x FROM cpu) SELECT encode(x, 'hex') FROM a",
     ] {
-        let told = ask(&engine, "db", sql, Format::Csv).expect_err(sql);
+        // Not `expect_err`: it would show an answer that is there.
+        let Some(told) = ask(&engine, "db", sql, Format::Csv).err() else { panic!("{sql} is answered") };
         assert!(told.contains("bytes, 67108864 is the limit"), "{sql}: {told}");
     }
+    refusals(&[
+        (
+            "SELECT cardinality(range(0, 5000000000))",
+            "range is left out here: its list may be as long as its caller says; rows come FROM generate_series(…)",
+        ),
+        (
+            "SELECT cardinality(generate_series(0, 5000000000))",
+            "generate_series is left out here: its list may be as long as its caller says; rows come FROM generate_series(…)",
+        ),
+        (
+            "SELECT array_repeat(array_repeat(1, 100000), 100000)",
+            "array_repeat is left out here: its list may be as long as its caller says; rows come FROM generate_series(…)",
+        ),
+        (
+            "SELECT array_resize([1], 5000000000)",
+            "array_resize is left out here: its list may be as long as its caller says; rows come FROM generate_series(…)",
+        ),
+        (
+            "SELECT string_agg(vm, repeat('x', 60000000)) FROM cpu",
+            "string_agg: its second argument must be a text of 1024 bytes at most, in single quotes",
+        ),
+        (
+            "SELECT arrow_cast(NULL, 'FixedSizeBinary(2147483647)') FROM cpu",
+            "arrow_cast: a value would have 2147483647 bytes, 1024 is the limit",
+        ),
+    ]);
+}
+
+#[test]
+fn a_table_for_people_is_refused_where_csv_is_not() {
+    let (_dir, engine) = open(LINES);
+    // One wide value makes all lines as long; a column more costs, too.
+    for sql in [
+        "SELECT repeat('x', 5000) AS x FROM generate_series(1, 60000)",
+        "SELECT CASE WHEN value = 7 THEN repeat('x', 5000) END AS x FROM generate_series(1, 60000)",
+    ] {
+        let told = ask(&engine, "db", sql, Format::Pretty).expect_err(sql);
+        assert!(told.contains("134217728 bytes at most; csv and jsonl are not"), "{told}");
+        let found = ask(&engine, "db", sql, Format::Csv).expect(sql);
+        assert_eq!(found.lines().count(), 60_001, "{sql}");
+    }
+    let found = ask(&engine, "db", "SELECT vm, n FROM cpu WHERE n = 9", Format::Pretty).expect("an answer");
+    assert_eq!(found, "+----+---+\n| vm | n |\n+----+---+\n| a  | 9 |\n+----+---+\n");
 }
