@@ -248,7 +248,8 @@ fn a_backup_is_whole_or_none() {
     for nth in 0.. {
         let disk = Double::new();
         let dyn_disk: Arc<dyn Disk> = Arc::new(disk.clone());
-        let mut random = fastrand::Rng::with_seed(nth);
+        // The same history each time, so that the power goes at each of its operations.
+        let mut random = fastrand::Rng::with_seed(0);
         let mut journal = Journal::new();
         let store = open(&disk, &journal).expect("it opens");
         for step in 0..3 {
@@ -276,7 +277,7 @@ fn a_backup_is_whole_or_none() {
         let store = open(&disk, &journal).unwrap_or_else(|what| panic!("operation {nth}: {what}"));
         check(&store, &journal).unwrap_or_else(|what| panic!("operation {nth}: {what}"));
         if ended {
-            assert!(nth > 60 && begun > 20, "only {nth} operations were tried");
+            assert!(nth > 60 && begun > 10, "only {nth} operations were tried, {begun} behind the backup");
             return;
         }
     }
