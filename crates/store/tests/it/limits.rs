@@ -12,7 +12,8 @@ const START: i64 = 20_000 * 86_400_000_000_000;
 const SECOND: i64 = 1_000_000_000;
 
 fn ask(store: &Store, memory: usize, sql: &str) -> Result<String, QueryError> {
-    let engine = Engine::new(store, QueryLimits { memory, threads: 1, ..QueryLimits::default() }).expect("an engine");
+    let engine =
+        Engine::new(store, QueryLimits { memory, threads: 1, ..QueryLimits::default() }).expect("an engine");
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
         let mut answer = engine.query("db", sql, HashMap::new(), false).await?.write(Format::Csv);
