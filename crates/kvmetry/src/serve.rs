@@ -75,9 +75,13 @@ impl Backend for Served {
             let made = tokio::task::spawn_blocking(move || backups.make()).await;
             let failed = |error: String| CompactFailure::Failed(error);
             let made = made.map_err(|error| failed(error.to_string()))?;
-            let made = made.map_err(|error| match error.is::<crate::backup::Running>() {
-                true => CompactFailure::Running(error.to_string()),
-                false => failed(format!("{error:#}")),
+            let made = made.map_err(|error| {
+                use store::StoreError::{InJournalOnly, NoRoom};
+                match error.downcast_ref() {
+                    _ if error.is::<crate::backup::Running>() => CompactFailure::Running(error.to_string()),
+                    Some(NoRoom { .. } | InJournalOnly) => CompactFailure::NoRoom(format!("{error:#}")),
+                    _ => failed(format!("{error:#}")),
+                }
             })?;
             tracing::info!(dir = %made.dir.display(), rows = made.rows, "made a backup");
             return serde_json::to_string(&made).map_err(|error| failed(error.to_string()));

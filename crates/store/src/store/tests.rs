@@ -98,8 +98,8 @@ fn a_day_without_room_holds_up_no_other() {
     }
     let of = |day: i32| {
         let table = store.inner.find("db", "t").expect("it is there");
-        let files = table.lock().files.iter().filter(|it| it.entry.day == 20_781 + day).count();
-        files
+        let files = Arc::clone(&table.lock().files);
+        files.iter().filter(|it| it.entry.day == 20_781 + day).count()
     };
     let used = (1 << 40) - disk.space(Path::new("/store")).expect("it tells").free;
     disk.set_space(Some(used + (1 << 20) + (20 << 10)));

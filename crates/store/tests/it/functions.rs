@@ -305,11 +305,10 @@ fn gaps_are_filled_without_groups_beside_having_and_in_parts() {
         ),
         // Of a join the times of the table whose time is grouped by.
         (
-            format!(
-                "SELECT date_bin_gapfill(INTERVAL '1 hour', a.time) AS t, count(*) AS n FROM home a JOIN home b USING (room) \
-                     WHERE a.time >= '2022-01-01T07:00:00Z' AND a.time < '2022-01-01T10:00:00Z' \
-                     AND b.time >= '2022-01-01T09:00:00Z' AND b.time < '2022-01-01T10:00:00Z' GROUP BY t ORDER BY t"
-            ),
+            "SELECT date_bin_gapfill(INTERVAL '1 hour', a.time) AS t, count(*) AS n FROM home a JOIN home b USING (room) \
+                 WHERE a.time >= '2022-01-01T07:00:00Z' AND a.time < '2022-01-01T10:00:00Z' \
+                 AND b.time >= '2022-01-01T09:00:00Z' AND b.time < '2022-01-01T10:00:00Z' GROUP BY t ORDER BY t"
+                .to_owned(),
             "t,n\n2022-01-01T07:00:00,\n2022-01-01T08:00:00,2\n2022-01-01T09:00:00,2\n",
         ),
     ] {

@@ -168,7 +168,8 @@ fn roll_ups_equal_those_of_the_raw_points() {
 /// flush by flush VM, minute and second.
 #[test]
 fn late_points_of_series_that_rested_are_in_their_hours() {
-    let histories: [&[&[(&str, i64, i64)]]; 4] = [
+    type Flush = &'static [(&'static str, i64, i64)];
+    let histories: [&[Flush]; 4] = [
         // In two spans of hours, of which each has rows of `a`, the first one the new row.
         &[&[("a", 110, 0), ("a", 270, 0), ("b", 600, 0)], &[("a", 115, 0), ("b", 245, 0)]],
         // The same, where hours that nobody asked for have rows.
