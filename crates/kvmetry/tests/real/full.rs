@@ -196,6 +196,8 @@ fn an_unmounted_data_directory_is_told_and_waited_for() {
     assert_eq!(write(&url, 0, 10), 204);
     kvmetry.next_cycle();
     drop(mounted);
+    // It is looked for every few seconds; a write tells before that.
+    kvmetry.wait_for_stderr("nothing can be written, and writes are refused", PATIENCE);
     kvmetry.wait_for_stderr("is not the data directory any more: it was unmounted", PATIENCE);
     assert_eq!(write(&url, 10, 10), 503);
     kvmetry.next_cycles(2);
