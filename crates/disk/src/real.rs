@@ -35,6 +35,11 @@ impl Disk for RealDisk {
     }
 
     fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        // What root links into another user's folder would be that user's too: to be copied.
+        let above = to.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if fs::symlink_metadata(from)?.uid() != fs::metadata(above)?.uid() {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         fs::hard_link(from, to)
     }
 
@@ -211,6 +216,24 @@ mod tests {
         assert!(RealDisk.create_new(&theirs.join("a")).is_err());
         assert!(open_or_create(&theirs.join("b"), 0o600).is_ok());
         assert!(open_or_create(&theirs.join("b"), 0o600).is_ok());
+    }
+
+    /// Else a restore for a service would give it the backup's files.
+    #[test]
+    fn a_file_gets_no_name_in_another_users_folder() {
+        let (folder, owner) = (tempfile::tempdir().unwrap(), 65_534);
+        if fs::metadata(folder.path()).unwrap().uid() != 0 {
+            return;
+        }
+        let (ours, theirs) = (folder.path().join("ours"), folder.path().join("theirs"));
+        fs::write(&ours, "ours").unwrap();
+        fs::create_dir(&theirs).unwrap();
+        chown(&theirs, Some(owner), Some(owner)).unwrap();
+        crate::link_or_copy(&RealDisk, &ours, &theirs.join("it")).unwrap();
+        crate::link_or_copy(&RealDisk, &ours, &folder.path().join("it")).unwrap();
+        let about = |path: &Path| fs::metadata(path).unwrap();
+        assert_eq!((about(&ours).uid(), about(&ours).nlink()), (0, 2));
+        assert_eq!((about(&theirs.join("it")).uid(), about(&theirs.join("it")).nlink()), (owner, 1));
     }
 
     #[test]

@@ -399,7 +399,9 @@ fn carry_in(disk: &Arc<dyn Disk>, from: &Path, dir: &Path) -> anyhow::Result<Car
     let journal = new(dir, "journal");
     disk.create_dir_all(&journal)?;
     // Copied, as it is written on.
-    copy_all(&**disk, &from.join("journal"), &journal)?;
+    let theirs = from.join("journal");
+    copy_all(&**disk, &theirs, &journal)
+        .with_context(|| format!("{} cannot be copied: the backup is not whole", theirs.display()))?;
     Ok(carried)
 }
 

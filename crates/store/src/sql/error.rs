@@ -158,7 +158,7 @@ fn missing_function(problem: &str) -> Option<String> {
     let (name, rest) = problem.split_once("Invalid function '")?.1.split_once('\'')?;
     let name = name.to_ascii_lowercase();
     if bounded::LEFT_OUT.contains(&name.as_str()) {
-        let why = "its list may be as long as its caller says; rows come FROM generate_series(…)";
+        let why = bounded::why_left_out(&name);
         return Some(format!("{name} is left out here: {why}"));
     }
     // DataFusion proposes one that is not alike, too.
