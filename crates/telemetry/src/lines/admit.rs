@@ -351,14 +351,19 @@ impl<'t> Judge<'t> {
                     if got == Column::Tag
                         && let Some(field) = field.filter(|it| matches!(it.column, Some(Column::Field(_))))
                     {
-                        return Err(format!(
-                            "the tag name '{}' is taken: the roll-ups of field '{}' have a column of that name",
-                            told(name.name),
-                            told(field.name)
-                        ));
+                        return Err(taken_by_rollup(name.name, field.name));
                     }
                     new.push((place, got));
                 }
+            }
+        }
+        // Both come with this row.
+        let is_new_field =
+            |it: usize| new.iter().any(|&(place, got)| place == it && matches!(got, Column::Field(_)));
+        for &(place, _) in new.iter().filter(|(_, got)| *got == Column::Tag) {
+            let name = &self.names[place];
+            if let Some(field) = name.rolled.filter(|&it| is_new_field(it)) {
+                return Err(taken_by_rollup(name.name, self.names[field].name));
             }
         }
         if self.column_count + new.len() > MAX_COLUMNS {
@@ -388,6 +393,14 @@ impl<'t> Judge<'t> {
         let new = self.names.iter().filter(|name| !name.was_known);
         new.filter_map(|name| Some((name.name.to_owned(), name.column?))).collect()
     }
+}
+
+fn taken_by_rollup(tag: &str, field: &str) -> String {
+    format!(
+        "the tag name '{}' is taken: the roll-ups of field '{}' have a column of that name",
+        told(tag),
+        told(field)
+    )
 }
 
 /// The rows that are taken; `None` if there is none.

@@ -444,9 +444,11 @@ fn the_names_of_columns_of_roll_ups_are_kept_for_them() {
     // Together with the field, and after it.
     assert_eq!(told("m a=1 1\nm,a_last=x a=1 2\nm,a_lasts=x a=1 3\nm a_last=1 4\n"), [(2, words("a_last"))]);
     assert_eq!(told("m,a_mean=x b=1 1\nm,b_max=x c=1 1\n"), [(1, words("a_mean"))]);
-    // A tag of such a name may be there before, or come with the field: then the roll-ups have no such column.
-    assert_eq!(told("n,a_last=x a=1 1\n"), []);
-    assert_eq!(told("n a=1 1\nn,a_last=x b=1 2\n"), []);
+    // And in one line with it.
+    assert_eq!(told("n,a_last=x a=1 1\n"), [(1, words("a_last"))]);
+    // A tag of such a name may be there before: then the roll-ups have no such column.
+    assert_eq!(told("n,a_last=x b=1 1\n"), []);
+    assert_eq!(told("n a=1 1\nn,a_last=x a=1 2\n"), []);
 }
 
 #[test]
