@@ -36,7 +36,7 @@ impl Disk for RealDisk {
 
     fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
         // What root links into another user's folder would be that user's too: to be copied.
-        let above = to.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let above = folder_of(to).ok_or(io::ErrorKind::InvalidInput)?;
         if fs::symlink_metadata(from)?.uid() != fs::metadata(above)?.uid() {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
@@ -106,6 +106,12 @@ impl Disk for RealDisk {
     }
 }
 
+/// What the name stands in; `None` for the root.
+fn folder_of(path: &Path) -> Option<&Path> {
+    let above = path.parent()?;
+    Some(if above.as_os_str().is_empty() { Path::new(".") } else { above })
+}
+
 /// Makes a new file to read and write, with this mode less the umask. No link of this name is followed.
 ///
 /// What root makes in a directory of another user's becomes that user's: a command that root runs on a service's data
@@ -116,10 +122,9 @@ impl Disk for RealDisk {
 /// # Errors
 /// `AlreadyExists` if the name is taken; what the system says.
 pub fn create_new(path: &Path, mode: u32) -> io::Result<File> {
-    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+    let (Some(above), Some(name)) = (folder_of(path), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
     let folder = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let above = rustix::fs::open(above, folder, Mode::empty())?;
     let new = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -73,18 +73,17 @@ impl Backend for Served {
         if let Some(backups) = &self.backups {
             let backups = Arc::clone(backups);
             let made = tokio::task::spawn_blocking(move || backups.make()).await;
-            let failed = |error: String| CompactFailure::Failed(error);
-            let made = made.map_err(|error| failed(error.to_string()))?;
+            let made = made.map_err(|error| CompactFailure::Failed(error.to_string()))?;
             let made = made.map_err(|error| {
                 use store::StoreError::{InJournalOnly, NoRoom};
                 match error.downcast_ref() {
                     _ if error.is::<crate::backup::Running>() => CompactFailure::Running(error.to_string()),
                     Some(NoRoom { .. } | InJournalOnly) => CompactFailure::NoRoom(format!("{error:#}")),
-                    _ => failed(format!("{error:#}")),
+                    _ => CompactFailure::Failed(format!("{error:#}")),
                 }
             })?;
             tracing::info!(dir = %made.dir.display(), rows = made.rows, "made a backup");
-            return serde_json::to_string(&made).map_err(|error| failed(error.to_string()));
+            return serde_json::to_string(&made).map_err(|error| CompactFailure::Failed(error.to_string()));
         }
         Err(CompactFailure::Failed("there is no store here (--no-store)".to_owned()))
     }

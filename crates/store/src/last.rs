@@ -68,7 +68,8 @@ impl Last {
         }
     }
 
-    /// Forgets series that have had no row for [`KEPT_NS`] before the newest one, and all of them if nobody has asked since the last time.
+    /// Forgets series that have had no row for [`KEPT_NS`] before the newest one, and all of them if nobody has asked since
+    /// the last time.
     pub(crate) fn sweep(&mut self, now_ns: i64) {
         let Some(newest) = &mut self.newest else { return };
         if !std::mem::take(&mut newest.was_asked) || newest.is_too_much {
