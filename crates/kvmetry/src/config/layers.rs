@@ -21,6 +21,9 @@ const MAX_QUOTED_CHARS: usize = 40;
 const MAX_SYNTAX_ERRORS: usize = 5;
 /// Two names are taken for a misspelling of each other from this Jaro-Winkler likeness on (0..1).
 const ALIKE: f64 = 0.85;
+/// Variables that are read elsewhere, without `KVMETRY_`: the log's level, the token for a running kvmetry, and where
+/// `make` keeps its tools.
+const NO_SETTINGS: [&str; 3] = ["LOG", "TOKEN", "TOOLS"];
 
 /// A checked value.
 #[derive(Clone, Debug, PartialEq)]
@@ -353,11 +356,9 @@ pub(crate) fn apply_environment(
             let key = rest.strip_prefix(&section.name.to_uppercase())?.strip_prefix('_')?;
             Some((section, key.to_lowercase()))
         });
-        // Not one of this program's sections: somebody else's variable (Kubernetes makes KVMETRY_PORT and the
-        // like for a service called kvmetry).
         let Some((section, name)) = found else {
-            if !many {
-                warnings.extend(misspelt_section(variable, rest));
+            if !many && !is_of_others(rest) {
+                warnings.push(unknown_variable(variable, rest));
             }
             continue;
         };
@@ -534,14 +535,32 @@ fn unknown_key(section: &'static Section, name: &str) -> String {
     format!("unknown key {name:?} in {title}; there are {}", names.join(", "))
 }
 
-/// What to say of a variable whose first word is nearly one of our sections.
-fn misspelt_section(variable: &str, rest: &str) -> Option<String> {
-    let (word, key) = rest.split_once('_')?;
-    let near = nearest(word, SECTIONS.iter().map(|section| section.name))?.to_uppercase();
-    Some(format!(
-        "{variable} is ignored: there is no section {:?}; did you mean KVMETRY_{near}_{key}?",
-        word.to_lowercase()
-    ))
+/// Whether a variable is none of the configuration and yet no mistake, by what comes after `KVMETRY_`.
+fn is_of_others(rest: &str) -> bool {
+    NO_SETTINGS.contains(&rest)
+        // Kubernetes makes these for a service called kvmetry.
+        || rest == "SERVICE_HOST"
+        || ["SERVICE_PORT", "PORT"].iter().any(|it| rest.strip_prefix(it).is_some_and(|it| it.is_empty() || it.starts_with('_')))
+}
+
+/// What to say of a variable that is of no section.
+fn unknown_variable(variable: &str, rest: &str) -> String {
+    if rest == "DATA_DIR" {
+        return format!("{variable} is ignored: the data directory is a flag, --data-dir");
+    }
+    let named = rest.split_once('_').and_then(|(word, key)| {
+        let near = nearest(word, SECTIONS.iter().map(|section| section.name))?.to_uppercase();
+        let word = word.to_lowercase();
+        Some(format!("there is no section {word:?}; did you mean KVMETRY_{near}_{key}?"))
+    });
+    let why = named.unwrap_or_else(|| {
+        let home = SECTIONS.iter().find(|it| it.key(&rest.to_lowercase()).is_some());
+        match home {
+            Some(home) => format!("did you mean KVMETRY_{}_{rest}?", home.name.to_uppercase()),
+            None => "there is no such setting; kvmetry config lists them".to_owned(),
+        }
+    });
+    format!("{variable} is ignored: {why}")
 }
 
 /// The known name that was probably meant.

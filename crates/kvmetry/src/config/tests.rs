@@ -290,7 +290,19 @@ fn the_environment_goes_before_the_file() {
             r#"qemu:///system 5s - ["KVMETRY_INFLUX_TOKEN is ignored: there is no section \"influx\"; did you mean KVMETRY_INFLUXDB_TOKEN?"]"#,
         ),
     );
-    check(&[("KVMETRY_SERVICE_HOST", "10.0.0.1")], None, Ok("qemu:///system 5s - []"));
+    let others = ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP", "LOG", "TOKEN"];
+    for other in others {
+        check(&[(&format!("KVMETRY_{other}"), "10")], None, Ok("qemu:///system 5s - []"));
+    }
+    for (variable, why) in [
+        ("DATA_DIR", "the data directory is a flag, --data-dir"),
+        ("LISTEN", "did you mean KVMETRY_HTTP_LISTEN?"),
+        ("PORTS", "there is no such setting; kvmetry config lists them"),
+    ] {
+        let variable = format!("KVMETRY_{variable}");
+        let told = format!("{variable} is ignored: {why}");
+        check(&[(&variable, "x")], None, Ok(&format!("qemu:///system 5s - {:?}", [told])));
+    }
     check(
         &[("KVMETRY_COLLECT_INTERVALL", "7s")],
         None,
