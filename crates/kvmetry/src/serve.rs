@@ -9,7 +9,7 @@ use telemetry::lines::Refused;
 #[cfg(feature = "store")]
 use crate::clock::Clock;
 use crate::http::backend::{
-    Answer, Backend, CompactFailure, Database, DatabaseFailure, Query, QueryFailure, QueryFault, Write,
+    Answer, Backend, Database, DatabaseFailure, Query, QueryFailure, QueryFault, UpkeepFailure, Write,
     WriteFailure,
 };
 use crate::write::{WriteError, Writer};
@@ -54,38 +54,31 @@ impl Backend for Served {
         })
     }
 
-    async fn compact(&self) -> Result<String, CompactFailure> {
+    async fn compact(&self) -> Result<String, UpkeepFailure> {
         #[cfg(feature = "store")]
         if let Some((store, _)) = &self.embedded {
             let (store, now_ns) = (store.clone(), self.clock.wall_ns());
             let done = tokio::task::spawn_blocking(move || store.compact(now_ns)).await;
             return match done {
                 Ok(Ok(done)) => Ok(sql::told(&done)),
-                Ok(Err(error)) => Err(sql::compact_failure(error)),
-                Err(error) => Err(CompactFailure::Failed(error.to_string())),
+                Ok(Err(error)) => Err(sql::upkeep_failure(&error.into())),
+                Err(error) => Err(UpkeepFailure::Failed(error.to_string())),
             };
         }
-        Err(CompactFailure::Failed("there is no store here (--no-store)".to_owned()))
+        Err(UpkeepFailure::Failed("there is no store here (--no-store)".to_owned()))
     }
 
-    async fn backup(&self) -> Result<String, CompactFailure> {
+    async fn backup(&self) -> Result<String, UpkeepFailure> {
         #[cfg(feature = "store")]
         if let Some(backups) = &self.backups {
             let backups = Arc::clone(backups);
             let made = tokio::task::spawn_blocking(move || backups.make()).await;
-            let made = made.map_err(|error| CompactFailure::Failed(error.to_string()))?;
-            let made = made.map_err(|error| {
-                use store::StoreError::{InJournalOnly, NoRoom};
-                match error.downcast_ref() {
-                    _ if error.is::<crate::backup::Running>() => CompactFailure::Running(error.to_string()),
-                    Some(NoRoom { .. } | InJournalOnly) => CompactFailure::NoRoom(format!("{error:#}")),
-                    _ => CompactFailure::Failed(format!("{error:#}")),
-                }
-            })?;
+            let made = made.map_err(|error| UpkeepFailure::Failed(error.to_string()))?;
+            let made = made.map_err(|error| sql::upkeep_failure(&error))?;
             tracing::info!(dir = %made.dir.display(), rows = made.rows, "made a backup");
-            return serde_json::to_string(&made).map_err(|error| CompactFailure::Failed(error.to_string()));
+            return serde_json::to_string(&made).map_err(|error| UpkeepFailure::Failed(error.to_string()));
         }
-        Err(CompactFailure::Failed("there is no store here (--no-store)".to_owned()))
+        Err(UpkeepFailure::Failed("there is no store here (--no-store)".to_owned()))
     }
 
     async fn databases(&self) -> Result<Vec<Database>, DatabaseFailure> {
@@ -172,13 +165,16 @@ pub(crate) mod sql {
         )
     }
 
-    pub(super) fn compact_failure(error: StoreError) -> CompactFailure {
-        let failure = match error {
-            StoreError::Running => CompactFailure::Running,
-            _ if error.is_disk_full() => CompactFailure::NoRoom,
-            _ => CompactFailure::Failed,
-        };
-        failure(format!("{:#}", anyhow::Error::from(error)))
+    /// What keeps the store from being compacted or backed up.
+    pub(super) fn upkeep_failure(error: &anyhow::Error) -> UpkeepFailure {
+        let why = format!("{error:#}");
+        match error.downcast_ref() {
+            _ if error.is::<crate::backup::Running>() => UpkeepFailure::Running(why),
+            Some(StoreError::Running) => UpkeepFailure::Running(why),
+            Some(StoreError::InJournalOnly) => UpkeepFailure::NoRoom(why),
+            Some(error) if error.is_disk_full() => UpkeepFailure::NoRoom(why),
+            _ => UpkeepFailure::Failed(why),
+        }
     }
 
     fn param(value: &Value) -> Result<Param, QueryFailure> {

@@ -31,13 +31,13 @@ pub(crate) trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     /// Why not, for a person.
-    fn compact(&self) -> impl Future<Output = Result<String, CompactFailure>> + Send;
+    fn compact(&self) -> impl Future<Output = Result<String, UpkeepFailure>> + Send;
 
     /// Makes a backup in the data directory. Returns what and where, as JSON.
     ///
     /// # Errors
     /// Why not, for a person.
-    fn backup(&self) -> impl Future<Output = Result<String, CompactFailure>> + Send;
+    fn backup(&self) -> impl Future<Output = Result<String, UpkeepFailure>> + Send;
 
     /// All databases, by name.
     ///
@@ -190,7 +190,7 @@ pub(crate) enum DatabaseFailure {
 /// Why there was no compaction or backup, for a person.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(not(feature = "store"), expect(dead_code, reason = "of the store's answers"))]
-pub(crate) enum CompactFailure {
+pub(crate) enum UpkeepFailure {
     /// One is running already.
     Running(String),
     /// The disk has no room for it.

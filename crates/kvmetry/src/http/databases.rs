@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::App;
-use super::backend::{Backend, CompactFailure, Database, DatabaseFailure, Format};
+use super::backend::{Backend, Database, DatabaseFailure, Format, UpkeepFailure};
 use super::params::Params;
 use super::reply::Problem;
 
@@ -100,11 +100,11 @@ pub(crate) async fn backup<B: Backend>(State(app): State<Arc<App<B>>>) -> Result
     Ok(([(CONTENT_TYPE, Format::Json.content_type())], made).into_response())
 }
 
-fn undone(failure: CompactFailure) -> Problem {
+fn undone(failure: UpkeepFailure) -> Problem {
     match failure {
-        CompactFailure::Running(why) => Problem::new(StatusCode::CONFLICT, why),
-        CompactFailure::NoRoom(why) => Problem::new(StatusCode::INSUFFICIENT_STORAGE, why),
-        CompactFailure::Failed(why) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, why),
+        UpkeepFailure::Running(why) => Problem::new(StatusCode::CONFLICT, why),
+        UpkeepFailure::NoRoom(why) => Problem::new(StatusCode::INSUFFICIENT_STORAGE, why),
+        UpkeepFailure::Failed(why) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, why),
     }
 }
 

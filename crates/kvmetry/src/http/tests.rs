@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::backend::{
-    Answer, CompactFailure, Database, DatabaseFailure, Query, QueryFailure, QueryFault, Write, WriteFailure,
+    Answer, UpkeepFailure, Database, DatabaseFailure, Query, QueryFailure, QueryFault, Write, WriteFailure,
 };
 use super::*;
 use crate::clock::SystemClock;
@@ -62,15 +62,15 @@ struct Double {
     asked: Mutex<Vec<Query>>,
     databases: Mutex<BTreeMap<String, Option<Duration>>>,
     databases_fail: Mutex<Option<DatabaseFailure>>,
-    compact_fails: Mutex<Option<CompactFailure>>,
+    compact_fails: Mutex<Option<UpkeepFailure>>,
 }
 
 impl Backend for Double {
-    async fn compact(&self) -> Result<String, CompactFailure> {
+    async fn compact(&self) -> Result<String, UpkeepFailure> {
         self.compact_fails.lock().unwrap().take().map_or_else(|| Ok("compacted".to_owned()), Err)
     }
 
-    async fn backup(&self) -> Result<String, CompactFailure> {
+    async fn backup(&self) -> Result<String, UpkeepFailure> {
         let made = || Ok(r#"{"dir":"/data/backups/1","missing":[]}"#.to_owned());
         self.compact_fails.lock().unwrap().take().map_or_else(made, Err)
     }

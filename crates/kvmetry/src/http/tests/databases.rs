@@ -82,9 +82,9 @@ async fn compaction_and_backup_say_why_not() {
     let port = Port::open().await;
     port.json("POST", COMPACT, "").await.is_text(200, "compacted");
     for (failure, status) in [
-        (CompactFailure::Running("why".to_owned()), 409),
-        (CompactFailure::NoRoom("why".to_owned()), 507),
-        (CompactFailure::Failed("why".to_owned()), 500),
+        (UpkeepFailure::Running("why".to_owned()), 409),
+        (UpkeepFailure::NoRoom("why".to_owned()), 507),
+        (UpkeepFailure::Failed("why".to_owned()), 500),
     ] {
         for path in [COMPACT, BACKUP] {
             *port.double.compact_fails.lock().unwrap() = Some(failure.clone());
