@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use disk::Disk;
 use journal::{Journal, Limits};
 #[cfg(feature = "store")]
@@ -49,6 +50,7 @@ pub(crate) struct Kept {
     #[cfg(feature = "store")]
     embedded: Option<Embedded>,
     port: Option<http::Server>,
+    ports_thread: Option<http::OwnThread>,
     losses: Arc<Losses>,
     clock: Arc<dyn Clock>,
     /// Tells when the data directory goes and comes.
@@ -138,6 +140,7 @@ impl Kept {
             #[cfg(feature = "store")]
             embedded,
             port: None,
+            ports_thread: None,
             losses,
             clock: Arc::clone(clock),
             watch: tokio::spawn(watch(dir.disk())),
@@ -164,6 +167,7 @@ impl Kept {
             #[cfg(feature = "store")]
             backups: self.embedded.as_ref().map(|it| Arc::new(self.backups(it, config))),
         };
+        let thread = http::OwnThread::start().context("no thread for the HTTP port")?;
         let limits = http::limits::Limits::default();
         let turns = Arc::new(http::Turns::new(&limits));
         #[cfg(feature = "store")]
@@ -179,6 +183,7 @@ impl Kept {
             clock: Arc::clone(&self.clock),
             turns,
             limits,
+            threads: thread.handle(),
         })
         .await?;
         let scheme = if config.http.tls.is_some() { "https" } else { "http" };
@@ -199,7 +204,7 @@ impl Kept {
         let mut facts = vec![(datadir::URL, &*url)];
         facts.extend(certificate.as_deref().map(|file| (datadir::CERTIFICATE, file)));
         self.dir.tell(&facts)?;
-        self.port = Some(port);
+        (self.port, self.ports_thread) = (Some(port), Some(thread));
         Ok(())
     }
 

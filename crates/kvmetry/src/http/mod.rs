@@ -48,6 +48,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tower::ServiceExt as _;
@@ -172,6 +173,39 @@ pub(crate) struct Setup<B> {
     pub(crate) turns: Arc<Turns>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: Limits,
+    /// Where it runs.
+    pub(crate) threads: Handle,
+}
+
+/// A thread for the port alone: while it does a handshake or takes a body apart, no hypervisor waits to be read.
+#[derive(Debug)]
+pub(crate) struct OwnThread {
+    handle: Handle,
+    /// `Some` until it is dropped.
+    runtime: Option<Runtime>,
+}
+
+impl OwnThread {
+    /// # Errors
+    /// The system has no thread.
+    pub(crate) fn start() -> io::Result<Self> {
+        let runtime =
+            Builder::new_multi_thread().worker_threads(1).thread_name("http").enable_all().build()?;
+        Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
+    }
+
+    pub(crate) fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+}
+
+impl Drop for OwnThread {
+    fn drop(&mut self) {
+        // Within another runtime, where waiting is not allowed.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// Why the port was not opened.
@@ -238,7 +272,7 @@ impl Drop for Server {
 /// # Errors
 /// It would be open to everybody, the address cannot be had, or the files of TLS or the tokens are bad.
 pub(crate) async fn start<B: Backend>(setup: Setup<B>) -> Result<Server, StartError> {
-    let Setup { config, listen, tokens, backend, mounts, turns, clock, limits } = setup;
+    let Setup { config, listen, tokens, backend, mounts, turns, clock, limits, threads } = setup;
     let (tokens, tls) = protection(&config, listen, &tokens)?;
     if !listen.ip().is_loopback() {
         if tokens.is_none() {
@@ -247,7 +281,8 @@ pub(crate) async fn start<B: Backend>(setup: Setup<B>) -> Result<Server, StartEr
             tracing::warn!(%listen, "tokens come unencrypted, unless a proxy does TLS: see tls_cert under [http]");
         }
     }
-    let listener = TcpListener::bind(listen).await.map_err(|source| StartError::Listen { listen, source })?;
+    let bound = threads.spawn(TcpListener::bind(listen)).await.map_err(io::Error::other).flatten();
+    let listener = bound.map_err(|source| StartError::Listen { listen, source })?;
     let address = listener.local_addr().map_err(|source| StartError::Listen { listen, source })?;
 
     let writes = Bodies::new(limits.bodies_bytes, &limits);
@@ -271,7 +306,7 @@ pub(crate) async fn start<B: Backend>(setup: Setup<B>) -> Result<Server, StartEr
     let scheme = if tls.is_some() { "https" } else { "http" };
     tracing::info!("listening on {scheme}://{address}");
     let (stop, stopping) = watch::channel(false);
-    let task = tokio::spawn(connection::accept(listener, Arc::new(front), tls, stopping));
+    let task = threads.spawn(connection::accept(listener, Arc::new(front), tls, stopping));
     Ok(Server { address, stop, task })
 }
 

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::backend::{
-    Answer, UpkeepFailure, Database, DatabaseFailure, Query, QueryFailure, QueryFault, Write, WriteFailure,
+    Answer, Database, DatabaseFailure, Query, QueryFailure, QueryFault, UpkeepFailure, Write, WriteFailure,
 };
 use super::*;
 use crate::clock::SystemClock;
@@ -214,6 +214,7 @@ impl Port {
             turns: Arc::new(Turns::new(&Limits::default())),
             clock: Arc::new(SystemClock),
             limits: Limits::default(),
+            threads: tokio::runtime::Handle::current(),
         };
         change(&mut setup);
         let limits = setup.limits;
