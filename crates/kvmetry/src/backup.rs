@@ -23,6 +23,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, TryLockError};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use disk::{Disk, RealDisk, copy};
@@ -181,6 +182,8 @@ fn finish(disk: &dyn Disk, dir: &Path) -> anyhow::Result<()> {
 /// It is there and not empty, in the data directory, or nowhere.
 pub(crate) fn check_target(dir: &Path, data_dir: &Path) -> anyhow::Result<PathBuf> {
     let dir = std::path::absolute(dir).with_context(|| format!("{} cannot be found", dir.display()))?;
+    // A link to a folder is that folder.
+    let dir = fs::canonicalize(&dir).unwrap_or(dir);
     let above = dir.parent().context("a backup cannot be /: name a folder that is not there yet")?;
     let above = fs::canonicalize(above).with_context(|| format!("{} cannot be found", above.display()))?;
     let data_dir = fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_owned());
@@ -390,19 +393,36 @@ fn new(dir: &Path, name: &str) -> PathBuf {
 }
 
 /// Makes store and journal beside those that are there.
+///
+/// # Errors
+/// What is no store or journal, or a newer version's; the disk.
 fn carry_in(disk: &Arc<dyn Disk>, from: &Path, dir: &Path) -> anyhow::Result<Carried> {
     for name in REPLACED {
         // A restore that was broken off.
         remove_all(&new(dir, name))?;
     }
-    let carried = store::restore(disk, &from.join("store"), &new(dir, "store"))?;
+    let mut carried = store::restore(disk, &from.join("store"), &new(dir, "store"))?;
     let journal = new(dir, "journal");
     disk.create_dir_all(&journal)?;
     // Copied, as it is written on.
     let theirs = from.join("journal");
     copy_all(&**disk, &theirs, &journal)
         .with_context(|| format!("{} cannot be copied: the backup is not whole", theirs.display()))?;
+    carried.complaints.extend(damage_of_journal(disk, &journal, &theirs)?);
     Ok(carried)
+}
+
+/// What is damaged in a journal that was copied from there, for a person. Without it schemas and retentions of databases
+/// may be those that the store knows, no others.
+fn damage_of_journal(disk: &Arc<dyn Disk>, journal: &Path, from: &Path) -> anyhow::Result<Vec<String>> {
+    // Nothing is too large or too old here: the configuration says later what stays.
+    let limits = Limits { max_bytes: u64::MAX, max_age: Duration::MAX };
+    let (_, opened) = Journal::open(Arc::clone(disk), journal, limits, &[])?;
+    let told = |it: String| {
+        let it = it.replace(&journal.display().to_string(), &from.display().to_string());
+        format!("the backup's journal is damaged, what can be read of it is taken: {it}")
+    };
+    Ok(opened.damage.into_iter().map(told).collect())
 }
 
 /// Something in the data directory that a restore would take away or mix with.
@@ -616,6 +636,41 @@ mod tests {
         assert_eq!(fs::read_to_string(&tokens).unwrap(), "tokens");
         assert_eq!(fs::metadata(&tokens).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(!data.join("tokens.json").exists());
+    }
+
+    #[test]
+    fn a_backup_goes_where_a_link_leads() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to, link) = (folder.path().join("a"), folder.path().join("b"), folder.path().join("link"));
+        backup_at(&from);
+        fs::create_dir(&to).unwrap();
+        std::os::unix::fs::symlink(&to, &link).unwrap();
+        let found = check_target(&link, &folder.path().join("data")).unwrap();
+        move_to(&from, &found).unwrap();
+        assert!(to.join("store/manifest.json").exists() && fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert!(check_target(&link, &folder.path().join("data")).is_err(), "it is not empty any more");
+        fs::remove_dir_all(&to).unwrap();
+        assert!(check_target(&link, &folder.path().join("data")).is_err(), "it leads nowhere");
+    }
+
+    #[test]
+    fn a_damaged_journal_of_a_backup_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, data) = (folder.path().join("backup"), folder.path().join("data"));
+        backup_at(&from);
+        assert_eq!(restore(&from, &data, false).unwrap().missing, Vec::<String>::new());
+        let segment = fs::read_dir(from.join("journal")).unwrap().next().unwrap().unwrap().path();
+        let mut bytes = fs::read(&segment).unwrap();
+        bytes[..4_096].fill(0xA5);
+        fs::write(&segment, bytes).unwrap();
+        let told = restore(&from, &data, true).unwrap().missing;
+        let [told] = &told[..] else { panic!("{told:?}") };
+        assert!(
+            told.contains("journal is damaged") && told.contains(&segment.display().to_string()),
+            "{told}"
+        );
+        // It can be used all the same.
+        source(&DataDir::open(&data).unwrap());
     }
 
     /// A restore that fails leaves a directory as it was: whole, or not.
