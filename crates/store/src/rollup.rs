@@ -3,7 +3,8 @@
 //! A bucket's row has the time of its start. Of a gauge it has `<field>_min`, `_max`, `_mean` and `_last`, of a counter
 //! `<field>_increase` and `_last`, of a text or boolean `_last`. An increase is the sum of the steps from one value to
 //! the next; a step across the edge of a bucket belongs to the later one; a step back, or one of more than
-//! [`STEP_LIMIT_NS`], is unknown and adds nothing; where no step is known there is no increase.
+//! [`STEP_LIMIT_NS`], is unknown and adds nothing; where no step is known there is no increase. Nor is there an increase
+//! or a mean where its sum is beyond what its type can hold.
 //!
 //! ```text
 //!  files' rows ──rebuild──▶ Carry ──advance(new rows)──▶ rows of buckets, Carry
@@ -154,13 +155,14 @@ impl Value {
         }
     }
 
-    fn plus(&self, step: &Self) -> Self {
-        match (self, step) {
-            (Self::Float(a), Self::Float(b)) => Self::Float(a + b),
-            (Self::Integer(a), Self::Integer(b)) => Self::Integer(a.saturating_add(*b)),
-            (Self::Unsigned(a), Self::Unsigned(b)) => Self::Unsigned(a.saturating_add(*b)),
+    /// `None` where that is more than the kind can hold.
+    fn plus(&self, step: &Self) -> Option<Self> {
+        Some(match (self, step) {
+            (Self::Float(a), Self::Float(b)) => Self::Float(Some(a + b).filter(|it| it.is_finite())?),
+            (Self::Integer(a), Self::Integer(b)) => Self::Integer(a.checked_add(*b)?),
+            (Self::Unsigned(a), Self::Unsigned(b)) => Self::Unsigned(a.checked_add(*b)?),
             _ => self.clone(),
-        }
+        })
     }
 }
 
@@ -172,7 +174,34 @@ struct Summary {
     min: Value,
     max: Value,
     last: Value,
-    increase: Option<Value>,
+    increase: Increase,
+}
+
+/// How much more a counter became.
+#[derive(Clone, Debug)]
+enum Increase {
+    /// No step is known.
+    Unknown,
+    Known(Value),
+    /// More than its kind can hold: no number is right.
+    Beyond,
+}
+
+impl Increase {
+    fn add(&mut self, step: &Value) {
+        *self = match self {
+            Self::Unknown => Self::Known(step.clone()),
+            Self::Known(sum) => sum.plus(step).map_or(Self::Beyond, Self::Known),
+            Self::Beyond => return,
+        };
+    }
+
+    fn known(&self) -> Option<Value> {
+        match self {
+            Self::Known(sum) => Some(sum.clone()),
+            Self::Unknown | Self::Beyond => None,
+        }
+    }
 }
 
 impl Summary {
@@ -185,7 +214,7 @@ impl Summary {
                 min: value.clone(),
                 max: value.clone(),
                 last: value,
-                increase: step.cloned(),
+                increase: step.cloned().map_or(Increase::Unknown, Increase::Known),
             });
             return;
         };
@@ -199,8 +228,13 @@ impl Summary {
         }
         it.last = value.clone();
         if let Some(step) = step {
-            it.increase = Some(it.increase.as_ref().map_or_else(|| step.clone(), |sum| sum.plus(step)));
+            it.increase.add(step);
         }
+    }
+
+    /// `None` where the sum is more than a float can hold.
+    fn mean(&self) -> Option<Value> {
+        Some(self.sum / self.count as f64).filter(|it| it.is_finite()).map(Value::Float)
     }
 }
 
@@ -788,9 +822,9 @@ impl Finished {
                 Shape::Gauge => {
                     add("min", of(&|it| Some(it.min.clone()), *kind));
                     add("max", of(&|it| Some(it.max.clone()), *kind));
-                    add("mean", of(&|it| Some(Value::Float(it.sum / it.count as f64)), Kind::Float));
+                    add("mean", of(&Summary::mean, Kind::Float));
                 }
-                Shape::Counter => add("increase", of(&|it| it.increase.clone(), *kind)),
+                Shape::Counter => add("increase", of(&|it| it.increase.known(), *kind)),
                 Shape::Last => {}
             }
         }
@@ -904,6 +938,34 @@ mod tests {
             &[("late", 3.0, noon + 55), ("late", 5.0, noon + 600)],
             [&[("late", noon + 600, 5.0)], &[]],
         );
+    }
+
+    /// Of one series, in an hour.
+    #[track_caller]
+    fn check_sum(table: &str, field: &str, kind: Kind, values: &[&str], column: &str, expect: Option<Value>) {
+        let line = |(second, value): (usize, &&str)| format!("{table},vm=a {field}={value} {second}\n");
+        let text: String = values.iter().enumerate().map(line).collect();
+        let mut rows = snapshot(&text, kind);
+        rows.columns.fields = [(field.to_owned(), kind)].into_iter().collect();
+        let advanced =
+            advance(table, &Carry::default(), &rows, i64::MIN, Give::All, i64::MAX, usize::MAX).expect("it");
+        let found = advanced.rows[1][0].rows.column_by_name(column).expect("the column");
+        assert_eq!(value_at(found, 0), expect, "{column} of {values:?}");
+    }
+
+    #[test]
+    fn what_no_number_can_hold_is_left_out() {
+        let (most, huge) = (i64::MAX, "1e308");
+        let counter = |values: &[&str], expect| {
+            check_sum("vm_totals", "net_rxbytes", Kind::Integer, values, "net_rxbytes_increase", expect);
+        };
+        counter(&["0i", "5i", "3i", "4i"], Some(Value::Integer(6)));
+        let most = format!("{most}i");
+        counter(&["0i", &most], Some(Value::Integer(i64::MAX)));
+        counter(&["0i", &most, "0i", "1i"], None);
+        counter(&["0i", &most, "0i", "1i", "2i"], None);
+        check_sum("t", "v", Kind::Float, &["1", "2"], "v_mean", Some(Value::Float(1.5)));
+        check_sum("t", "v", Kind::Float, &[huge, huge], "v_mean", None);
     }
 
     #[test]
