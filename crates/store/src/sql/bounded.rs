@@ -25,6 +25,9 @@ use datafusion::scalar::ScalarValue;
 
 /// Bytes of what one call makes of a batch of rows: far more than a column of a table has.
 const MAX_MADE_BYTES: usize = 64 << 20;
+/// Bytes of what one call makes of constants: the planner has it for all rows, copies it, and writes it into the names of
+/// columns and plans, where a byte takes up to four.
+const MAX_CONSTANT_BYTES: usize = 64 << 10;
 /// Bytes of a value of fixed size, which also null takes: a hash, an address.
 const MAX_FIXED_BYTES: i64 = 1 << 10;
 /// Bytes between two texts that `string_agg` puts together: it has them once more for each row of a batch.
@@ -188,16 +191,30 @@ impl ScalarUDFImpl for Bounded {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        within(self.name(), self.grows.most(&args.args, args.number_rows)?)?;
+        within(self.name(), &args, |args, rows| self.grows.most(args, rows))?;
         self.function.invoke_with_args(args)
     }
 }
 
-fn within(name: &str, bytes: usize) -> Result<()> {
-    if bytes > MAX_MADE_BYTES {
-        return resources_err!("{name} would make up to {bytes} bytes, {MAX_MADE_BYTES} is the limit");
+/// `bytes`: of the answer to these arguments for so many rows, at most.
+fn within(
+    name: &str,
+    args: &ScalarFunctionArgs,
+    bytes: impl Fn(&[ColumnarValue], usize) -> Result<usize>,
+) -> Result<()> {
+    let (what, rows, most) = match are_constant(&args.args) {
+        true => (" of constants", 1, MAX_CONSTANT_BYTES),
+        false => ("", args.number_rows, MAX_MADE_BYTES),
+    };
+    let bytes = bytes(&args.args, rows)?;
+    if bytes > most {
+        return resources_err!("{name} would make up to {bytes} bytes{what}, {most} is the limit");
     }
     Ok(())
+}
+
+fn are_constant(args: &[ColumnarValue]) -> bool {
+    args.iter().all(|it| matches!(it, ColumnarValue::Scalar(_)))
 }
 
 /// The greatest of these numbers; 0 without one.
@@ -383,12 +400,11 @@ impl ScalarUDFImpl for Concat {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        within(self.name(), joined(&args.args, args.number_rows)?)?;
+        within(self.name(), &args, joined)?;
         let arrays = ColumnarValue::values_to_arrays(&args.args)?;
         let [left, right] = &arrays[..] else { return plan_err!("|| takes two texts") };
         let joined = concat_elements_dyn(left, right)?;
-        let are_scalars = args.args.iter().all(|it| matches!(it, ColumnarValue::Scalar(_)));
-        Ok(match are_scalars {
+        Ok(match are_constant(&args.args) {
             true => ColumnarValue::Scalar(ScalarValue::try_from_array(&joined, 0)?),
             false => ColumnarValue::Array(joined),
         })
