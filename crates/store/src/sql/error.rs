@@ -12,6 +12,9 @@ use super::{bounded, size};
 /// Names of tables that a message lists.
 const TOLD_TABLES: usize = 20;
 
+/// How the crate `regex` says that a pattern takes too much memory, in its two forms.
+const PATTERN_TOO_LARGE: [&str; 2] = ["CompiledTooBig", "regex exceeds size limit"];
+
 /// Why a query has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
@@ -107,14 +110,25 @@ impl From<DataFusionError> for QueryError {
                         | ArrowError::InvalidArgumentError(_)
                         | ArrowError::DivideByZero
                         | ArrowError::ArithmeticOverflow(_)
+                        | ArrowError::ComputeError(_)
                 ) =>
             {
-                if matches!(**problem, ArrowError::InvalidArgumentError(_)) {
+                if matches!(**problem, ArrowError::InvalidArgumentError(_) | ArrowError::ComputeError(_)) {
                     // Mostly a pattern or a zone that is none; but a fault of this program would be told so, too.
                     tracing::warn!("arrow refused what a query gave it: {problem}");
                 }
                 Self::Invalid(problem.to_string())
             }
+            // What functions say of their arguments. Likewise: what fails here has errors of its own, and DataFusion's
+            // faults are told as internal.
+            DataFusionError::Execution(problem) => {
+                tracing::warn!("a function refused what a query gave it: {problem}");
+                Self::Invalid(problem.clone())
+            }
+            // Functions tell it in ways of their own, one as DataFusion's fault.
+            _ if PATTERN_TOO_LARGE.iter().any(|it| text.contains(it)) => Self::Invalid(
+                "a regular expression is too large: make it shorter, or repeat less in it".to_owned(),
+            ),
             DataFusionError::NotImplemented(problem) => Self::Invalid(format!("not supported: {problem}")),
             _ => match refused_arguments(&text) {
                 Some(problem) => Self::Invalid(problem.to_owned()),

@@ -1,8 +1,11 @@
 //! SQL functions that InfluxDB 3 adds to DataFusion's, and the messages of what is not there.
 
-use disk::RealDisk;
+use std::collections::HashMap;
 use std::sync::Arc;
-use store::sql::{Engine, Format};
+
+use disk::RealDisk;
+use futures_util::TryStreamExt as _;
+use store::sql::{Engine, Format, QueryError};
 use store::{Options, Store};
 use telemetry::lines::{Catalog, Precision, parse};
 
@@ -404,7 +407,8 @@ fn texts_that_would_fill_the_memory_are_refused() {
         ("repeat(min(s), 3) AS it", r#"{"it":"xxx"}"#),
         ("lpad(min(s), 3, '-') AS it", r#"{"it":"--x"}"#),
         ("rpad(min(s), 2) || repeat(min(s), NULL) AS it", r#"{}"#),
-        ("length(repeat('x', 1000000)) AS it FROM cpu LIMIT 1 --", r#"{"it":1000000}"#),
+        ("length(repeat('x', 65536)) AS it FROM cpu LIMIT 1 --", r#"{"it":65536}"#),
+        ("max(length(repeat(s, 1000000))) AS it", r#"{"it":1000000}"#),
         ("replace(min(s), 'x', repeat('y', 4)) || min(vm) || max(n) AS it", r#"{"it":"yyyya9"}"#),
         ("min(s) || NULL AS it", "{}"),
         ("regexp_replace(min(vm), '(.)', '<\\1>', 'g') AS it", r#"{"it":"<a>"}"#),
@@ -417,15 +421,13 @@ fn texts_that_would_fill_the_memory_are_refused() {
     ]);
     let (_dir, engine) = open(LINES);
     for sql in [
-        "SELECT repeat('x', 2000000000)",
-        "SELECT lpad('x', 2000000000)",
         "SELECT rpad(s, n * 1000000000) FROM cpu",
         "SELECT repeat(s, 1000000000) FROM cpu",
         "SELECT count(repeat('xx', CAST(value AS INT) * 1000)) FROM generate_series(1, 100000)",
-        "SELECT replace(arrow_cast(repeat('x', 1000000), 'LargeUtf8'), 'x', repeat('y', 1000000))",
-        "SELECT regexp_replace(repeat('x', 1000000), '.', repeat('y', 1000), 'g')",
-        "SELECT regexp_replace(repeat('x', 1000000), '.*', repeat('\\0', 100))",
-        "SELECT to_char(time, repeat('%c', 1000000)) FROM cpu",
+        "SELECT replace(arrow_cast(repeat(s, 1000000), 'LargeUtf8'), 'x', repeat(s, 1000000)) FROM cpu",
+        "SELECT regexp_replace(repeat(s, 1000000), '.', repeat('y', 1000), 'g') FROM cpu",
+        "SELECT regexp_replace(repeat(s, 1000000), '.*', repeat('\\0', 100)) FROM cpu",
+        "SELECT to_char(time, repeat('%' || s, 3000000)) FROM cpu",
         "SELECT array_to_string([1, 2, 3], repeat(s, 4000000)) FROM cpu",
         "SELECT concat_ws(repeat(vm, 6000000), '', '', '') FROM cpu",
         "WITH a AS (SELECT repeat(vm, 6000000) AS x FROM cpu), b AS (SELECT x || x AS x FROM a) SELECT x || x FROM b",
@@ -437,6 +439,17 @@ fn texts_that_would_fill_the_memory_are_refused() {
         // Not `expect_err`: it would show an answer that is there.
         let Some(told) = ask(&engine, "db", sql, Format::Csv).err() else { panic!("{sql} is answered") };
         assert!(told.contains("bytes, 67108864 is the limit"), "{sql}: {told}");
+    }
+    // What the planner has would be copied, and written into names.
+    for sql in [
+        "SELECT repeat('x', 2000000000)",
+        "SELECT lpad('x', 2000000000)",
+        "SELECT length(encode(CAST(repeat('x', 60000000) AS BYTEA), 'hex'))",
+        "SELECT named_struct('a', repeat('x', 60000000)) FROM cpu",
+        "SELECT repeat('x', 40000) || repeat('x', 40000)",
+    ] {
+        let Some(told) = ask(&engine, "db", sql, Format::Csv).err() else { panic!("{sql} is answered") };
+        assert!(told.contains("bytes of constants, 65536 is the limit"), "{sql}: {told}");
     }
     refusals(&[
         (
@@ -485,4 +498,30 @@ fn a_table_for_people_is_refused_where_csv_is_not() {
     }
     let found = ask(&engine, "db", "SELECT vm, n FROM cpu WHERE n = 9", Format::Pretty).expect("an answer");
     assert_eq!(found, "+----+---+\n| vm | n |\n+----+---+\n| a  | 9 |\n+----+---+\n");
+}
+
+/// What the one who asks can mend is told as such, also where it shows only while the query runs.
+#[test]
+fn what_a_function_refuses_is_the_querys_fault() {
+    let (_dir, engine) = open(LINES);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    for sql in [
+        "SELECT date_bin(INTERVAL '0 seconds', time) FROM cpu",
+        "SELECT factorial(100)",
+        "SELECT factorial(n * 100) FROM cpu",
+        "SELECT vm ~ '(((a{1,1000}){1,1000}){1,1000})' FROM cpu",
+        "SELECT regexp_like(vm, '(((a{1,1000}){1,1000}){1,1000})') FROM cpu",
+        "SELECT regexp_replace(vm, '(((a{1,1000}){1,1000}){1,1000})', 'x') FROM cpu",
+        "SELECT regexp_like(vm, '(' || vm) FROM cpu",
+        "SELECT n / 0 FROM cpu",
+        "SELECT CAST(vm AS BIGINT) FROM cpu",
+        "SELECT to_timestamp(vm) FROM cpu",
+        "SELECT arrow_cast(n, 'Nothing') FROM cpu",
+    ] {
+        let told = runtime.block_on(async {
+            let rows = engine.query("db", sql, HashMap::new(), false).await?;
+            rows.try_for_each(async |_| Ok(())).await
+        });
+        assert!(matches!(told, Err(QueryError::Invalid(_))), "{sql}: {told:?}");
+    }
 }
