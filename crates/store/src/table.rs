@@ -47,6 +47,8 @@ struct Live {
     /// It must not stay in memory for this alone.
     carry: Weak<Carry>,
     last_chunk: Option<Arc<Chunk>>,
+    /// See [`Table::live_rollups`].
+    oldest: i64,
     rows: [Vec<Arc<Chunk>>; 2],
 }
 
@@ -166,12 +168,13 @@ impl Table {
         if let Some(live) = &*live
             && live.carry.as_ptr() == Arc::as_ptr(&carry)
             && live.last_chunk.as_ref().map(Arc::as_ptr) == last_chunk.as_ref().map(Arc::as_ptr)
+            && live.oldest == oldest
         {
             return Ok(live.rows.clone());
         }
         let rows = rollup::advance(&self.name, &carry, snapshot, oldest, Give::All, i64::MAX, room)?.rows;
         let rows = rows.map(|it| it.into_iter().map(Arc::new).collect::<Vec<_>>());
-        *live = Some(Live { carry: Arc::downgrade(&carry), last_chunk, rows: rows.clone() });
+        *live = Some(Live { carry: Arc::downgrade(&carry), last_chunk, oldest, rows: rows.clone() });
         Ok(rows)
     }
 }

@@ -15,6 +15,7 @@ use datafusion::logical_expr::Expr;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::scalar::ScalarValue;
 
+use super::begun_ns;
 use super::error::unknown_table;
 use super::waiting::may_wait;
 use crate::last::{self, LastRows, MAX_SERIES};
@@ -83,8 +84,7 @@ impl TableProvider for LastOfTable {
             None => Arc::clone(&self.schema),
             Some(columns) => Arc::new(self.schema.project(columns)?),
         };
-        let begun = session.execution_props().query_execution_start_time;
-        let now_ns = begun.and_then(|it| it.timestamp_nanos_opt()).unwrap_or(i64::MAX);
+        let now_ns = begun_ns(session);
         let rows = if self.table.must_fill_last() {
             let (table, wanted) = (Arc::clone(&self.table), Arc::clone(&wanted));
             may_wait(move |_| Ok(table.last_rows(&wanted, now_ns)?)).await?

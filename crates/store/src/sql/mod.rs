@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use datafusion::catalog::{
-    CatalogProvider as _, CatalogProviderList as _, MemoryCatalogProvider, MemoryCatalogProviderList,
+    CatalogProvider as _, CatalogProviderList as _, MemoryCatalogProvider, MemoryCatalogProviderList, Session,
 };
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
@@ -243,6 +243,12 @@ impl Engine {
         let tables = tables.keys().cloned().collect();
         Ok(Query { context, sql: sql.to_owned(), params, tables })
     }
+}
+
+/// When this query began, as its `now()` has it; nanoseconds since 1970.
+fn begun_ns(session: &dyn Session) -> i64 {
+    let begun = session.execution_props().query_execution_start_time;
+    begun.and_then(|it| it.timestamp_nanos_opt()).unwrap_or(i64::MAX)
 }
 
 impl Drop for Engine {

@@ -31,6 +31,7 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
 use telemetry::lines::limits::ROLLUP_TAILS;
 
+use super::begun_ns;
 use super::merged::Merged;
 use super::pruning;
 use super::waiting::may_wait;
@@ -75,9 +76,8 @@ impl Tables {
         if let Some((table, size)) = raw {
             let of = table.snapshot()?;
             snapshot.columns = rollup::columns(&table.name, &of.columns);
-            let oldest = of.newest().map_or(i64::MIN, |newest| self.store.oldest_ns(&table, newest));
             let store = Arc::clone(&self.store);
-            live = Some(LiveRollup { store, table, snapshot: of, size, oldest });
+            live = Some(LiveRollup { store, table, snapshot: of, size });
         }
         let schema = snapshot.columns.sql_schema();
         Ok(Rows { snapshot, live, schema, rule })
@@ -118,8 +118,6 @@ struct LiveRollup {
     /// The raw rows.
     snapshot: Snapshot,
     size: usize,
-    /// See [`Inner::oldest_ns`].
-    oldest: i64,
 }
 
 #[async_trait]
@@ -150,6 +148,7 @@ impl TableProvider for Rows {
             self.snapshot.groups(times)?
         } else {
             let (snapshot, live) = (self.snapshot.clone(), self.live.clone());
+            let now_ns = begun_ns(session);
             let memory = MemoryConsumer::new("roll-ups").register(&session.runtime_env().memory_pool);
             may_wait(move |wanted| {
                 let mut snapshot = snapshot;
@@ -158,11 +157,10 @@ impl TableProvider for Rows {
                     memory.try_grow(
                         live.snapshot.chunks.iter().map(|it| it.rows.get_array_memory_size()).sum(),
                     )?;
-                    let mut rows = live.table.live_rollups(
-                        &live.snapshot,
-                        live.oldest,
-                        live.store.rollup_room(&live.table),
-                    )?;
+                    let LiveRollup { store, table, snapshot: raw, .. } = &live;
+                    // What the next flush will not write is not shown either.
+                    let oldest = store.believed(now_ns).map_or(i64::MIN, |now| store.oldest_ns(table, now));
+                    let mut rows = table.live_rollups(raw, oldest, store.rollup_room(table))?;
                     snapshot.chunks.append(&mut rows[live.size]);
                 }
                 // Each is checked once; one after another, so that what a time-out leaves is not done again.

@@ -276,7 +276,7 @@ impl Inner {
     }
 
     /// What of the clock is believed, which may be far ahead: a day after the latest row. `None` without rows.
-    fn believed(&self, now_ns: i64) -> Option<i64> {
+    pub(crate) fn believed(&self, now_ns: i64) -> Option<i64> {
         self.newest_ns().map(|newest| now_ns.min(newest.saturating_add(DAY_NS)))
     }
 

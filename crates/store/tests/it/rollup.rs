@@ -311,3 +311,26 @@ fn series_that_find_no_room_are_left_out_of_roll_ups() {
     let hours = rows(&engine(&store), "vm_devices_1h", "WHERE name LIKE 'b%' AND heat_last = 125");
     assert!(hours.len() == 5 && hours.iter().all(|it| it.contains("heat_min=122 ")), "{hours:#?}");
 }
+
+/// What no file will get shows in no roll-up before, either.
+#[test]
+fn points_beyond_retention_make_no_roll_ups() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let retention = Arc::new(|_: &str, _: &str| Duration::from_secs(30 * 86_400));
+    let options = Options { retention, min_free: Some(0), ..Options::default() };
+    let store = Store::open(Arc::new(RealDisk), dir.path(), options).expect("it opens").0;
+    let point = |table: &str, days: i64| Point {
+        table: table.to_owned(),
+        tags: Vec::new(),
+        time: START - days * 24 * HOUR,
+        fields: vec![("v".to_owned(), 1)],
+    };
+    let points = [point("now", 0), point("old", 31), point("young", 29)];
+    store.apply(1, "db", &batch(&points)).expect("it takes them");
+    let engine = engine(&store);
+    let count = |table: &str| rows(&engine, table, "").len();
+    for _ in 0..2 {
+        assert_eq!(["now_1h", "old_1m", "old_1h", "young_1m", "young_1h"].map(count), [1, 0, 0, 1, 1]);
+        store.flush(START).expect("it flushes");
+    }
+}
