@@ -135,6 +135,8 @@ fn database_failure(error: WriteError) -> DatabaseFailure {
 /// Answers from the embedded store.
 #[cfg(feature = "store")]
 pub(crate) mod sql {
+    use std::fmt::Write as _;
+
     use futures_util::StreamExt as _;
     use serde_json::Value;
     use store::StoreError;
@@ -159,10 +161,18 @@ pub(crate) mod sql {
 
     /// What a compaction did, for a person.
     pub(crate) fn told(done: &store::Done) -> String {
-        format!(
+        let mut told = format!(
             "{} rows written to files, {} files merged into one a day, {} expired",
             done.flushed_rows, done.compacted_files, done.expired_files
-        )
+        );
+        if done.expired_rows > 0 {
+            let _ = write!(
+                told,
+                "; {} points were not kept: they were older than their table's retention",
+                done.expired_rows
+            );
+        }
+        told
     }
 
     /// What keeps the store from being compacted or backed up.

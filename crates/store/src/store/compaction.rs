@@ -53,8 +53,8 @@ impl Store {
         let mut work = self.inner.begin()?;
         self.inner.set_aside(&mut work)?;
         self.inner.bury(&mut work);
-        let cursor = work.cursor;
-        Ok(Done { cursor, flushed_rows, compacted_files, expired_files, ..Done::default() })
+        let (cursor, expired_rows) = (work.cursor, std::mem::take(&mut work.expired_rows));
+        Ok(Done { cursor, flushed_rows, compacted_files, expired_files, expired_rows, ..Done::default() })
     }
 }
 

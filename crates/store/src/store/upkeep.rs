@@ -101,7 +101,7 @@ pub struct Done {
     /// Files that retention removed.
     pub expired_files: usize,
     /// Rows that no file got, because they were older than their table's retention when they were to be written, in all
-    /// flushes since the last [`Store::maintain`].
+    /// flushes since the last [`Store::maintain`] or [`Store::compact`].
     pub expired_rows: u64,
     /// The days whose rows went because the files took too much, as `YYYY-MM-DD`, and the bytes that this freed.
     pub dropped_days: Vec<String>,
