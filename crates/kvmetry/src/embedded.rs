@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use disk::Disk;
-use journal::{Entry, Journal, Seq, Stats};
+use journal::{Entry, Journal, Loss, Seq, Stats};
 use store::sql::{Engine, QueryLimits};
 use store::{Room, Store};
 use telemetry::lines::limits::ROLLUP_SUFFIXES;
 use telemetry::lines::{Batch, Catalog, Precision, parse};
 
 pub(crate) use self::others::Others;
-use crate::clock::Clock;
+use crate::clock::{Clock, rfc3339};
 use crate::config;
 use crate::entry;
 use crate::keep::STORE;
@@ -57,8 +57,30 @@ pub(crate) struct Setup {
 pub(crate) struct Embedded {
     store: Store,
     engine: Arc<Engine>,
+    at_risk: Arc<Mutex<AtRisk>>,
     stop: Arc<Stop>,
     ended: tokio::sync::oneshot::Receiver<()>,
+}
+
+/// What the journal has dropped before the store's files had it: only memory has it.
+#[derive(Default)]
+struct AtRisk {
+    losses: Vec<Loss>,
+    /// The last entry of it at most: files that are past it have all.
+    through: Seq,
+}
+
+impl AtRisk {
+    fn add(&mut self, loss: Loss) {
+        match self.losses.iter_mut().find(|it| it.cause == loss.cause) {
+            Some(it) => {
+                it.entries += loss.entries;
+                it.lines += loss.lines;
+                it.span = (it.span.0.min(loss.span.0), it.span.1.max(loss.span.1));
+            }
+            None => self.losses.push(loss),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -164,10 +186,12 @@ impl Embedded {
         let compactor_stop = Arc::clone(&stop);
         vital::spawn("compact", move || compactor.run(&compactor_stop)).context("no thread for the store")?;
         let told = OncePerCause::default();
+        let at_risk = Arc::new(Mutex::default());
         let upkeep = Upkeep {
             store: store.clone(),
             journal,
             losses,
+            at_risk: Arc::clone(&at_risk),
             others,
             clock,
             told,
@@ -181,12 +205,13 @@ impl Embedded {
             let _ = end.send(());
         };
         vital::spawn("store", run).context("no thread for the store")?;
-        Ok(Self { store, engine: Arc::new(engine), stop, ended })
+        Ok(Self { store, engine: Arc::new(engine), at_risk, stop, ended })
     }
 
     /// What feeds it.
     pub(crate) fn applied(&self) -> Box<dyn Applied> {
-        Box::new(Feed { store: self.store.clone(), stop: Arc::clone(&self.stop) })
+        let at_risk = Arc::clone(&self.at_risk);
+        Box::new(Feed { store: self.store.clone(), at_risk, stop: Arc::clone(&self.stop) })
     }
 
     /// The tables that it knows.
@@ -305,8 +330,13 @@ fn warn_of_left_out(rows: u64, held_back: u64) {
     );
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 struct Feed {
     store: Store,
+    at_risk: Arc<Mutex<AtRisk>>,
     stop: Arc<Stop>,
 }
 
@@ -324,12 +354,26 @@ impl Applied for Feed {
             tracing::error!(seq, lines = batch.lines, "the store cannot take an entry: {error}");
         }
     }
+
+    fn dropped(&mut self, losses: Vec<Loss>, through: Seq) -> Vec<Loss> {
+        if !self.store.has_all_rows() {
+            return losses;
+        }
+        let (ours, others): (Vec<_>, _) = losses.into_iter().partition(|it| it.reader == STORE);
+        if !ours.is_empty() {
+            let mut at_risk = lock(&self.at_risk);
+            ours.into_iter().for_each(|it| at_risk.add(it));
+            at_risk.through = through;
+        }
+        others
+    }
 }
 
 struct Upkeep {
     store: Store,
     journal: Arc<Journal>,
     losses: Arc<Losses>,
+    at_risk: Arc<Mutex<AtRisk>>,
     others: Others,
     clock: Arc<dyn Clock>,
     told: OncePerCause,
@@ -340,7 +384,7 @@ struct Upkeep {
 
 impl Stop {
     fn state(&self) -> MutexGuard<'_, Asked> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn ask(&self, what: impl FnOnce(&mut Asked)) {
@@ -392,6 +436,7 @@ impl Upkeep {
         while !stop.is_asked() {
             stop.state().hurry = false;
             self.maintain();
+            self.settle(false);
             self.read_again(stop);
             stop.wait(MAINTAIN_EVERY, |_| false);
             stop.wait(MAINTAIN_IDLE_EVERY - MAINTAIN_EVERY, |it| it.hurry);
@@ -399,6 +444,32 @@ impl Upkeep {
         // So that the files are whole for whoever reads them without us. If the time does not suffice, the journal has it.
         if self.has_room {
             self.flush();
+        }
+        self.settle(true);
+    }
+
+    /// Says what became of what only memory has: files have it, it is lost, or that is to be seen yet. `ends`: nothing more
+    /// will be written.
+    fn settle(&self, ends: bool) {
+        let mut at_risk = lock(&self.at_risk);
+        if at_risk.losses.is_empty() || self.store.cursor() >= at_risk.through {
+            at_risk.losses.clear();
+        } else if ends || !self.store.has_all_rows() {
+            self.losses.add(std::mem::take(&mut at_risk.losses));
+            if ends {
+                self.losses.tell_all();
+            }
+        } else if let Some(held_back) = self.told.tell("at risk", self.clock.monotonic()) {
+            for Loss { lines, span, .. } in &at_risk.losses {
+                tracing::warn!(
+                    held_back,
+                    lines,
+                    from = rfc3339(span.0),
+                    to = rfc3339(span.1),
+                    "the journal had to drop lines that the store has in memory only, until it can write: they are lost if \
+                     kvmetry ends before"
+                );
+            }
         }
     }
 
@@ -510,7 +581,7 @@ impl Upkeep {
 #[cfg(test)]
 mod tests {
     use disk::RealDisk;
-    use journal::Limits;
+    use journal::{Limits, LossCause};
     use store::Options;
 
     use super::*;
@@ -559,6 +630,58 @@ mod tests {
         let raw = store.stats().file_rows;
         assert!(raw >= ENTRIES * 100, "{:?}", store.stats());
         assert_eq!(losses.lines_of(STORE), 0);
+    }
+
+    /// The journal drops what only memory has: what becomes of it decides whether it is lost.
+    #[test]
+    fn what_the_journal_drops_is_lost_if_memory_loses_it_too() {
+        /// Lines that count as lost after `then`, of 7 of the store and 5 of another reader.
+        #[track_caller]
+        fn check(then: impl FnOnce(&Store), expect: u64) {
+            let dir = tempfile::tempdir().unwrap();
+            let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+            let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(NOW_NS));
+            let journal = dir.path().join("journal");
+            let journal = Journal::open(Arc::clone(&disk), &journal, Limits::default(), &[STORE]).unwrap().0;
+            let options = Options { min_free: Some(0), memory: 1, ..Options::default() };
+            let store = Store::open(Arc::clone(&disk), &dir.path().join("store"), options).unwrap().0;
+            let (batch, _) = parse("t,vm=a n=1i 1", Precision::Nanosecond, i64::MAX).into_batch();
+            store.apply(1, "db", &batch).unwrap();
+            let losses = Arc::new(Losses::new(Arc::clone(&clock)));
+            let at_risk: Arc<Mutex<AtRisk>> = Arc::default();
+            let mut feed = Feed { store: store.clone(), at_risk: Arc::clone(&at_risk), stop: Arc::default() };
+            let loss = |reader: &str, lines: u64| Loss {
+                reader: reader.to_owned(),
+                cause: LossCause::DiskFull,
+                entries: 1,
+                lines,
+                span: (1, 1),
+            };
+            let lost = feed.dropped(vec![loss(STORE, 4), loss("influxdb", 5), loss(STORE, 3)], 1);
+            assert_eq!(lost, [loss("influxdb", 5)]);
+            let upkeep = Upkeep {
+                store: store.clone(),
+                journal: Arc::new(journal),
+                losses: Arc::clone(&losses),
+                at_risk,
+                others: Others::new(disk, dir.path().to_owned()),
+                clock,
+                told: OncePerCause::default(),
+                has_room: true,
+                read_at: None,
+            };
+            upkeep.settle(false);
+            assert_eq!(losses.lines_of(STORE), 0, "memory has them");
+            then(&store);
+            upkeep.settle(false);
+            upkeep.settle(true);
+            assert_eq!(losses.lines_of(STORE), expect);
+            assert_eq!(feed.dropped(vec![loss(STORE, 1)], 1).len(), usize::from(!store.has_all_rows()));
+        }
+        check(|store| drop(store.flush(NOW_NS).unwrap()), 0);
+        check(|_| {}, 7);
+        // It reads the journal again, which has them no more.
+        check(|store| assert_eq!(store.read_again(), 0), 7);
     }
 
     /// As of a data directory that was copied while it was written to.
@@ -628,6 +751,7 @@ mod tests {
                 store: store.clone(),
                 journal: Arc::clone(&journal),
                 losses,
+                at_risk: Arc::default(),
                 others: Others::new(disk, dir.path().to_owned()),
                 clock,
                 told: OncePerCause::default(),

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use journal::{Journal, JournalError, Seq};
+use journal::{Journal, JournalError, Loss, Seq};
 use telemetry::lines::{
     Batch, Catalog, CatalogFault, LineError, MergeConflict, NotUtf8, Parsed, Precision, Refused,
     SeriesMemory, parse, parse_again, text,
@@ -67,6 +67,13 @@ pub(crate) trait Applied: Send {
     /// Whether it has more in memory than it should: then those who can wait do so.
     fn is_behind(&self) -> bool {
         false
+    }
+
+    /// Takes what the journal has dropped before its readers were past it, up to the entry `through`. Gives back what is
+    /// lost by that.
+    fn dropped(&mut self, losses: Vec<Loss>, through: Seq) -> Vec<Loss> {
+        let _ = through;
+        losses
     }
 }
 
@@ -552,7 +559,7 @@ impl Thread {
             Ok(appended) => appended,
             Err(error) => return self.failed(kept, error),
         };
-        losses.add(appended.losses);
+        self.dropped(appended.losses, appended.first - 1);
         if std::mem::take(&mut self.is_failing) {
             tracing::info!("the journal can be written again");
         }
@@ -595,10 +602,22 @@ impl Thread {
         jobs.into_iter().for_each(|job| job.end(&self.shared.losses, Err(error.clone())));
     }
 
-    fn maintain(&self) {
+    /// Tells what is lost of what the journal dropped.
+    fn dropped(&mut self, losses: Vec<Loss>, through: Seq) {
+        let lost = match &mut self.applied {
+            Some(applied) if !losses.is_empty() => applied.dropped(losses, through),
+            _ => losses,
+        };
+        self.shared.losses.add(lost);
+    }
+
+    fn maintain(&mut self) {
         let now_ns = self.shared.clock.wall_ns();
         match self.journal.maintain(now_ns) {
-            Ok(lost) => self.shared.losses.add(lost),
+            Ok(losses) => {
+                let last = *self.shared.last.borrow();
+                self.dropped(losses, last);
+            }
             Err(error) => {
                 let why = chain(&error);
                 if self.troubles.tell(&why, self.shared.clock.monotonic()).is_some() {

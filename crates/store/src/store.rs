@@ -137,6 +137,12 @@ struct Applied {
     left_out: Option<u64>,
 }
 
+impl Applied {
+    fn is_whole(&self) -> bool {
+        !self.has_gap && self.left_out.is_none()
+    }
+}
+
 /// What was found wrong at the opening, each with what was done about it.
 pub type Complaints = Vec<String>;
 
@@ -229,6 +235,11 @@ impl Store {
     /// As [`Store::apply`].
     pub fn apply_read(&self, seq: u64, database: &str, batch: &Batch) -> Result<()> {
         self.inner.apply(&mut lock(&self.inner.applied), seq, database, batch)
+    }
+
+    /// Whether all rows that it was given are in files or in memory: none was given up, or those were read again.
+    pub fn has_all_rows(&self) -> bool {
+        lock(&self.inner.applied).is_whole()
     }
 
     /// Whether the journal is to be read again: rows were given up for want of room and there is room now, or an earlier

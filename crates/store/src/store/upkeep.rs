@@ -704,9 +704,7 @@ impl Inner {
     /// # Errors
     /// [`StoreError::InJournalOnly`] if only the journal has some rows.
     fn demand_all_rows(&self) -> Result<()> {
-        let applied = lock(&self.applied);
-        let is_whole = !applied.has_gap && applied.left_out.is_none();
-        is_whole.then_some(()).ok_or(StoreError::InJournalOnly)
+        lock(&self.applied).is_whole().then_some(()).ok_or(StoreError::InJournalOnly)
     }
 
     /// Removes files that no longer count and that no query reads.
