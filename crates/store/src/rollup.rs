@@ -14,21 +14,25 @@
 //! It goes forward at each flush and is made anew from the files at a start. Rows that are later than all rows of
 //! their series just go on; for the others ("late") the hours they fall into are computed anew from all raw rows.
 
+mod anew;
+mod finished;
+mod summary;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, DictionaryArray, Float64Array, Int64Array, StringArray,
-    TimestampNanosecondArray, UInt64Array,
-};
-use arrow::datatypes::{Float64Type, Int32Type, Int64Type, SchemaRef, UInt64Type};
+use arrow::array::Array as _;
+use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
-use telemetry::catalogue;
 use telemetry::lines::SeriesKey;
 use telemetry::lines::limits::ROLLUP_SUFFIXES;
 
-use crate::error::{Result, StoreError};
-use crate::memory::{Chunk, Times, overlap, widen};
+use self::anew::{Anew, Recompute, leave_gaps};
+use self::finished::Finished;
+use self::summary::{Shape, Summary, shape};
+pub(crate) use self::summary::{Value, array, columns, value_at};
+use crate::error::Result;
+use crate::memory::{Chunk, Times};
 use crate::merge::{Chunks, Key, Source, merge, tag_names, times};
 use crate::schema::{Columns, Kind};
 use crate::table::{Snapshot, file_sources, sources};
@@ -46,12 +50,6 @@ pub(crate) const BUCKETS: [Bucket; ROLLUP_SUFFIXES.len()] = [
 pub(crate) const STEP_LIMIT_NS: i64 = HOUR_NS;
 /// A bucket is written once the table has rows this much later than its end: hosts are not read at the same moment.
 const GRACE_NS: i64 = MINUTE_NS;
-/// Late rows that are scattered over the past are computed anew in so many readings of files at most: where there are
-/// more, those that are nearest to each other become one, so that a flush reads each raw file once at most.
-const MAX_READINGS: usize = 32;
-/// Finished buckets that are held as such: one takes some 100 bytes a field, as a row in a chunk a third of that.
-const OPEN_ROWS: usize = 2_048;
-
 /// What a series takes between two flushes, bytes, roughly, beside its tags and fields; and a tag beside its texts, and a
 /// field.
 const CARRIED_SERIES_BYTES: usize = 400;
@@ -69,173 +67,6 @@ pub(crate) struct Bucket {
 
 fn start_of(time: i64, ns: i64) -> i64 {
     time.saturating_sub(time.rem_euclid(ns))
-}
-
-/// What a field's roll-up has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shape {
-    Gauge,
-    Counter,
-    Last,
-}
-
-fn shape(table: &str, field: &str, kind: Kind) -> Shape {
-    match kind {
-        Kind::String | Kind::Boolean => Shape::Last,
-        _ if catalogue::kind_of(table, field) == Some(catalogue::Kind::Counter) => Shape::Counter,
-        _ => Shape::Gauge,
-    }
-}
-
-/// The columns of the roll-ups of a table.
-pub(crate) fn columns(table: &str, of: &Columns) -> Columns {
-    let mut columns = Columns { tags: of.tags.clone(), fields: BTreeMap::new() };
-    for (field, &kind) in &of.fields {
-        let mut add = |tail: &str, kind: Kind| {
-            let name = format!("{field}_{tail}");
-            // A tag of that name goes first.
-            if !of.tags.contains(&name) {
-                columns.fields.insert(name, kind);
-            }
-        };
-        add("last", kind);
-        match shape(table, field, kind) {
-            Shape::Gauge => {
-                add("min", kind);
-                add("max", kind);
-                add("mean", Kind::Float);
-            }
-            Shape::Counter => {
-                add("increase", kind);
-            }
-            Shape::Last => {}
-        }
-    }
-    columns
-}
-
-/// A field's value.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Value {
-    Float(f64),
-    Integer(i64),
-    Unsigned(u64),
-    Boolean(bool),
-    Text(Arc<str>),
-}
-
-impl Value {
-    fn as_f64(&self) -> f64 {
-        match self {
-            Self::Float(value) => *value,
-            Self::Integer(value) => *value as f64,
-            Self::Unsigned(value) => *value as f64,
-            Self::Boolean(_) | Self::Text(_) => 0.0,
-        }
-    }
-
-    fn is_less(&self, than: &Self) -> bool {
-        match (self, than) {
-            (Self::Float(a), Self::Float(b)) => a < b,
-            (Self::Integer(a), Self::Integer(b)) => a < b,
-            (Self::Unsigned(a), Self::Unsigned(b)) => a < b,
-            _ => false,
-        }
-    }
-
-    /// How much more it is; `None` if less.
-    fn step_from(&self, before: &Self) -> Option<Self> {
-        match (self, before) {
-            (Self::Float(now), Self::Float(before)) if now >= before => Some(Self::Float(now - before)),
-            (Self::Integer(now), Self::Integer(before)) if now >= before => {
-                Some(Self::Integer(now.checked_sub(*before)?))
-            }
-            (Self::Unsigned(now), Self::Unsigned(before)) => Some(Self::Unsigned(now.checked_sub(*before)?)),
-            _ => None,
-        }
-    }
-
-    /// `None` where that is more than the kind can hold.
-    fn plus(&self, step: &Self) -> Option<Self> {
-        Some(match (self, step) {
-            (Self::Float(a), Self::Float(b)) => Self::Float(Some(a + b).filter(|it| it.is_finite())?),
-            (Self::Integer(a), Self::Integer(b)) => Self::Integer(a.checked_add(*b)?),
-            (Self::Unsigned(a), Self::Unsigned(b)) => Self::Unsigned(a.checked_add(*b)?),
-            _ => self.clone(),
-        })
-    }
-}
-
-/// A field's values in one bucket.
-#[derive(Clone, Debug)]
-struct Summary {
-    count: u64,
-    sum: f64,
-    min: Value,
-    max: Value,
-    last: Value,
-    increase: Increase,
-}
-
-/// How much more a counter became.
-#[derive(Clone, Debug)]
-enum Increase {
-    /// No step is known.
-    Unknown,
-    Known(Value),
-    /// More than its kind can hold: no number is right.
-    Beyond,
-}
-
-impl Increase {
-    fn add(&mut self, step: &Value) {
-        *self = match self {
-            Self::Unknown => Self::Known(step.clone()),
-            Self::Known(sum) => sum.plus(step).map_or(Self::Beyond, Self::Known),
-            Self::Beyond => return,
-        };
-    }
-
-    fn known(&self) -> Option<Value> {
-        match self {
-            Self::Known(sum) => Some(sum.clone()),
-            Self::Unknown | Self::Beyond => None,
-        }
-    }
-}
-
-impl Summary {
-    fn push(this: &mut Option<Self>, value: &Value, step: Option<&Value>) {
-        let Some(it) = this else {
-            let value = value.clone();
-            *this = Some(Self {
-                count: 1,
-                sum: value.as_f64(),
-                min: value.clone(),
-                max: value.clone(),
-                last: value,
-                increase: step.cloned().map_or(Increase::Unknown, Increase::Known),
-            });
-            return;
-        };
-        it.count += 1;
-        it.sum += value.as_f64();
-        if value.is_less(&it.min) {
-            it.min = value.clone();
-        }
-        if it.max.is_less(value) {
-            it.max = value.clone();
-        }
-        it.last = value.clone();
-        if let Some(step) = step {
-            it.increase.add(step);
-        }
-    }
-
-    /// `None` where the sum is more than a float can hold.
-    fn mean(&self) -> Option<Value> {
-        Some(self.sum / self.count as f64).filter(|it| it.is_finite()).map(Value::Float)
-    }
 }
 
 /// A bucket of one series.
@@ -310,16 +141,6 @@ impl Series {
     }
 }
 
-/// Rows of buckets that are complete for now.
-#[derive(Debug, Default)]
-struct Finished {
-    /// At most [`OPEN_ROWS`]: an [`Open`] takes several times what its row takes in a chunk.
-    rows: Vec<(Arc<SeriesKey>, Open)>,
-    /// Of `rows`.
-    late: Option<Times>,
-    chunks: Vec<Chunk>,
-}
-
 /// What [`advance`] gives.
 pub(crate) struct Advanced {
     pub(crate) carry: Carry,
@@ -327,18 +148,6 @@ pub(crate) struct Advanced {
     pub(crate) rows: [Vec<Chunk>; 2],
     /// Series that were left out for want of room.
     pub(crate) left_out: usize,
-}
-
-/// What is to be computed anew of a series with late rows.
-struct Anew {
-    /// The starts of the hours.
-    hours: BTreeSet<i64>,
-    /// The time of the last row that was known.
-    known: Option<i64>,
-    /// The time of its last row; `None` where the series goes on from what was known, if anything was.
-    last: Option<i64>,
-    /// Its new rows.
-    rows: RecordBatch,
 }
 
 /// Which buckets are given.
@@ -511,168 +320,6 @@ pub(crate) fn advance(
     Ok(Advanced { carry: next, rows, left_out })
 }
 
-/// Hours of which raw rows are gone keep the roll-ups that they have: what is left would make worse ones. A series whose
-/// last hour is such a one goes on from what was known.
-fn leave_gaps(
-    fields: &Fields<'_>,
-    anew: &mut BTreeMap<Key, Anew>,
-    snapshot: &Snapshot,
-    newest: Option<i64>,
-    next: &mut Carry,
-    finished: &mut [Finished; 2],
-) -> Result<()> {
-    // An hour's first step depends on the hour before.
-    let needed = |hour: i64| (hour.saturating_sub(STEP_LIMIT_NS), hour.saturating_add(HOUR_NS - 1));
-    let hours: BTreeSet<i64> = anew.values().flat_map(|it| it.hours.iter().copied()).collect();
-    let spans: Vec<Times> = side_by_side(&hours).iter().map(|it| (needed(it.0).0, it.1 - 1)).collect();
-    let gaps = snapshot.gaps(&spans)?;
-    if gaps.is_empty() {
-        return Ok(());
-    }
-    for (key, it) in anew {
-        it.hours.retain(|&hour| !gaps.iter().any(|&gap| overlap(gap, needed(hour))));
-        let Some(last) = it.last else { continue };
-        if it.hours.contains(&start_of(last, HOUR_NS)) {
-            continue;
-        }
-        it.last = None;
-        let is_late = |&time: &i64| match it.known {
-            Some(known) => time <= known,
-            None => is_closed(start_of(time, MINUTE_NS), BUCKETS[0], newest),
-        };
-        let from = times(&it.rows)?.partition_point(is_late);
-        let rows = it.rows.slice(from, it.rows.num_rows() - from);
-        if rows.num_rows() > 0 {
-            let name = fields.key(key);
-            let series = next.series.entry(name.clone()).or_default();
-            // What was given of the last known row's bucket is better than one of the rows behind it alone.
-            let was_given = |size: usize, open: &Open| {
-                let bucket = BUCKETS[size];
-                let is_of_known = it.known.is_some_and(|known| start_of(known, bucket.ns) == open.start);
-                is_of_known && is_closed(open.start, bucket, newest)
-            };
-            feed(series, fields, &rows, &mut |size, open| match was_given(size, &open) {
-                true => Ok(()),
-                false => finished[size].push(fields, &name, open),
-            })?;
-            for (size, open) in series.open.iter_mut().enumerate() {
-                open.take_if(|it| was_given(size, it));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Computes hours of series anew from all raw rows.
-struct Recompute<'a> {
-    fields: &'a Fields<'a>,
-    anew: &'a BTreeMap<Key, Anew>,
-    next: &'a mut Carry,
-    finished: &'a mut [Finished; 2],
-}
-
-impl Recompute<'_> {
-    fn run(&mut self, snapshot: &Snapshot) -> Result<()> {
-        let hours: BTreeSet<i64> = self.anew.values().flat_map(|it| it.hours.iter().copied()).collect();
-        // They do not overlap: between two spans there is an hour at least.
-        let windows: Vec<Times> = few(side_by_side(&hours), MAX_READINGS)
-            .into_iter()
-            .map(|it| (it.0.saturating_sub(STEP_LIMIT_NS), it.1.saturating_sub(1)))
-            .collect();
-        let window_of = |time: i64| {
-            let place = windows.partition_point(|it| it.1 < time);
-            windows.get(place).filter(|it| it.0 <= time).map(|_| place)
-        };
-        let mut chunks = Chunks::by(&self.fields.schema, &snapshot.chunks, window_of)?;
-        for (place, &window) in windows.iter().enumerate() {
-            let mut current: Option<(Key, Series)> = None;
-            let fields = self.fields;
-            read(snapshot, fields, window, Some(chunks.remove(&place)), |key, rows| {
-                if !self.anew.contains_key(key) {
-                    return Ok(());
-                }
-                if let Some((key, series)) = current.take_if(|it| it.0 != *key) {
-                    self.end(&key, series)?;
-                }
-                let (_, series) = current.get_or_insert_with(|| (key.clone(), Series::default()));
-                feed(series, fields, rows, &mut |size, open| self.give(key, size, open))
-            })?;
-            if let Some((key, series)) = current {
-                self.end(&key, series)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A bucket that is over, if it is one of those that were asked for.
-    fn give(&mut self, key: &Key, size: usize, open: Open) -> Result<()> {
-        if self.anew.get(key).is_some_and(|it| it.hours.contains(&start_of(open.start, HOUR_NS))) {
-            self.finished[size].push_late(self.fields, &self.fields.key(key), open)?;
-        }
-        Ok(())
-    }
-
-    /// The end of a window.
-    fn end(&mut self, key: &Key, series: Series) -> Result<()> {
-        let Some(wanted) = self.anew.get(key) else { return Ok(()) };
-        if wanted.last.is_none_or(|last| series.last_time < Some(last)) {
-            // The series goes on after the window; what is open here is over.
-            for (size, open) in series.open.into_iter().enumerate() {
-                open.map_or(Ok(()), |it| self.give(key, size, it))?;
-            }
-            return Ok(());
-        }
-        let name = self.fields.key(key);
-        let open = [0, 1].map(|size| series.open[size].as_ref().map(|it| it.start));
-        let before = self.next.series.insert(name.clone(), series);
-        // What was open and is neither now nor was computed anew is over: there are later rows.
-        for (size, was) in before.into_iter().flat_map(|it| it.open).enumerate() {
-            let is_over = |it: &Open| {
-                open[size] != Some(it.start) && !wanted.hours.contains(&start_of(it.start, HOUR_NS))
-            };
-            if let Some(was) = was.filter(is_over) {
-                self.finished[size].push(self.fields, &name, was)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Hours that follow each other, as spans from the first's start to the last's end.
-fn side_by_side(hours: &BTreeSet<i64>) -> Vec<Times> {
-    let mut spans: Vec<Times> = Vec::new();
-    for &hour in hours {
-        match spans.last_mut() {
-            Some(span) if span.1 == hour => span.1 = hour.saturating_add(HOUR_NS),
-            _ => spans.push((hour, hour.saturating_add(HOUR_NS))),
-        }
-    }
-    spans
-}
-
-/// So many spans at most: those with the least between them become one.
-fn few(spans: Vec<Times>, most: usize) -> Vec<Times> {
-    let mut between: Vec<i64> = spans.windows(2).map(|it| it[1].0.saturating_sub(it[0].1)).collect();
-    if between.len() < most {
-        return spans;
-    }
-    between.sort_unstable_by(|a, b| b.cmp(a));
-    let mut left = most - 1;
-    let least = between[left];
-    let mut joined: Vec<Times> = Vec::with_capacity(most);
-    for span in spans {
-        match joined.last_mut() {
-            Some(last) if left == 0 || span.0.saturating_sub(last.1) <= least => last.1 = span.1,
-            Some(_) => {
-                left -= 1;
-                joined.push(span);
-            }
-            None => joined.push(span),
-        }
-    }
-    joined
-}
-
 /// All merged rows of a snapshot within these times, series by series, each in pieces by time. `chunks`: those of its
 /// rows in memory, if they were sorted out before.
 fn read(
@@ -742,127 +389,10 @@ fn feed(
     Ok(())
 }
 
-pub(crate) fn value_at(column: &ArrayRef, row: usize) -> Option<Value> {
-    if column.is_null(row) {
-        return None;
-    }
-    if let Some(column) = column.as_primitive_opt::<Int64Type>() {
-        return Some(Value::Integer(column.value(row)));
-    }
-    if let Some(column) = column.as_primitive_opt::<Float64Type>() {
-        return Some(Value::Float(column.value(row)));
-    }
-    if let Some(column) = column.as_primitive_opt::<UInt64Type>() {
-        return Some(Value::Unsigned(column.value(row)));
-    }
-    if let Some(column) = column.as_boolean_opt() {
-        return Some(Value::Boolean(column.value(row)));
-    }
-    column.as_string_opt::<i32>().map(|it| Value::Text(it.value(row).into()))
-}
-
-impl Finished {
-    /// A bucket that no row was given of before.
-    fn push(&mut self, fields: &Fields<'_>, name: &Arc<SeriesKey>, open: Open) -> Result<()> {
-        self.rows.push((Arc::clone(name), open));
-        if self.rows.len() < OPEN_ROWS { Ok(()) } else { self.seal(fields) }
-    }
-
-    /// A bucket that a row may have been given of before.
-    fn push_late(&mut self, fields: &Fields<'_>, name: &Arc<SeriesKey>, open: Open) -> Result<()> {
-        widen(&mut self.late, (open.start, open.start));
-        self.push(fields, name, open)
-    }
-
-    fn into_chunks(mut self, fields: &Fields<'_>) -> Result<Vec<Chunk>> {
-        self.seal(fields)?;
-        Ok(self.chunks)
-    }
-
-    fn seal(&mut self, fields: &Fields<'_>) -> Result<()> {
-        if self.rows.is_empty() {
-            return Ok(());
-        }
-        let (buckets, late) = (std::mem::take(&mut self.rows), self.late.take());
-        let mut ids: HashMap<&Arc<SeriesKey>, u32> = HashMap::new();
-        let mut keys: Vec<Arc<SeriesKey>> = Vec::new();
-        let mut series = Vec::with_capacity(buckets.len());
-        let mut span = None;
-        for (key, open) in &buckets {
-            widen(&mut span, (open.start, open.start));
-            series.push(*ids.entry(key).or_insert_with(|| {
-                keys.push(Arc::clone(key));
-                keys.len() as u32 - 1
-            }));
-        }
-        let mut columns: Vec<(String, ArrayRef)> = Vec::new();
-        for tag in &fields.tags {
-            let value = |id: &u32| {
-                let tags = &keys[*id as usize].tags;
-                tags.iter().find(|it| it.0 == *tag).map(|it| it.1.as_str())
-            };
-            let values: DictionaryArray<Int32Type> = series.iter().map(value).collect();
-            columns.push((tag.clone(), Arc::new(values)));
-        }
-        let starts: TimestampNanosecondArray = buckets.iter().map(|it| Some(it.1.start)).collect();
-        columns.push((crate::schema::TIME.to_owned(), Arc::new(starts)));
-        for (place, (name, kind, shape)) in fields.names.iter().enumerate() {
-            let of = |take: &dyn Fn(&Summary) -> Option<Value>, kind: Kind| {
-                let summaries = buckets.iter().map(|it| it.1.fields.get(place).and_then(Option::as_ref));
-                array(summaries.map(|it| it.and_then(take)), kind)
-            };
-            let mut add = |tail: &str, array: ArrayRef| {
-                let name = format!("{name}_{tail}");
-                if !fields.tags.contains(&name) {
-                    columns.push((name, array));
-                }
-            };
-            add("last", of(&|it| Some(it.last.clone()), *kind));
-            match shape {
-                Shape::Gauge => {
-                    add("min", of(&|it| Some(it.min.clone()), *kind));
-                    add("max", of(&|it| Some(it.max.clone()), *kind));
-                    add("mean", of(&Summary::mean, Kind::Float));
-                }
-                Shape::Counter => add("increase", of(&|it| it.increase.known(), *kind)),
-                Shape::Last => {}
-            }
-        }
-        let rows = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, array)| {
-            let nullable = name != crate::schema::TIME;
-            (name, array, nullable)
-        }))?;
-        let times = span.ok_or_else(|| StoreError::Internal("buckets without times".to_owned()))?;
-        self.chunks.push(Chunk { rows, series, keys: Arc::new(keys), times, late });
-        Ok(())
-    }
-}
-
-pub(crate) fn array(values: impl Iterator<Item = Option<Value>>, kind: Kind) -> ArrayRef {
-    macro_rules! collect {
-        ($array:ty, $variant:ident) => {
-            Arc::new(
-                values
-                    .map(|it| match it {
-                        Some(Value::$variant(value)) => Some(value),
-                        _ => None,
-                    })
-                    .collect::<$array>(),
-            )
-        };
-    }
-    match kind {
-        Kind::Float => collect!(Float64Array, Float),
-        Kind::Integer => collect!(Int64Array, Integer),
-        Kind::Unsigned => collect!(UInt64Array, Unsigned),
-        Kind::Boolean => collect!(BooleanArray, Boolean),
-        Kind::String => collect!(StringArray, Text),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use telemetry::lines::limits::ROLLUP_TAILS;
+    use arrow::array::AsArray as _;
+    use arrow::datatypes::Float64Type;
     use telemetry::lines::{Precision, parse};
 
     use super::*;
@@ -982,33 +512,5 @@ mod tests {
         let (left_out, carry) = carried(&carry, 20_000, 5);
         assert_eq!((left_out, carry.series.len()), (1, 1));
         assert!((1..10_000).contains(&carry.bytes()), "{}", carry.bytes());
-    }
-
-    #[test]
-    fn columns_have_the_tails_that_no_tag_may_have() {
-        let fields = [("rxbytes", Kind::Integer), ("heat", Kind::Float), ("note", Kind::String)];
-        let fields = fields.into_iter().map(|(name, kind)| (name.to_owned(), kind)).collect();
-        let columns = columns("vm_devices", &Columns { tags: BTreeSet::new(), fields });
-        let tails = columns.fields.keys().filter_map(|it| Some(&it[it.find('_')?..]));
-        assert_eq!(tails.collect::<BTreeSet<_>>(), ROLLUP_TAILS.into());
-    }
-
-    #[test]
-    fn scattered_hours_are_read_in_few_spans() {
-        let spans = || vec![(0, 1), (3, 4), (5, 6), (20, 21), (24, 25)];
-        for (most, expect) in [
-            (9, spans()),
-            (5, spans()),
-            (4, vec![(0, 1), (3, 6), (20, 21), (24, 25)]),
-            (3, vec![(0, 6), (20, 21), (24, 25)]),
-            (2, vec![(0, 6), (20, 25)]),
-            (1, vec![(0, 25)]),
-        ] {
-            assert_eq!(few(spans(), most), expect, "{most} at most");
-        }
-        // All as far from each other.
-        let even: Vec<Times> = (0..100).map(|it| (it * 10, it * 10 + 1)).collect();
-        let few = few(even, 3);
-        assert!(few.len() <= 3 && few[0].0 == 0 && few[few.len() - 1].1 == 991, "{few:?}");
     }
 }
