@@ -153,6 +153,10 @@ pub struct Opened {
     pub damage: Vec<String>,
     /// What readers lost by files that are gone.
     pub losses: Vec<Loss>,
+    /// Files that were not closed well and whose last commit was not whole, so that the one before it counts. A loss of
+    /// power cut it off before it was acknowledged, or it was damaged since, and what it held is lost: the two cannot be
+    /// told apart.
+    pub cut_off: Vec<PathBuf>,
 }
 
 /// What an append did.

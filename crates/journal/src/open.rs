@@ -12,6 +12,13 @@ use crate::{
     MIN_SEGMENT, Opened, SEGMENTS, SPARE, STATE, Segment, Seq, Writer, lock,
 };
 
+/// What the newest segment says of the end.
+struct End {
+    cursors: BTreeMap<String, Seq>,
+    /// Sums up to the last entry, which itself may be damaged.
+    totals: Option<Totals>,
+}
+
 impl Journal {
     /// Opens the journal in this folder, or makes it. `readers` are exactly those who read from now on: others'
     /// cursors are forgotten, a new one begins with the oldest entry there. Nothing is appended yet.
@@ -46,11 +53,12 @@ impl Journal {
             shared: Mutex::default(),
         };
         journal.find_segments()?;
-        let cursors = journal.find_end()?;
-        journal.find_sums()?;
-        let losses = journal.set_readers(readers, &cursors);
+        let end = journal.find_end()?;
+        journal.find_sums(end.totals)?;
+        let losses = journal.set_readers(readers, &end.cursors);
         let damage = lock(&journal.shared).damage();
-        Ok((journal, Opened { damage, losses }))
+        let cut_off = std::mem::take(&mut lock(&journal.files).cut_off);
+        Ok((journal, Opened { damage, losses, cut_off }))
     }
 
     /// Lists the files.
@@ -87,18 +95,15 @@ impl Journal {
         Ok(())
     }
 
-    /// Finds the last entry, states and cursors: the newest segment has them. Returns the cursors.
-    fn find_end(&self) -> Result<BTreeMap<String, Seq>, JournalError> {
+    /// Finds the last entry, states and cursors: the newest segment has them.
+    fn find_end(&self) -> Result<End, JournalError> {
         let mut last = 0;
+        let mut totals = None;
         let mut cursors = BTreeMap::new();
         let newest_first: Vec<Segment> = lock(&self.shared).segments.iter().rev().cloned().collect();
         for segment in newest_first {
             let (entry, meta) = self.with(&segment, "read", |handle| Ok((handle.last()?, handle.meta()?)))?;
-            let damaged = lock(&self.shared)
-                .segments
-                .iter()
-                .any(|it| it.serial == segment.serial && it.damage.is_some());
-            if entry.is_none() && meta.is_none() && !damaged {
+            if entry.is_none() && meta.is_none() && !self.is_damaged(segment.serial) {
                 // It was given up before its first commit.
                 lock(&self.shared).segments.retain(|it| it.serial != segment.serial);
                 self.close(segment.serial);
@@ -109,7 +114,10 @@ impl Journal {
             let Some(meta) = meta else { continue };
             let mut writer = lock(&self.writer);
             for (key, meta) in meta {
-                last = last.max(meta.header.seq);
+                if last <= meta.header.seq {
+                    last = meta.header.seq;
+                    totals = Some((last, meta.header.totals()));
+                }
                 writer.commits = writer.commits.max(meta.header.span.0.cast_unsigned());
                 if let Some(name) = key.strip_prefix(STATE) {
                     writer.states.insert(name.to_owned(), meta.value);
@@ -124,11 +132,17 @@ impl Journal {
         // A cursor beyond the last entry says that there were more.
         last = last.max(cursors.values().copied().max().unwrap_or(0));
         lock(&self.shared).last = last;
-        Ok(cursors)
+        Ok(End { cursors, totals: totals.filter(|it| it.0 == last).map(|it| it.1) })
+    }
+
+    fn is_damaged(&self, serial: u64) -> bool {
+        lock(&self.shared).segments.iter().any(|it| it.serial == serial && it.damage.is_some())
     }
 
     /// Finds the sums at the ends of each segment, and when its last entry was appended.
-    fn find_sums(&self) -> Result<(), JournalError> {
+    ///
+    /// `at_end`: the sums up to the last entry, if that is known otherwise.
+    fn find_sums(&self, at_end: Option<Totals>) -> Result<(), JournalError> {
         let count = lock(&self.shared).segments.len();
         let (mut totals, mut sums_up_to) = (Totals::default(), 0);
         for index in 0..count {
@@ -146,7 +160,17 @@ impl Journal {
                     Ok(found)
                 })
             };
-            let (first, end) = (ends(segment.first, last)?, ends(last.max(segment.first), last)?);
+            let (first, mut end) = (ends(segment.first, last)?, ends(last.max(segment.first), last)?);
+            if end.is_none() && self.is_damaged(segment.serial) {
+                end = self.with(&segment, "read", |handle| {
+                    let mut found = None;
+                    handle.walk(segment.first, last, &mut |header, _| {
+                        found = Some(*header);
+                        true
+                    })?;
+                    Ok(found)
+                })?;
+            }
             if let Some(header) = first {
                 // If the first of a damaged segment cannot be read, what came before it tells, if that is known.
                 let known = segment.first == 1 || sums_up_to == segment.first - 1;
@@ -162,7 +186,7 @@ impl Journal {
                 shared.segments[index].last_at = header.at;
             }
         }
-        lock(&self.shared).totals = totals;
+        lock(&self.shared).totals = at_end.unwrap_or(totals);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 //! is read.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::frame::{Header, Totals};
@@ -11,6 +12,8 @@ use crate::{Gap, Journal, JournalError, MAX_OPEN, Segment, Seq, TRIES, lock};
 #[derive(Debug, Default)]
 pub(super) struct Files {
     pub(super) open: Vec<OpenFile>,
+    /// Files whose last commit was not whole: found at the opening, which opens each.
+    pub(super) cut_off: Vec<PathBuf>,
 }
 
 impl Files {
@@ -102,6 +105,9 @@ impl Journal {
             }
         }
         let handle = Arc::new(Handle::open(&*self.disk, &segment.path)?);
+        if handle.is_cut_off() {
+            files.cut_off.push(segment.path.clone());
+        }
         match files.open.iter_mut().find(|it| it.serial == segment.serial) {
             Some(file) => file.handle = Some(handle.clone()),
             None => files.open.push(OpenFile {
@@ -207,7 +213,7 @@ impl Walk {
     }
 
     fn gap(&mut self, last: Seq, lines_before_next: u64, next_begins: Option<i64>) {
-        let lines = self.totals.map_or(0, |it| lines_before_next.wrapping_sub(it.lines));
+        let lines = self.totals.map_or(0, |it| lines_before_next.saturating_sub(it.lines));
         let span = match (self.span_end, next_begins) {
             (Some(from), Some(to)) => (from.min(to), to),
             (Some(it), None) | (None, Some(it)) => (it, it),

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use disk::{Disk, DiskFile};
@@ -31,6 +31,9 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const CACHE_WRITTEN: usize = 8 << 20;
 /// The same for a file that is only read, from front to back.
 const CACHE_READ: usize = 1 << 20;
+/// How far redb says its repair of a file is, of 1, when it is about to go back to the commit before the last one (redb 4.6,
+/// `Database::do_repair`: 0.3; before it there is 0, after it 0.6).
+const GOES_BACK: std::ops::Range<f64> = 0.1..0.5;
 /// What room is counted in, bytes: the blocks of most file systems.
 const PAGE: u64 = 4096;
 /// Bytes read at once when a damaged file is searched.
@@ -158,6 +161,7 @@ impl StorageBackend for Storage {
 pub(crate) struct Handle {
     inner: Inner,
     taken: Arc<Taken>,
+    is_cut_off: bool,
 }
 
 enum Inner {
@@ -214,7 +218,11 @@ impl Handle {
     /// Makes a new file.
     pub(crate) fn create(disk: &dyn Disk, path: &Path) -> Result<Self, Fault> {
         let file = disk.create_new(path).map_err(Fault::Io)?;
-        Self::rw(file, CACHE_WRITTEN)
+        let taken = Arc::<Taken>::default();
+        let storage = Storage { file, taken: taken.clone() };
+        let made =
+            caught(|| Ok(Builder::new().set_cache_size(CACHE_WRITTEN).create_with_backend(storage)?));
+        Ok(Self { inner: Inner::Rw(made?), taken, is_cut_off: false })
     }
 
     /// Opens a file to read it. One that was not closed well is repaired first: that writes to it.
@@ -234,29 +242,46 @@ impl Handle {
             }
         })?;
         match opened {
-            Some(database) => Ok(Self { inner: Inner::Ro(database), taken }),
-            None => Self::rw(disk.open(path).map_err(Fault::Io)?, CACHE_READ),
+            Some(database) => Ok(Self { inner: Inner::Ro(database), taken, is_cut_off: false }),
+            None => Self::repaired(disk.open(path).map_err(Fault::Io)?),
         }
+    }
+
+    /// A file that was not closed well.
+    fn repaired(file: Box<dyn DiskFile>) -> Result<Self, Fault> {
+        let taken = Arc::<Taken>::default();
+        let storage = Storage { file, taken: taken.clone() };
+        let went_back = Arc::<AtomicBool>::default();
+        let goes_back = Arc::clone(&went_back);
+        let database = caught(|| {
+            let mut builder = Builder::new();
+            builder.set_cache_size(CACHE_READ).set_repair_callback(move |repair| {
+                if GOES_BACK.contains(&repair.progress()) {
+                    goes_back.store(true, Ordering::Relaxed);
+                }
+            });
+            Ok(builder.create_with_backend(storage)?)
+        })?;
+        let is_cut_off = went_back.load(Ordering::Relaxed);
+        Ok(Self { inner: Inner::Rw(database), taken, is_cut_off })
+    }
+
+    /// Whether its last commit was not whole, so that the one before counts.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.is_cut_off
     }
 
     /// Searches a damaged file. One that is not there has nothing.
     pub(crate) fn scan(disk: &dyn Disk, path: &Path, why: String) -> Result<Self, Fault> {
         let file = match disk.open_to_read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Self { inner: Inner::Gone, taken: Arc::default() });
+                return Ok(Self { inner: Inner::Gone, taken: Arc::default(), is_cut_off: false });
             }
             file => file.map_err(Fault::Io)?,
         };
         let len = file.len().map_err(Fault::Io)?;
         let scan = Scan::new(file, len, why).map_err(Fault::Io)?;
-        Ok(Self { inner: Inner::Scan(scan), taken: Arc::<Taken>::default() })
-    }
-
-    fn rw(file: Box<dyn DiskFile>, cache: usize) -> Result<Self, Fault> {
-        let taken = Arc::<Taken>::default();
-        let storage = Storage { file, taken: taken.clone() };
-        let database = caught(|| Ok(Builder::new().set_cache_size(cache).create_with_backend(storage)?))?;
-        Ok(Self { inner: Inner::Rw(database), taken })
+        Ok(Self { inner: Inner::Scan(scan), taken: Arc::<Taken>::default(), is_cut_off: false })
     }
 
     /// Bytes on disk that were written through this handle.

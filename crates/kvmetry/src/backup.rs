@@ -422,7 +422,8 @@ fn damage_of_journal(disk: &Arc<dyn Disk>, journal: &Path, from: &Path) -> anyho
         let it = it.replace(&journal.display().to_string(), &from.display().to_string());
         format!("the backup's journal is damaged, what can be read of it is taken: {it}")
     };
-    Ok(opened.damage.into_iter().map(told).collect())
+    let cut_off = opened.cut_off.iter().map(|it| format!("{}: its last commit is not whole", it.display()));
+    Ok(opened.damage.into_iter().chain(cut_off).map(told).collect())
 }
 
 /// Something in the data directory that a restore would take away or mix with.

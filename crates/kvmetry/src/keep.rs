@@ -88,6 +88,13 @@ impl Kept {
         for damage in &opened.damage {
             tracing::error!("the journal is damaged, what is whole in it is read: {damage}");
         }
+        for file in opened.cut_off.iter().map(|it| it.display()) {
+            tracing::error!(
+                %file,
+                "the last commit of the journal before kvmetry ended unasked is not whole: a loss of power cut it off, and \
+                 nothing that was acknowledged is lost; or the disk has damaged it since, and its lines are lost"
+            );
+        }
         let losses = Arc::new(Losses::new(Arc::clone(clock)));
         losses.add(opened.losses);
         // Before the store is opened: it must not take longer-lived points for expired ones.

@@ -184,7 +184,7 @@ impl Run {
     fn open(&mut self) -> Result<Journal, Stop> {
         self.mutate(Phase::Open);
         let opened = Journal::open(Arc::new(self.disk.clone()), Path::new(DIR), LIMITS, &READERS);
-        let (journal, Opened { damage, losses }) = self.off(opened)?;
+        let (journal, Opened { damage, losses, .. }) = self.off(opened)?;
         self.mutate(Phase::Run);
         ensure(damage.is_empty(), || format!("damage after a crash: {damage:?}"))?;
         let last = journal.stats().last;
