@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use disk::Disk;
 use journal::{Entry, Journal, Loss, Seq, Stats};
 use store::sql::{Engine, QueryLimits};
-use store::{Room, Store};
+use store::{Room, Store, StoreError};
 use telemetry::lines::limits::ROLLUP_SUFFIXES;
 use telemetry::lines::{Batch, Catalog, Precision, parse};
 
@@ -137,7 +137,17 @@ pub(crate) fn open(setup: &Setup) -> anyhow::Result<Opened> {
         ..store::Options::default()
     };
     let opened = Store::open(Arc::clone(&setup.disk), &setup.dir, options);
-    let (store, complaints) = opened.context("the embedded store")?;
+    let (store, complaints) = opened.map_err(|error| {
+        let about = match &error {
+            StoreError::Damaged { .. } => format!(
+                "the embedded store cannot be opened (restore a backup with kvmetry restore --replace; or move {} away, \
+                 and a new one begins with what the journal still has; --no-store goes on without)",
+                setup.dir.display()
+            ),
+            _ => "the embedded store".to_owned(),
+        };
+        anyhow::Error::from(error).context(about)
+    })?;
     store.know(&read_catalog(&setup.journal)?);
     for complaint in complaints {
         tracing::error!("the store: {complaint}");
