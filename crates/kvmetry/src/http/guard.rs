@@ -160,10 +160,13 @@ fn check_origin(headers: &HeaderMap, host: &Authority) -> Result<(), Problem> {
         );
         Err(Problem::new(StatusCode::FORBIDDEN, message))
     };
-    for value in headers.get_all("sec-fetch-site") {
-        if value.as_bytes().eq_ignore_ascii_case(b"cross-site") {
-            return foreign("Sec-Fetch-Site: cross-site");
-        }
+    let says = |name: &str, what: &str| {
+        headers.get_all(name).iter().any(|it| it.as_bytes().eq_ignore_ascii_case(what.as_bytes()))
+    };
+    // Another port of this machine is the same site; who follows a link from there is a person.
+    let site = ["cross-site", "same-site"].into_iter().find(|it| says("sec-fetch-site", it));
+    if let Some(site) = site.filter(|&it| it == "cross-site" || !says("sec-fetch-mode", "navigate")) {
+        return foreign(&format!("Sec-Fetch-Site: {site}"));
     }
     for value in headers.get_all(ORIGIN) {
         let origin = value.to_str().unwrap_or_default();
