@@ -9,7 +9,7 @@ use arrow::compute::kernels::concat_elements::concat_elements_dyn;
 use arrow::compute::{cast, max};
 use arrow::datatypes::{DataType, Field, FieldRef, Int64Type};
 use datafusion::common::tree_node::{Transformed, TreeNode as _};
-use datafusion::common::{Result, plan_err, resources_err};
+use datafusion::common::{Result, exec_err, plan_err, resources_err};
 use datafusion::config::ConfigOptions;
 use datafusion::functions::{core, datetime, encoding, regex, string, unicode};
 use datafusion::functions_nested::{concat, make_array, string as nested_string};
@@ -202,13 +202,19 @@ fn within(
     args: &ScalarFunctionArgs,
     bytes: impl Fn(&[ColumnarValue], usize) -> Result<usize>,
 ) -> Result<()> {
-    let (what, rows, most) = match are_constant(&args.args) {
-        true => (" of constants", 1, MAX_CONSTANT_BYTES),
-        false => ("", args.number_rows, MAX_MADE_BYTES),
-    };
-    let bytes = bytes(&args.args, rows)?;
-    if bytes > most {
-        return resources_err!("{name} would make up to {bytes} bytes{what}, {most} is the limit");
+    if are_constant(&args.args) {
+        let bytes = bytes(&args.args, 1)?;
+        if bytes > MAX_CONSTANT_BYTES {
+            // No shorter span would help.
+            return exec_err!(
+                "{name} would make up to {bytes} bytes of constants, {MAX_CONSTANT_BYTES} is the limit"
+            );
+        }
+        return Ok(());
+    }
+    let bytes = bytes(&args.args, args.number_rows)?;
+    if bytes > MAX_MADE_BYTES {
+        return resources_err!("{name} would make up to {bytes} bytes, {MAX_MADE_BYTES} is the limit");
     }
     Ok(())
 }

@@ -14,6 +14,8 @@ const TOLD_TABLES: usize = 20;
 
 /// How the crate `regex` says that a pattern takes too much memory, in its two forms.
 const PATTERN_TOO_LARGE: [&str; 2] = ["CompiledTooBig", "regex exceeds size limit"];
+/// How it says that it is none.
+const NO_PATTERN: &str = "regex parse error:";
 
 /// Why a query has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +131,11 @@ impl From<DataFusionError> for QueryError {
             _ if PATTERN_TOO_LARGE.iter().any(|it| text.contains(it)) => Self::Invalid(
                 "a regular expression is too large: make it shorter, or repeat less in it".to_owned(),
             ),
+            _ if text.contains(NO_PATTERN) => {
+                let from = text.find(NO_PATTERN).unwrap_or_default();
+                Self::Invalid(text[from..].to_owned())
+            }
+            DataFusionError::Configuration(problem) => Self::Invalid(problem.clone()),
             DataFusionError::NotImplemented(problem) => Self::Invalid(format!("not supported: {problem}")),
             _ => match refused_arguments(&text) {
                 Some(problem) => Self::Invalid(problem.to_owned()),
