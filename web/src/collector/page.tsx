@@ -1,0 +1,1 @@
+export function CollectorPage() { return <h1>Collector</h1>; }

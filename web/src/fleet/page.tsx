@@ -1,0 +1,150 @@
+// The fleet: what to do now, who does most, what each host does, and every VM in one table.
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
+import type { Fleet, Vm } from "../api.ts";
+import { go, link } from "../route.ts";
+import { useStore } from "../store.ts";
+import { useShortcuts } from "../ui/shortcuts.ts";
+import { Warnings } from "../ui/warnings.tsx";
+import { byteRate, clock, count, kib, percent, stateName } from "../units.ts";
+import { NoFleet, NoVms } from "./empty.tsx";
+import { Hosts } from "./hosts.tsx";
+import { descendingByDefault, isKey, isLate, matches, Order, type Filter, type Sort } from "./order.ts";
+import { updateBegan, view } from "./state.ts";
+import { Table } from "./table.tsx";
+import { Talkers } from "./talkers.tsx";
+import { totals, type Total } from "./totals.ts";
+
+/** Typing changes the address once the person pauses, so that back does not go letter by letter. */
+const TYPING_MS = 250;
+
+const DEFAULT_SORT: Sort = { key: "cpu", descending: true };
+
+export function FleetPage({ query }: { query: URLSearchParams }) {
+  const { fleet, up } = useStore(view);
+  const measured = useRef(0);
+
+  useLayoutEffect(() => {
+    if (updateBegan === measured.current) return;
+    measured.current = updateBegan;
+    performance.measure("fleet-update", { start: updateBegan, end: performance.now() });
+    // Observers have it; kept, they would pile up for as long as the tab is open.
+    performance.clearMeasures("fleet-update");
+  });
+
+  if (fleet === null) return up ? <p class="loading">Waiting for the first cycle…</p> : <p class="loading">Connecting…</p>;
+  if (fleet.hosts.length === 0 && fleet.vms.length === 0) return <NoFleet fleet={fleet} />;
+  if (fleet.vms.length === 0) return <NoVms fleet={fleet} />;
+  return <Loaded fleet={fleet} query={query} />;
+}
+
+function Loaded({ fleet, query }: { fleet: Fleet; query: URLSearchParams }) {
+  const filter: Filter = { text: query.get("q") ?? "", host: query.get("host") ?? "", state: query.get("state") ?? "" };
+  const sort = sortOf(query);
+  const order = useRef(new Order());
+  const [again, setAgain] = useState(0);
+  const asked = useRef(0);
+  const sums = useMemo(() => totals(fleet), [fleet]);
+
+  const vms = useMemo(() => {
+    const fits = fleet.vms.filter((vm) => matches(vm, filter, fleet.now, fleet.interval));
+    const anew = asked.current !== again;
+    asked.current = again;
+    return order.current.arrange(fits, sort, fleet.now, anew);
+  }, [fleet, filter.text, filter.host, filter.state, sort.key, sort.descending, again]);
+
+  const to = (change: Record<string, string>) => fleetLink(query, change);
+  useShortcuts({ r: () => setAgain(again + 1) });
+
+  return (
+    <div class="fleet">
+      <h1 class="unseen">Fleet</h1>
+      <div class="fleet-main">
+        <Warnings warnings={fleet.warnings} />
+        <Summary fleet={fleet} total={sums.all} to={to} />
+        <Filters fleet={fleet} filter={filter} to={to} shown={vms.length} />
+        <p class="order-hint">
+          {order.current.moved
+            ? <>Sorted at {clock(order.current.sortedAt)}; values have moved since. <button type="button" onClick={() => setAgain(again + 1)}>Sort again <kbd>r</kbd></button></>
+            : <>In order. Rows keep their place while values move.</>}
+        </p>
+        <Table fleet={fleet} vms={vms} sort={sort} to={to} />
+      </div>
+      <aside class="fleet-side" aria-label="Top VMs and hosts">
+        <Talkers fleet={fleet} to={to} />
+        <Hosts hosts={sums.hosts} fleet={fleet} chosen={filter.host} to={to} />
+      </aside>
+    </div>
+  );
+}
+
+/** The address of this view with something changed. */
+export type To = (change: Record<string, string>) => string;
+
+export function sortOf(query: URLSearchParams): Sort {
+  const key = query.get("sort") ?? "";
+  if (!isKey(key)) return DEFAULT_SORT;
+  const direction = query.get("dir");
+  return { key, descending: direction === null ? descendingByDefault(key) : direction === "desc" };
+}
+
+function fleetLink(query: URLSearchParams, change: Record<string, string>): string {
+  const kept: Record<string, string> = {};
+  for (const key of ["q", "host", "state", "sort", "dir"]) kept[key] = change[key] ?? query.get(key) ?? "";
+  return link("", kept);
+}
+
+function Summary({ fleet, total, to }: { fleet: Fleet; total: Total; to: To }) {
+  const stuck = fleet.vms.filter((vm) => !vm.ok).length;
+  const late = fleet.vms.filter((vm) => vm.ok && isLate(vm, fleet.now, fleet.interval)).length;
+  const silent = fleet.hosts.filter((host) => host.silent).length;
+  return (
+    <dl class="summary" aria-label="Totals">
+      <div><dt>VMs</dt><dd>{count(fleet.vms.length)} <small>on {count(fleet.hosts.length)} {fleet.hosts.length === 1 ? "host" : "hosts"}</small></dd></div>
+      <div><dt>CPU</dt><dd>{percent(total.cpus === 0 ? null : (100 * total.cores) / total.cpus)} <small>{total.cores.toFixed(1)} of {count(total.cpus)} vCPUs</small></dd></div>
+      <div><dt>Memory used</dt><dd>{kib(total.used)} <small>of {kib(total.assigned)}</small></dd></div>
+      <div><dt>Network</dt><dd>{byteRate(total.rx)} <small>in</small> {byteRate(total.tx)} <small>out</small></dd></div>
+      <div><dt>Disks</dt><dd>{byteRate(total.rd)} <small>read</small> {byteRate(total.wr)} <small>written</small></dd></div>
+      {stuck > 0 && <div class="alarm bad"><dt>Stuck</dt><dd><a href={to({ state: "stuck", q: "", host: "" })}>▲ {count(stuck)}</a></dd></div>}
+      {silent > 0 && <div class="alarm bad"><dt>Silent {silent === 1 ? "host" : "hosts"}</dt><dd>✕ {count(silent)}</dd></div>}
+      {late > 0 && <div class="alarm warn"><dt>Late VMs</dt><dd><a href={to({ state: "late", q: "", host: "" })}>◷ {count(late)}</a></dd></div>}
+    </dl>
+  );
+}
+
+function Filters({ fleet, filter, to, shown }: { fleet: Fleet; filter: Filter; to: To; shown: number }) {
+  const input = useRef<HTMLInputElement>(null);
+  const typing = useRef<ReturnType<typeof setTimeout> | undefined>(undefined);
+  useShortcuts({ "/": () => input.current?.focus() });
+  // Back and forward change the filter too; what is being typed is left alone.
+  useEffect(() => {
+    if (input.current !== null && document.activeElement !== input.current) input.current.value = filter.text;
+  }, [filter.text]);
+  const states = useMemo(() => [...new Set(fleet.vms.map((vm: Vm) => stateName(vm.state)))].sort(), [fleet]);
+  const some = filter.text !== "" || filter.host !== "" || filter.state !== "";
+
+  return (
+    <form class="filters" role="search" aria-label="Filter VMs" onSubmit={(event) => event.preventDefault()}>
+      <input ref={input} type="search" aria-label="Name, UUID or host" placeholder="Filter: name, UUID, host  ( / )" defaultValue={filter.text}
+        spellcheck={false} autocomplete="off" onInput={(event) => {
+          const text = event.currentTarget.value;
+          clearTimeout(typing.current);
+          typing.current = setTimeout(() => go(to({ q: text.trim() }), { replace: filter.text !== "" && text !== "" }), TYPING_MS);
+        }} />
+      <select aria-label="Host" value={filter.host} onChange={(event) => go(to({ host: event.currentTarget.value }))}>
+        <option value="">all hosts</option>
+        {filter.host !== "" && !fleet.hosts.some((host) => host.name === filter.host) && <option value={filter.host}>{filter.host}</option>}
+        {fleet.hosts.map((host) => <option key={host.name} value={host.name}>{host.name}</option>)}
+      </select>
+      <select aria-label="State" value={filter.state} onChange={(event) => go(to({ state: event.currentTarget.value }))}>
+        <option value="">all states</option>
+        <option value="trouble">any trouble</option>
+        <option value="stuck">stuck</option>
+        <option value="late">late</option>
+        {states.map((state) => <option key={state} value={state}>{state}</option>)}
+        {filter.state !== "" && !["trouble", "stuck", "late", ...states].includes(filter.state) && <option value={filter.state}>{filter.state}</option>}
+      </select>
+      <span class="shown">{some ? `${count(shown)} of ${count(fleet.vms.length)} VMs` : `${count(shown)} VMs`}</span>
+      {some && <a class="button" href={to({ q: "", host: "", state: "" })}>Clear</a>}
+    </form>
+  );
+}

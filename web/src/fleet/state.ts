@@ -1,0 +1,90 @@
+// What is known of the fleet now: the newest cycle, the sparklines, and how the connection fares. Everything that arrives from
+// the stream comes through `hear`.
+import type { Fleet, FleetHistory } from "../api.ts";
+import { checkSession, get, Refused, Unreachable } from "../http.ts";
+import type { News } from "../live/stream.ts";
+import { Store } from "../store.ts";
+import { POINTS, Sparks } from "./spark.ts";
+
+export interface View {
+  fleet: Fleet | null;
+  /** this browser's steady clock (performance.now) when the newest cycle arrived */
+  arrived: number;
+  up: boolean;
+  /** since when there is no connection, by this browser's clock */
+  downSince: number | null;
+}
+
+export const view = new Store<View>({ fleet: null, arrived: 0, up: false, downSince: null });
+export const sparks = new Sparks();
+
+/** More than so many intervals between two cycles: the sparklines missed something. */
+const MISSED_INTERVALS = 2.5;
+
+/** When the newest update began; the fleet page measures from here to the end of its drawing. */
+export let updateBegan = 0;
+
+let waiting: string | null = null;
+let seeding = false;
+
+/** The server's clock, from its last word and the time that went by since. */
+export function serverNow(): number {
+  const { fleet, arrived } = view.value;
+  return fleet === null ? Date.now() : fleet.now + (performance.now() - arrived);
+}
+
+export function hear(news: News): void {
+  if (news.kind === "fleet") {
+    // Cycles that arrive faster than they can be drawn (after a pause) are drawn once.
+    if (waiting === null) requestAnimationFrame(take);
+    waiting = news.json;
+  } else if (news.kind === "hole") {
+    void seed();
+  } else {
+    view.set({ ...view.value, up: news.up, downSince: news.since });
+    // The stream does not tell why it was refused.
+    if (!news.up) void checkSession();
+  }
+}
+
+/** For a stream that is held back on its way (a proxy that buffers): the page must not stay empty. */
+export async function askOnce(): Promise<void> {
+  try {
+    const fleet = await get<Fleet>("api/fleet");
+    if (view.value.fleet === null) hear({ kind: "fleet", json: JSON.stringify(fleet) });
+  } catch (error) {
+    if (!(error instanceof Unreachable || error instanceof Refused)) throw error;
+  }
+}
+
+/** Asks for the sparklines' past; what the stream told meanwhile is put behind it. */
+export async function seed(): Promise<void> {
+  if (seeding) return;
+  seeding = true;
+  try {
+    sparks.seed(await get<FleetHistory>(`api/fleet/history?points=${POINTS}`));
+    const { fleet } = view.value;
+    if (fleet !== null) sparks.add(fleet.vms);
+    view.set({ ...view.value });
+  } catch (error) {
+    // Sparklines then fill from the stream; a lost connection and a refusal are told elsewhere.
+    if (!(error instanceof Unreachable || error instanceof Refused)) throw error;
+  } finally {
+    seeding = false;
+  }
+}
+
+function take(): void {
+  if (waiting === null) return;
+  updateBegan = performance.now();
+  const fleet = JSON.parse(waiting) as Fleet;
+  waiting = null;
+  const before = view.value.fleet;
+  if (before === null || missed(before, fleet)) void seed();
+  sparks.add(fleet.vms);
+  view.set({ ...view.value, fleet, arrived: performance.now() });
+}
+
+function missed(before: Fleet, after: Fleet): boolean {
+  return before.at !== null && after.at !== null && after.at - before.at > MISSED_INTERVALS * after.interval;
+}

@@ -1,0 +1,90 @@
+// Asking the server: addresses relative to <base>, JSON out, and errors that say whose fault it is.
+import type { Session } from "./api.ts";
+import { Store } from "./store.ts";
+
+/** Longer than the server's own time-out of a query, so that its words arrive rather than ours. */
+const TIMEOUT_MS = 60_000;
+
+/** What the server answered instead of what was asked for. */
+export class Refused extends Error {
+  constructor(
+    readonly status: number,
+    message: string,
+  ) {
+    super(message);
+  }
+}
+
+/** The server could not be reached at all. */
+export class Unreachable extends Error {}
+
+/** Whether a token is needed, and whether there is one. `needed` and not `login`: the login form is shown. */
+export const session = new Store<Session>({ login: true, needed: false });
+
+export async function get<T>(path: string, signal?: AbortSignal): Promise<T> {
+  const response = await ask(path, signal === undefined ? {} : { signal });
+  return (await response.json()) as T;
+}
+
+export async function logIn(token: string): Promise<void> {
+  const response = await send("api/session", {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ token }),
+  });
+  if (!response.ok) throw new Refused(response.status, await reason(response));
+  session.set({ login: true, needed: true });
+}
+
+export async function logOut(): Promise<void> {
+  await send("api/session", { method: "DELETE" });
+  session.set({ login: false, needed: true });
+}
+
+/** Asks whether a token is needed; a server that is gone is told by the stream, not here. */
+export async function checkSession(): Promise<void> {
+  try {
+    session.set(await get<Session>("api/session"));
+  } catch (error) {
+    if (!(error instanceof Unreachable || error instanceof Refused)) throw error;
+  }
+}
+
+async function ask(path: string, init: RequestInit): Promise<Response> {
+  const response = await send(path, init);
+  if (response.ok) return response;
+  if (response.status === 401) session.set({ login: false, needed: true });
+  throw new Refused(response.status, await reason(response));
+}
+
+async function send(path: string, init: RequestInit): Promise<Response> {
+  const timeout = AbortSignal.timeout(TIMEOUT_MS);
+  const signal = init.signal ? anyOf(init.signal, timeout) : timeout;
+  try {
+    return await fetch(new URL(path, document.baseURI), { ...init, signal, credentials: "same-origin" });
+  } catch (error) {
+    if (init.signal?.aborted) throw error;
+    const why = timeout.aborted ? `no answer within ${TIMEOUT_MS / 1000} s` : "no connection";
+    throw new Unreachable(`the server cannot be reached: ${why}`);
+  }
+}
+
+/** AbortSignal.any, which Safari 16 and Firefox 115 lack. */
+function anyOf(...signals: AbortSignal[]): AbortSignal {
+  const control = new AbortController();
+  for (const signal of signals) {
+    if (signal.aborted) control.abort(signal.reason);
+    signal.addEventListener("abort", () => control.abort(signal.reason), { once: true });
+  }
+  return control.signal;
+}
+
+async function reason(response: Response): Promise<string> {
+  try {
+    const body = (await response.json()) as { error?: unknown };
+    if (typeof body.error === "string") return body.error;
+  } catch {
+    // Not our server's words: a proxy in between, say.
+  }
+  return `the server answered ${response.status} ${response.statusText}`.trim();
+}

@@ -1,0 +1,46 @@
+// How fresh is what is shown: the state of the stream in the header, and the bar over everything when it is lost.
+import { useEffect, useState } from "preact/hooks";
+import { serverNow, view } from "../fleet/state.ts";
+import { useStore } from "../store.ts";
+import { clock, duration, shortTime, zone } from "../units.ts";
+
+/** Drawn anew each second: what counts seconds. */
+export function useSecond(): void {
+  const [, redraw] = useState({});
+  useEffect(() => {
+    const timer = setInterval(() => redraw({}), 1000);
+    return () => clearInterval(timer);
+  }, []);
+}
+
+export function LinkState() {
+  const { fleet, up } = useStore(view);
+  useSecond();
+  if (fleet === null) return <span class="link"><i class="dot wait" aria-hidden="true" />connecting…</span>;
+  const age = fleet.at === null ? null : serverNow() - fleet.at;
+  const old = age !== null && age > 3 * fleet.interval;
+  const state = !up ? "not connected" : old ? `last reading ${duration(Math.floor(age / 1000) * 1000)} ago` : "live";
+  return (
+    <span class="link" title={`Times are in ${zone(fleet.now)}. Hypervisors are read every ${duration(fleet.interval)}.`}>
+      <i class={`dot ${!up ? "down" : old ? "wait" : "up"}`} aria-hidden="true" />
+      <span>{state}</span>
+      <time class="wide">{clock(fleet.at)}</time>
+      <span class="wide zone">{zone(fleet.now)}</span>
+    </span>
+  );
+}
+
+export function Lost({ since, hasValues }: { since: number; hasValues: boolean }) {
+  useSecond();
+  const gone = Date.now() - since;
+  return (
+    <div class="lost">
+      <strong>Not connected since {shortTime(since, Date.now())}</strong>
+      <span>
+        {gone >= 1000 ? ` (${duration(Math.floor(gone / 1000) * 1000)})` : ""}; trying again.
+        {hasValues ? " All values are from before." : " Is the server running? Try: "}
+        {!hasValues && <code>systemctl status kvmetry</code>}
+      </span>
+    </div>
+  );
+}

@@ -1,0 +1,32 @@
+// Single-key shortcuts: never while a person types, and never at all once they are switched off (the help dialog has the switch),
+// as speech input needs it.
+import { useEffect } from "preact/hooks";
+
+export type Shortcuts = Record<string, (event: KeyboardEvent) => void>;
+
+const SETTING = "kvmetry-shortcuts";
+
+export function shortcutsOn(): boolean {
+  return localStorage.getItem(SETTING) !== "off";
+}
+
+export function setShortcuts(on: boolean): void {
+  localStorage.setItem(SETTING, on ? "on" : "off");
+}
+
+/** Listens while the component is there. */
+export function useShortcuts(keys: Shortcuts): void {
+  useEffect(() => {
+    const heard = (event: KeyboardEvent) => {
+      if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || !shortcutsOn()) return;
+      const target = event.target as Element | null;
+      if (target?.closest("input, select, textarea, dialog") !== null) return;
+      const act = keys[event.key];
+      if (act === undefined) return;
+      event.preventDefault();
+      act(event);
+    };
+    document.addEventListener("keydown", heard);
+    return () => document.removeEventListener("keydown", heard);
+  });
+}

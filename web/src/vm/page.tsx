@@ -1,0 +1,1 @@
+export function VmPage({ uuid }: { uuid: string; query: URLSearchParams }) { return <h1>{uuid}</h1>; }
