@@ -22,7 +22,7 @@ export class World {
     this.start = start;
     this.now = start;
     this.scenario = "normal";
-    const hostCount = hosts ?? Math.max(3, Math.ceil(vms / 50));
+    const hostCount = hosts ?? Math.max(4, Math.ceil(vms / 50));
     this.hosts = Array.from({ length: hostCount }, (_, i) => `kvm-${String(i + 1).padStart(2, "0")}`);
     this.vms = Array.from({ length: vms }, (_, i) => this.makeVm(i));
     this.made = vms;
@@ -52,7 +52,7 @@ export class World {
     // The first few are the cases that the pages must show.
     if (index === 1) Object.assign(vm, { troubled: true, cpus: 4, busy: 0.25, disks: ["vda", "vdb"], source: "guest" });
     if (index === 2) vm.stuck = true;
-    if (index === 3) vm.names = ["<img src=x onerror=alert(1)>"];
+    if (index === 9) vm.names = ["<img src=x onerror=alert(1)>"];
     if (index === 4) vm.names = ["mail-01", "mail-old"];
     if (index === 5) vm.state = 3;
     if (index === 6) {
@@ -69,7 +69,7 @@ export class World {
   }
 
   silentHost() {
-    return this.scenario === "normal" && this.hosts.length > 2 ? this.hosts[2] : null;
+    return this.scenario === "normal" && this.hosts.length > 2 ? this.hosts.at(-1) : null;
   }
 
   silentSince() {

@@ -151,6 +151,13 @@ export function formatter(unit: string): (value: Value) => string {
   }
 }
 
+/** The same on an axis, whose round numbers need no decimals: 40%, not 40.0%. */
+export function tickValue(unit: string): (value: number) => string {
+  if (unit === "percent") return (value) => `${signed(digits(value))}%`;
+  if (unit === "degrees") return (value) => `${signed(digits(value))}°`;
+  return formatter(unit);
+}
+
 /** The distance of ticks on an axis counts in 1024s where the unit does. */
 export function isBinary(unit: string): boolean {
   return unit === "KiB" || unit === "KiB/s" || unit === "bytes";

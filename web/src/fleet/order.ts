@@ -25,8 +25,7 @@ type Rank = (vm: Vm) => number | string | null;
 const RANKS: Record<Key, Rank> = {
   name: (vm) => vm.name.toLowerCase(),
   host: (vm) => vm.host,
-  // Trouble first, then the states as libvirt numbers them.
-  state: (vm) => (vm.ok ? (vm.state ?? 0) : 100),
+  state: (vm) => vm.state,
   cpu: (vm) => vm.cpu,
   cpus: (vm) => vm.cpus,
   used: (vm) => vm.used,
@@ -77,10 +76,13 @@ export function matches(vm: Vm, filter: Filter, now: number, interval: number): 
   }
 }
 
-/** What is not known comes last in both directions. Equal ones stand by name, so that an order is one order. */
+/** Stuck VMs come first, unless the list goes by name or host: their values are missing, and they would end up last. What else is not
+ *  known comes last in both directions. Equal ones stand by name, so that an order is one order. */
 export function comparator({ key, descending }: Sort): (a: Vm, b: Vm) => number {
   const of = RANKS[key];
+  const stuckFirst = key !== "name" && key !== "host";
   return (a, b) => {
+    if (stuckFirst && a.ok !== b.ok) return a.ok ? 1 : -1;
     const [x, y] = [of(a), of(b)];
     if (x === null || y === null) return x === y ? byName(a, b) : x === null ? 1 : -1;
     if (x === y) return byName(a, b);

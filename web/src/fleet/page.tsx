@@ -52,27 +52,29 @@ function Loaded({ fleet, query }: { fleet: Fleet; query: URLSearchParams }) {
     return order.current.arrange(fits, sort, fleet.now, anew);
   }, [fleet, filter.text, filter.host, filter.state, sort.key, sort.descending, again]);
 
+  const stuck = vms[0]?.ok === false && sort.key !== "name" && sort.key !== "host";
   const to = (change: Record<string, string>) => fleetLink(query, change);
   useShortcuts({ r: () => setAgain(again + 1) });
 
   return (
     <div class="fleet">
       <h1 class="unseen">Fleet</h1>
-      <div class="fleet-main">
+      <div class="fleet-head">
         <Warnings warnings={fleet.warnings} />
         <Summary fleet={fleet} total={sums.all} to={to} />
+      </div>
+      <Talkers fleet={fleet} to={to} />
+      <section class="fleet-list" aria-labelledby="list-title">
+        <h2 id="list-title" class="unseen">All VMs</h2>
         <Filters fleet={fleet} filter={filter} to={to} shown={vms.length} />
         <p class="order-hint">
           {order.current.moved
             ? <>Sorted at {clock(order.current.sortedAt)}; values have moved since. <button type="button" onClick={() => setAgain(again + 1)}>Sort again <kbd>r</kbd></button></>
-            : <>In order. Rows keep their place while values move.</>}
+            : <>In order{stuck ? ", stuck VMs first" : ""}. Rows keep their place while values move.</>}
         </p>
         <Table fleet={fleet} vms={vms} sort={sort} to={to} />
-      </div>
-      <aside class="fleet-side" aria-label="Top VMs and hosts">
-        <Talkers fleet={fleet} to={to} />
-        <Hosts hosts={sums.hosts} fleet={fleet} chosen={filter.host} to={to} />
-      </aside>
+      </section>
+      <Hosts hosts={sums.hosts} fleet={fleet} chosen={filter.host} to={to} />
     </div>
   );
 }
@@ -96,7 +98,7 @@ function fleetLink(query: URLSearchParams, change: Record<string, string>): stri
 function Summary({ fleet, total, to }: { fleet: Fleet; total: Total; to: To }) {
   const stuck = fleet.vms.filter((vm) => !vm.ok).length;
   const late = fleet.vms.filter((vm) => vm.ok && isLate(vm, fleet.now, fleet.interval)).length;
-  const silent = fleet.hosts.filter((host) => host.silent).length;
+  const silent = fleet.hosts.filter((host) => host.silent);
   return (
     <dl class="summary" aria-label="Totals">
       <div><dt>VMs</dt><dd>{count(fleet.vms.length)} <small>on {count(fleet.hosts.length)} {fleet.hosts.length === 1 ? "host" : "hosts"}</small></dd></div>
@@ -105,7 +107,12 @@ function Summary({ fleet, total, to }: { fleet: Fleet; total: Total; to: To }) {
       <div><dt>Network</dt><dd>{byteRate(total.rx)} <small>in</small> {byteRate(total.tx)} <small>out</small></dd></div>
       <div><dt>Disks</dt><dd>{byteRate(total.rd)} <small>read</small> {byteRate(total.wr)} <small>written</small></dd></div>
       {stuck > 0 && <div class="alarm bad"><dt>Stuck</dt><dd><a href={to({ state: "stuck", q: "", host: "" })}>▲ {count(stuck)}</a></dd></div>}
-      {silent > 0 && <div class="alarm bad"><dt>Silent {silent === 1 ? "host" : "hosts"}</dt><dd>✕ {count(silent)}</dd></div>}
+      {silent.length > 0 && (
+        <div class="alarm bad">
+          <dt>Silent {silent.length === 1 ? "host" : "hosts"}</dt>
+          <dd>✕ <a href={to({ host: silent[0]?.name ?? "", q: "", state: "" })}>{silent[0]?.name}</a>{silent.length > 1 && ` and ${count(silent.length - 1)} more`}</dd>
+        </div>
+      )}
       {late > 0 && <div class="alarm warn"><dt>Late VMs</dt><dd><a href={to({ state: "late", q: "", host: "" })}>◷ {count(late)}</a></dd></div>}
     </dl>
   );

@@ -25,7 +25,7 @@ interface Column {
 
 const COLUMNS: Column[] = [
   { key: "name", title: "VM", hint: "name", class: "name" },
-  { key: "state", title: "State", hint: "trouble first", class: "state-col" },
+  { key: "state", title: "State", hint: "state, as libvirt numbers them", class: "state-col" },
   { key: "host", title: "Host", hint: "hypervisor", class: "host" },
   { key: "cpu", title: "CPU", hint: "percent of its vCPUs", class: "num meter" },
   { key: null, title: "15 min", hint: "CPU of the last 15 minutes", class: "spark" },

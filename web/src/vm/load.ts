@@ -1,0 +1,109 @@
+// A VM's page as the address asks for it: loaded whole when the range changes, continued by its newest piece while it is live.
+import { useEffect, useRef, useState } from "preact/hooks";
+import type { VmPage } from "../api.ts";
+import { serverNow, view } from "../fleet/state.ts";
+import { get, Refused, Unreachable } from "../http.ts";
+import { useStore } from "../store.ts";
+import { joined, pieceFrom } from "./data.ts";
+import { bounds, type Range } from "./range.ts";
+
+export interface Loaded {
+  page: VmPage | null;
+  /** the span that is to be shown; while an answer is awaited it is ahead of `page` */
+  from: number;
+  to: number;
+  loading: boolean;
+  error: Error | null;
+}
+
+/** A live page asks for its newest piece at most so often, and no more often than four times a bucket. */
+const SHORTEST_MS = 5_000;
+const LONGEST_MS = 60_000;
+/** A piece of more than this part of the span costs as much as the whole. */
+const LARGEST_PIECE = 0.25;
+/** The first cycle brings the server's clock; a browser's own is used only if none comes. */
+const CLOCK_WAIT_MS = 1_000;
+
+export function useVmPage(uuid: string, range: Range, points: number): Loaded & { retry: () => void } {
+  const { fleet, up } = useStore(view);
+  const [state, setState] = useState<Loaded>(() => ({ page: null, ...bounds(range, serverNow()), loading: true, error: null }));
+  const [attempt, setAttempt] = useState(0);
+  const [clocked, setClocked] = useState(fleet !== null);
+  const piece = useRef<{ control: AbortController | null; at: number }>({ control: null, at: 0 });
+  const release = (control: AbortController) => {
+    if (piece.current.control === control) piece.current.control = null;
+  };
+  const key = range.live ? range.name : `${range.from} ${range.to}`;
+
+  useEffect(() => {
+    if (clocked) return undefined;
+    if (fleet !== null) setClocked(true);
+    const timer = setTimeout(() => setClocked(true), CLOCK_WAIT_MS);
+    return () => clearTimeout(timer);
+  }, [fleet, clocked]);
+
+  useEffect(() => {
+    if (!clocked) return undefined;
+    const control = new AbortController();
+    piece.current.control?.abort();
+    piece.current.control = null;
+    const span = bounds(range, serverNow());
+    setState((old) => ({ ...old, ...span, loading: true, error: null }));
+    get<VmPage>(address(uuid, span.from, span.to, points, null), control.signal).then(
+      (page) => {
+        piece.current.at = performance.now();
+        setState({ page, ...span, loading: false, error: null });
+      },
+      (error: unknown) => {
+        if (!control.signal.aborted) setState((old) => ({ ...old, loading: false, error: known(error) }));
+      },
+    );
+    return () => control.abort();
+  }, [uuid, key, points, attempt, clocked]);
+
+  useEffect(() => {
+    const { page } = state;
+    if (!range.live || page === null || state.loading || fleet === null || piece.current.control !== null) return;
+    const pace = Math.min(LONGEST_MS, Math.max(SHORTEST_MS, (page.step ?? 0) / 4));
+    // A cycle that comes a moment early is not put off to the next one.
+    if (performance.now() - piece.current.at < pace * 0.9) return;
+    const { from, to } = bounds(range, serverNow());
+    const begin = pieceFrom(page, fleet.interval);
+    if (to - begin > LARGEST_PIECE * range.span + 2 * (page.step ?? 0)) {
+      setAttempt(attempt + 1);
+      return;
+    }
+    const control = new AbortController();
+    piece.current = { control, at: performance.now() };
+    get<VmPage>(address(uuid, begin, to, points, page.step), control.signal).then(
+      (more) => {
+        release(control);
+        setState((old) => (old.page === null || control.signal.aborted ? old : { ...old, page: joined(old.page, more, from, to), from, to, error: null }));
+      },
+      (error: unknown) => {
+        release(control);
+        // The next cycle asks again; a lost connection is told by the frame.
+        if (!control.signal.aborted && error instanceof Refused) setState((old) => ({ ...old, error }));
+      },
+    );
+  }, [fleet]);
+
+  useEffect(() => () => piece.current.control?.abort(), [key]);
+
+  // What could not be loaded is asked for again once the server is back.
+  useEffect(() => {
+    if (up && state.error instanceof Unreachable) setAttempt(attempt + 1);
+  }, [up]);
+
+  return { ...state, retry: () => setAttempt(attempt + 1) };
+}
+
+function address(uuid: string, from: number, to: number, points: number, step: number | null): string {
+  const query = new URLSearchParams({ from: String(from), to: String(to), points: String(points) });
+  if (step !== null) query.set("step", String(step));
+  return `api/vm/${encodeURIComponent(uuid)}?${query.toString()}`;
+}
+
+function known(error: unknown): Error {
+  return error instanceof Error ? error : new Error(String(error));
+}
