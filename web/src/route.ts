@@ -21,8 +21,17 @@ export function parse(path: string, search: string): Route {
   const parts = path.split("/").filter((part) => part !== "");
   if (parts.length === 0) return { page: "fleet", uuid: "", query };
   if (parts.length === 1 && parts[0] === "collector") return { page: "collector", uuid: "", query };
-  if (parts.length === 2 && parts[0] === "vm") return { page: "vm", uuid: decodeURIComponent(parts[1] ?? ""), query };
-  return { page: "unknown", uuid: "", query };
+  const uuid = parts.length === 2 && parts[0] === "vm" ? decoded(parts[1] ?? "") : null;
+  return uuid === null ? { page: "unknown", uuid: "", query } : { page: "vm", uuid, query };
+}
+
+/** null where the escapes are broken: an address typed by hand. */
+function decoded(text: string): string | null {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return null;
+  }
 }
 
 /** A link to a VM; keeps the range that the person looks at. */
