@@ -2,9 +2,9 @@
 // For developing the pages and for their tests; needs nothing but node.
 //
 //   node mock/server.mjs [--port 8178] [--vms 24] [--hosts 3] [--base /kvm/] [--seed 1] [--interval 5000]
-//                        [--scenario normal|empty|no-vms|no-hypervisor|no-permission] [--token SECRET]
+//                        [--scenario normal|fresh|empty|no-vms|no-permission] [--token SECRET]
 //
-// A test steers it by POST below `mock/` (see `control`).
+// A test steers it by requests below `mock/` (see `control`).
 import { createServer } from "node:http";
 import { readFileSync, existsSync } from "node:fs";
 import { join, normalize, extname } from "node:path";
@@ -26,7 +26,7 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
   world.scenario = scenario;
   const readers = new Set();
   const sockets = new Set();
-  const counts = { streams: 0, opened: 0, requests: {} };
+  const counts = { streams: 0, opened: 0, resumed: 0, requests: {} };
   let auth = token;
   let down = false;
   let event = 1;
@@ -52,25 +52,26 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
     readers.add(response);
     counts.streams += 1;
     counts.opened += 1;
+    if (request.headers["last-event-id"] !== undefined) counts.resumed += 1;
     response.on("close", () => {
       readers.delete(response);
       counts.streams -= 1;
     });
   }
 
-  /** POST mock/…: what a test may do to this world. Answers with the counts. */
+  /** mock/…: what a test may do to this world. Answers with the counts. */
   function control(path, query) {
     if (path === "push") cycle(Number(query.get("n") ?? 1));
     if (path === "scenario") world.scenario = query.get("name");
-    if (path === "token") auth = query.get("token");
     if (path === "down") {
       down = query.get("on") === "1";
-      if (down) sockets.forEach((socket) => readers.size && socket.destroy());
+      if (down) readers.forEach((reader) => reader.destroy());
     }
+    if (path === "cut") readers.forEach((reader) => reader.destroy());
     if (path === "hole") readers.forEach((reader) => reader.write(`id: ${event}\nevent: hole\ndata: {}\n\n`));
     if (path === "add") world.vms.push(world.makeVm(world.made++));
     if (path === "remove") world.vms = world.vms.filter((vm) => vm.uuid !== query.get("uuid"));
-    return { ...counts, now: world.now };
+    return { ...counts, now: world.now, event };
   }
 
   function api(request, response, path, query) {
@@ -132,6 +133,11 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
   return {
     url: `http://127.0.0.1:${server.address().port}${base}`,
     world,
+    /** From now on this token is asked for; null: none. */
+    setToken(token) {
+      auth = token;
+      readers.forEach((reader) => reader.destroy());
+    },
     close() {
       clearInterval(timer);
       clearInterval(beat);

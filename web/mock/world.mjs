@@ -146,7 +146,7 @@ export class World {
   }
 
   warnings() {
-    if (this.scenario === "empty" || this.scenario === "no-hypervisor") {
+    if (this.scenario === "empty") {
       return [{ level: "error", text: "cannot reach qemu:///system: /run/libvirt/libvirt-sock-ro: no such file",
         advice: "start libvirt: systemctl enable --now libvirtd" }];
     }
@@ -154,7 +154,7 @@ export class World {
       return [{ level: "error", text: "cannot read qemu:///system: permission denied on /run/libvirt/libvirt-sock-ro",
         advice: "add the user to its group: usermod -aG libvirt kvmetry" }];
     }
-    if (this.scenario === "no-vms") return [];
+    if (this.scenario === "no-vms" || this.scenario === "fresh") return [];
     return [
       { level: "error", text: `${this.silentHost()} gave no reading since 4 minutes: connection refused`,
         advice: `see what it does: kvmetry check --uri qemu+tls://${this.silentHost()}/system` },
@@ -169,7 +169,7 @@ export class World {
 
   fleet() {
     const vms = this.isBare() ? [] : this.vms.map((vm) => this.vmNow(vm));
-    const hosts = this.scenario === "empty" || this.scenario === "no-hypervisor" || this.scenario === "no-permission" ? [] : this.hosts.map((name) => {
+    const hosts = this.isBare() && this.scenario !== "no-vms" ? [] : this.hosts.map((name) => {
       const silent = name === this.silentHost();
       const own = vms.filter((vm) => vm.host === name);
       return {
@@ -351,7 +351,7 @@ export class World {
       since: this.start - 3 * DAY,
       hypervisors: bare
         ? [{ host: "localhost", uri: "qemu:///system", connectedSince: null, libvirt: null, cycle: null, interval: this.interval, vms: 0,
-            stuck: 0, abandoned: 0, failures: 12, cacheHits: null, problem: this.warnings()[0].text }]
+            stuck: 0, abandoned: 0, failures: 12, cacheHits: null, problem: this.warnings()[0]?.text ?? null }]
         : this.hosts.map((host, i) => ({
             host,
             uri: `qemu+tls://${host}/system`,

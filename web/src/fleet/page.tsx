@@ -122,10 +122,11 @@ function Filters({ fleet, filter, to, shown }: { fleet: Fleet; filter: Filter; t
   const input = useRef<HTMLInputElement>(null);
   const typing = useRef<ReturnType<typeof setTimeout> | undefined>(undefined);
   useShortcuts({ "/": () => input.current?.focus() });
-  // Back and forward change the filter too; what is being typed is left alone.
+  // Back and forward change the filter too; what is just being typed is ahead of the address and left alone.
   useEffect(() => {
-    if (input.current !== null && document.activeElement !== input.current) input.current.value = filter.text;
+    if (input.current !== null && typing.current === undefined) input.current.value = filter.text;
   }, [filter.text]);
+  useEffect(() => () => clearTimeout(typing.current), []);
   const states = useMemo(() => [...new Set(fleet.vms.map((vm: Vm) => stateName(vm.state)))].sort(), [fleet]);
   const some = filter.text !== "" || filter.host !== "" || filter.state !== "";
 
@@ -135,7 +136,10 @@ function Filters({ fleet, filter, to, shown }: { fleet: Fleet; filter: Filter; t
         spellcheck={false} autocomplete="off" onInput={(event) => {
           const text = event.currentTarget.value;
           clearTimeout(typing.current);
-          typing.current = setTimeout(() => go(to({ q: text.trim() }), { replace: filter.text !== "" && text !== "" }), TYPING_MS);
+          typing.current = setTimeout(() => {
+            typing.current = undefined;
+            go(to({ q: text.trim() }), { replace: filter.text !== "" && text !== "" });
+          }, TYPING_MS);
         }} />
       <select aria-label="Host" value={filter.host} onChange={(event) => go(to({ host: event.currentTarget.value }))}>
         <option value="">all hosts</option>

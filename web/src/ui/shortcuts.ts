@@ -1,6 +1,6 @@
 // Single-key shortcuts: never while a person types, and never at all once they are switched off (the help dialog has the switch),
 // as speech input needs it.
-import { useEffect } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 
 export type Shortcuts = Record<string, (event: KeyboardEvent) => void>;
 
@@ -16,17 +16,20 @@ export function setShortcuts(on: boolean): void {
 
 /** Listens while the component is there. */
 export function useShortcuts(keys: Shortcuts): void {
+  // The newest ones as of the last drawing: of two quick keys the second must see what the first did.
+  const latest = useRef(keys);
+  latest.current = keys;
   useEffect(() => {
     const heard = (event: KeyboardEvent) => {
       if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || !shortcutsOn()) return;
       const target = event.target as Element | null;
       if (target?.closest("input, select, textarea, dialog") !== null) return;
-      const act = keys[event.key];
+      const act = latest.current[event.key];
       if (act === undefined) return;
       event.preventDefault();
       act(event);
     };
     document.addEventListener("keydown", heard);
     return () => document.removeEventListener("keydown", heard);
-  });
+  }, []);
 }

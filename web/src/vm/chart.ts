@@ -193,7 +193,6 @@ export class Chart {
   }
 
   #pan(start: MouseEvent): void {
-    start.preventDefault();
     const [from, to] = [this.#from, this.#to];
     const perPixel = (to - from) / this.#plot.over.clientWidth;
     let by = 0;
