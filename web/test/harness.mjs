@@ -110,6 +110,8 @@ export async function openFleet(at, page, query = "") {
 
 export async function openVm(at, page, uuid, query = "") {
   await page.goto(new URL(`vm/${uuid}${query}`, at.url).href);
+  // On a small screen the charts are below the window, and not drawn until they come near.
+  await page.locator(".chart").first().scrollIntoViewIfNeeded();
   await page.locator(".chart .u-over").first().waitFor();
 }
 
