@@ -33,6 +33,9 @@ export function App({ reopen }: { reopen: () => void }) {
     scrollTo(0, 0);
   }, [at.page, at.uuid]);
 
+  /** The stream was opened with the old cookie; a server that cannot be reached is told by the frame. */
+  const leave = () => void logOut().then(reopen, () => undefined);
+
   useShortcuts({
     "?": () => setHelp(true),
     f: () => go("./"),
@@ -55,7 +58,7 @@ export function App({ reopen }: { reopen: () => void }) {
         )}
         <div class="right">
           {!locked && <LinkState />}
-          {needed && login && <button type="button" class="quiet" onClick={() => void logOut()}>Log out</button>}
+          {needed && login && <button type="button" class="quiet" onClick={leave}>Log out</button>}
           <button type="button" class="quiet" aria-label="Help and keyboard shortcuts" onClick={() => setHelp(true)}>?</button>
         </div>
       </header>

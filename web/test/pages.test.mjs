@@ -115,6 +115,20 @@ for (const [width, height] of [[360, 740], [3840, 2160]]) {
   }
 }
 
+test("a token that is revoked while a page is open leads to the login form, and back to the same view", mockOnly, () =>
+  withPage(at, { expected: /401|ERR_/ }, async (page) => {
+    await openFleet(at, page, "?q=web&sort=name&dir=asc");
+    at.mock.setToken("new");
+    try {
+      await page.getByLabel("Token").fill("new");
+      await page.keyboard.press("Enter");
+      await page.locator(".vms tbody th.name a", { hasText: "web-01" }).waitFor();
+      assert.match(page.url(), /q=web/);
+    } finally {
+      at.mock.setToken(null);
+    }
+  }));
+
 test("behind a path prefix", mockOnly, async (t) => {
   const { serve } = await import("../mock/server.mjs");
   const prefixed = await serve({ pace: 0, vms: 5, base: "/kvm/" });

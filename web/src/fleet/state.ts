@@ -1,7 +1,7 @@
 // What is known of the fleet now: the newest cycle, the sparklines, and how the connection fares. Everything that arrives from
 // the stream comes through `hear`.
 import type { Fleet, FleetHistory } from "../api.ts";
-import { checkSession, get, Refused, Unreachable } from "../http.ts";
+import { checkSession, get, Refused, session, Unreachable } from "../http.ts";
 import type { News } from "../live/stream.ts";
 import { Store } from "../store.ts";
 import { POINTS, Sparks } from "./spark.ts";
@@ -42,8 +42,8 @@ export function hear(news: News): void {
     void seed();
   } else {
     view.set({ ...view.value, up: news.up, downSince: news.since });
-    // The stream does not tell why it was refused.
-    if (!news.up) void checkSession();
+    // The stream does not tell why it was refused; and that it is there again may be another tab's login.
+    if (!news.up || !session.value.login) void checkSession();
   }
 }
 

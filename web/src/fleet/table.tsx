@@ -11,10 +11,8 @@ import type { To } from "./page.tsx";
 import { draw } from "./spark.ts";
 import { sparks } from "./state.ts";
 
-/** As in the style sheet. */
-const ROW_PX = 28;
 /** Rows drawn beyond the edges, so that a quick scroll meets no hole. */
-const OVERSCAN = 10;
+const OVERSCAN = 6;
 
 interface Column {
   key: Key | null;
@@ -45,6 +43,7 @@ export function Table({ fleet, vms, sort, to }: { fleet: Fleet; vms: Vm[]; sort:
   const box = useRef<HTMLDivElement>(null);
   const [top, setTop] = useState(0);
   const [height, setHeight] = useState(800);
+  const [row, setRow] = useState(rowHeight);
   // The row that the Tab key meets: one, not a thousand.
   const [cursor, setCursor] = useState(0);
   const wanted = useRef<number | null>(null);
@@ -52,7 +51,10 @@ export function Table({ fleet, vms, sort, to }: { fleet: Fleet; vms: Vm[]; sort:
   useLayoutEffect(() => {
     const element = box.current;
     if (element === null) return undefined;
-    const watch = new ResizeObserver(() => setHeight(element.clientHeight));
+    const watch = new ResizeObserver(() => {
+      setHeight(element.clientHeight);
+      setRow(rowHeight());
+    });
     watch.observe(element);
     return () => watch.disconnect();
   }, []);
@@ -70,12 +72,12 @@ export function Table({ fleet, vms, sort, to }: { fleet: Fleet; vms: Vm[]; sort:
     }
   });
 
-  const first = Math.max(0, Math.min(Math.floor(top / ROW_PX) - OVERSCAN, vms.length - 1));
-  const last = Math.min(vms.length, Math.ceil((top + height) / ROW_PX) + OVERSCAN);
+  const first = Math.max(0, Math.min(Math.floor(top / row) - OVERSCAN, vms.length - 1));
+  const last = Math.min(vms.length, Math.ceil((top + height) / row) + OVERSCAN);
   const tabbed = cursor >= first && cursor < last ? cursor : first;
 
   const keys = (event: KeyboardEvent) => {
-    const page = Math.max(1, Math.floor(height / ROW_PX) - 2);
+    const page = Math.max(1, Math.floor(height / row) - 2);
     const steps: Record<string, number> = {
       ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -vms.length, End: vms.length,
     };
@@ -84,10 +86,10 @@ export function Table({ fleet, vms, sort, to }: { fleet: Fleet; vms: Vm[]; sort:
     event.preventDefault();
     const next = Math.max(0, Math.min(vms.length - 1, tabbed + step));
     const element = box.current;
+    // The head, one row high, lies over the first of what is scrolled to.
     if (element !== null) {
-      const head = ROW_PX;
-      if (next * ROW_PX < element.scrollTop) element.scrollTop = next * ROW_PX;
-      else if ((next + 1) * ROW_PX + head > element.scrollTop + height) element.scrollTop = (next + 1) * ROW_PX + head - height;
+      if (next * row < element.scrollTop) element.scrollTop = next * row;
+      else if ((next + 2) * row > element.scrollTop + height) element.scrollTop = (next + 2) * row - height;
       setTop(element.scrollTop);
     }
     wanted.current = next;
@@ -103,16 +105,21 @@ export function Table({ fleet, vms, sort, to }: { fleet: Fleet; vms: Vm[]; sort:
           <tr aria-rowindex={1}>{COLUMNS.map((column) => <Head key={column.title} column={column} sort={sort} to={to} />)}</tr>
         </thead>
         <tbody>
-          {first > 0 && <tr class="space" aria-hidden="true"><td colSpan={COLUMNS.length} style={{ height: `${first * ROW_PX}px` }} /></tr>}
+          {first > 0 && <tr class="space" aria-hidden="true"><td colSpan={COLUMNS.length} style={{ height: `${first * row}px` }} /></tr>}
           {vms.slice(first, last).map((vm, i) => (
             <Row key={vm.uuid} vm={vm} fleet={fleet} index={first + i} tabbed={first + i === tabbed} focused={() => setCursor(first + i)} />
           ))}
-          {last < vms.length && <tr class="space" aria-hidden="true"><td colSpan={COLUMNS.length} style={{ height: `${(vms.length - last) * ROW_PX}px` }} /></tr>}
+          {last < vms.length && <tr class="space" aria-hidden="true"><td colSpan={COLUMNS.length} style={{ height: `${(vms.length - last) * row}px` }} /></tr>}
         </tbody>
       </table>
       {vms.length === 0 && <p class="none">No VM fits the filter. <a href={to({ q: "", host: "", state: "" })}>Show all</a></p>}
     </div>
   );
+}
+
+/** From the style sheet: on a wall rows are higher. */
+function rowHeight(): number {
+  return parseFloat(getComputedStyle(document.documentElement).getPropertyValue("--row"));
 }
 
 function Head({ column, sort, to }: { column: Column; sort: Sort; to: To }) {

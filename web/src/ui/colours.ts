@@ -22,8 +22,8 @@ function read(): Colours {
   const series = Array.from({ length: SERIES }, (_, i) => of(`--series-${i + 1}`));
   return {
     series,
-    // Alpha as two hex digits behind #rrggbb: about a fifth.
-    bands: series.map((colour) => `${colour}33`),
+    // Alpha as two hex digits behind #rrggbb: a quarter.
+    bands: series.map((colour) => `${colour}40`),
     axis: of("--text-soft"),
     grid: of("--line"),
     mark: of("--mark"),

@@ -24,7 +24,7 @@ export function LinkState() {
     <span class="link" title={`Times are in ${zone(fleet.now)}. Hypervisors are read every ${duration(fleet.interval)}.`}>
       <i class={`dot ${!up ? "down" : old ? "wait" : "up"}`} aria-hidden="true" />
       <span>{state}</span>
-      <time class="wide">{clock(fleet.at)}</time>
+      {fleet.at !== null && <time class="wide">{clock(fleet.at)}</time>}
       <span class="wide zone">{zone(fleet.now)}</span>
     </span>
   );

@@ -6,12 +6,27 @@ export type Shortcuts = Record<string, (event: KeyboardEvent) => void>;
 
 const SETTING = "kvmetry-shortcuts";
 
+let on = stored();
+
 export function shortcutsOn(): boolean {
-  return localStorage.getItem(SETTING) !== "off";
+  return on;
 }
 
-export function setShortcuts(on: boolean): void {
-  localStorage.setItem(SETTING, on ? "on" : "off");
+export function setShortcuts(wanted: boolean): void {
+  on = wanted;
+  try {
+    localStorage.setItem(SETTING, wanted ? "on" : "off");
+  } catch {
+    // A browser that keeps nothing (blocked by policy): it holds for this tab.
+  }
+}
+
+function stored(): boolean {
+  try {
+    return localStorage.getItem(SETTING) !== "off";
+  } catch {
+    return true;
+  }
 }
 
 /** Listens while the component is there. */

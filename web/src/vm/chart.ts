@@ -18,19 +18,21 @@ export interface ChartEvents {
 
 /** All charts of a page share their cursor by this name. */
 const SYNC = "vm";
-const HEIGHT_PX = 168;
-/** The same for all panels, so that times stand above each other. */
-const AXIS_PX = 74;
-const TIMES_PX = 26;
+/** Widths in letters' heights; the same for all panels, so that times stand above each other. */
+const AXIS_EMS = 6.7;
+const TIMES_EMS = 2.3;
 /** A drag of less is a click. */
 const DRAG_PX = 5;
-const MARK_LABEL_PX = 14;
+/** What is labelled first where there is no room for all. */
+const GRAVE = new Set(["crashed", "io_error", "stopped", "restarted", "migrated"]);
 
 /** Steps of an axis that counts in 1024s: 1, 2, 4 … of each. */
 const BINARY_STEPS = Array.from({ length: 64 }, (_, i) => 2 ** (i - 6));
 
 export class Chart {
   readonly #plot: uPlot;
+  /** the height of its text, from the style sheet */
+  readonly #em: number;
   #panel: Panel;
   #from: number;
   #to: number;
@@ -49,6 +51,7 @@ export class Chart {
     this.#from = span.from;
     this.#to = span.to;
     this.#marks = marks;
+    this.#em = parseFloat(getComputedStyle(box).getPropertyValue("--chart-text"));
     this.#plot = new uPlot(this.#options(hidden), data(panel), box);
   }
 
@@ -69,7 +72,7 @@ export class Chart {
   }
 
   resize(width: number): void {
-    if (width > 0 && width !== this.#plot.width) this.#plot.setSize({ width, height: HEIGHT_PX });
+    if (width > 0 && width !== this.#plot.width) this.#plot.setSize({ width, height: this.box.clientHeight });
   }
 
   /** Moves the cursor by points, from the newest one if it is not on the chart. */
@@ -78,7 +81,7 @@ export class Chart {
     const current = this.#plot.cursor.idx ?? times.length;
     const next = Math.max(0, Math.min(times.length - 1, current + by));
     const left = this.#plot.valToPos(times[next] ?? this.#to, "x");
-    this.#plot.setCursor({ left, top: HEIGHT_PX / 3 }, true);
+    this.#plot.setCursor({ left, top: this.#plot.over.clientHeight / 2 }, true);
   }
 
   leave(): void {
@@ -100,7 +103,8 @@ export class Chart {
     const { colours } = this;
     const panel = this.#panel;
     const say = tickValue(panel.unit);
-    const font = `11px ${getComputedStyle(document.body).fontFamily}`;
+    const em = this.#em;
+    const font = `${em}px ${getComputedStyle(document.body).fontFamily}`;
     const axis = {
       stroke: colours.axis,
       font,
@@ -127,9 +131,9 @@ export class Chart {
 
     return {
       width: Math.max(100, this.box.clientWidth),
-      height: HEIGHT_PX,
+      height: this.box.clientHeight,
       ms: 1,
-      padding: [MARK_LABEL_PX, 8, 0, 0],
+      padding: [em * 1.3, 8, 0, 0],
       legend: { show: false },
       focus: { alpha: 1 },
       scales: {
@@ -141,14 +145,14 @@ export class Chart {
       axes: [
         {
           ...axis,
-          size: TIMES_PX,
-          space: 70,
+          size: em * TIMES_EMS,
+          space: em * 6.5,
           values: (_, splits, __, ___, distance) => splits.map((split) => tick(split, distance)),
         },
         {
           ...axis,
-          size: AXIS_PX,
-          space: 30,
+          size: em * AXIS_EMS,
+          space: em * 2.7,
           values: (_, splits) => splits.map(say),
           ...(isBinary(panel.unit) ? { incrs: BINARY_STEPS } : {}),
           ...(panel.unit === "degrees" ? { splits: [-90, -45, 0, 45, 90] } : {}),
@@ -209,7 +213,7 @@ export class Chart {
     addEventListener("mouseup", end);
   }
 
-  /** A dashed line a mark; labels that would lie on one another are left out (the list of events has them all). */
+  /** A dashed line a mark; of labels that would lie on one another the graver one is written (the list of events has them all). */
   #drawMarks(plot: uPlot): void {
     const { ctx, bbox } = plot;
     const ratio = devicePixelRatio || 1;
@@ -218,12 +222,12 @@ export class Chart {
     ctx.fillStyle = this.colours.markText;
     ctx.lineWidth = ratio;
     ctx.setLineDash([4 * ratio, 3 * ratio]);
-    ctx.font = `${11 * ratio}px ${getComputedStyle(document.body).fontFamily}`;
+    ctx.font = `${this.#em * ratio}px ${getComputedStyle(document.body).fontFamily}`;
     ctx.textBaseline = "bottom";
     ctx.textAlign = "left";
-    let free = -Infinity;
-    for (const mark of this.#marks) {
-      if (mark.at < this.#from || mark.at > this.#to) continue;
+    const seen = this.#marks.filter((mark) => mark.at >= this.#from && mark.at <= this.#to);
+    const taken: [number, number][] = [];
+    for (const mark of seen.sort((a, b) => Number(GRAVE.has(b.kind)) - Number(GRAVE.has(a.kind)) || a.at - b.at)) {
       const x = Math.round(plot.valToPos(mark.at, "x", true));
       ctx.beginPath();
       ctx.moveTo(x, bbox.top);
@@ -232,9 +236,10 @@ export class Chart {
       const text = mark.kind.replaceAll("_", " ");
       const width = ctx.measureText(text).width;
       const begin = Math.min(x, bbox.left + bbox.width - width);
-      if (begin < free) continue;
+      const end = begin + width + 6 * ratio;
+      if (taken.some(([from, to]) => begin < to && from < end)) continue;
+      taken.push([begin, end]);
       ctx.fillText(text, begin, bbox.top - ratio);
-      free = begin + width + 6 * ratio;
     }
     ctx.restore();
   }

@@ -44,11 +44,11 @@ export function VmPage({ uuid, query }: { uuid: string; query: URLSearchParams }
   useEffect(() => setDragged(null), [query]);
 
   const address = (to_: Range) => vmLink(uuid, rangeQuery(to_));
-  const change = (next: Range, zooms = 0) => go(address(next), { zooms });
-  const zoom = (begin: number, end: number) => change(fixed(begin, end), trail().zooms + 1);
+  const change = (next: Range) => go(address(next), { zooms: trail().zooms + 1 });
+  const zoom = (begin: number, end: number) => change(fixed(begin, end));
   const pan = (begin: number, end: number, done: boolean) => {
     setDragged({ from: begin, to: end });
-    if (done) change(fixed(begin, end), trail().zooms + 1);
+    if (done) change(fixed(begin, end));
   };
   const back = () => {
     if (trail().zooms > 0) history.back();
