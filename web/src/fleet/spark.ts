@@ -81,12 +81,12 @@ export class Sparks {
   }
 }
 
-/** Draws values of 0..100 as a filled line; a gap stays empty, and a lone reading is a dot. */
-export function draw(canvas: HTMLCanvasElement, values: Float32Array, colour: { line: string; fill: string }): void {
+/** Draws values of 0..100 as a filled line; a gap stays empty, and a lone reading is a dot. The size in CSS pixels is told, for
+ *  reading it from the document in the middle of an update would lay the whole page out. */
+export function draw(canvas: HTMLCanvasElement, size: { width: number; height: number }, values: Float32Array, colour: { line: string; fill: string }): void {
   const ratio = devicePixelRatio || 1;
-  const width = Math.round(canvas.clientWidth * ratio);
-  const height = Math.round(canvas.clientHeight * ratio);
-  if (width === 0) return;
+  const width = Math.round(size.width * ratio);
+  const height = Math.round(size.height * ratio);
   if (canvas.width !== width || canvas.height !== height) {
     canvas.width = width;
     canvas.height = height;

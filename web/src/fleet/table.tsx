@@ -1,8 +1,9 @@
 // Every VM, one row each, of which only those in sight are in the document: a thousand cost what forty do. It stays a table for
 // screen readers (aria-rowcount, aria-rowindex tell the rest), and the arrow keys walk through all of it.
-import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import type { Fleet, Vm } from "../api.ts";
 import { vmLink } from "../route.ts";
+import { useStore } from "../store.ts";
 import { colours } from "../ui/colours.ts";
 import { State } from "../ui/state.tsx";
 import { byteRate, count, duration, growth, kib, percent, shortTime } from "../units.ts";
@@ -43,7 +44,8 @@ export function Table({ fleet, vms, sort, to }: { fleet: Fleet; vms: Vm[]; sort:
   const box = useRef<HTMLDivElement>(null);
   const [top, setTop] = useState(0);
   const [height, setHeight] = useState(800);
-  const [row, setRow] = useState(rowHeight);
+  const [sizes, setSizes] = useState(readSizes);
+  const { row } = sizes;
   // The row that the Tab key meets: one, not a thousand.
   const [cursor, setCursor] = useState(0);
   const wanted = useRef<number | null>(null);
@@ -53,7 +55,7 @@ export function Table({ fleet, vms, sort, to }: { fleet: Fleet; vms: Vm[]; sort:
     if (element === null) return undefined;
     const watch = new ResizeObserver(() => {
       setHeight(element.clientHeight);
-      setRow(rowHeight());
+      setSizes(readSizes());
     });
     watch.observe(element);
     return () => watch.disconnect();
@@ -107,7 +109,7 @@ export function Table({ fleet, vms, sort, to }: { fleet: Fleet; vms: Vm[]; sort:
         <tbody>
           {first > 0 && <tr class="space" aria-hidden="true"><td colSpan={COLUMNS.length} style={{ height: `${first * row}px` }} /></tr>}
           {vms.slice(first, last).map((vm, i) => (
-            <Row key={vm.uuid} vm={vm} fleet={fleet} index={first + i} tabbed={first + i === tabbed} focused={() => setCursor(first + i)} />
+            <Row key={vm.uuid} vm={vm} fleet={fleet} size={sizes.spark} index={first + i} tabbed={first + i === tabbed} focused={() => setCursor(first + i)} />
           ))}
           {last < vms.length && <tr class="space" aria-hidden="true"><td colSpan={COLUMNS.length} style={{ height: `${(vms.length - last) * row}px` }} /></tr>}
         </tbody>
@@ -117,9 +119,16 @@ export function Table({ fleet, vms, sort, to }: { fleet: Fleet; vms: Vm[]; sort:
   );
 }
 
-/** From the style sheet: on a wall rows are higher. */
-function rowHeight(): number {
-  return parseFloat(getComputedStyle(document.documentElement).getPropertyValue("--row"));
+interface Sizes {
+  row: number;
+  spark: { width: number; height: number };
+}
+
+/** From the style sheet: on a wall rows are higher. A canvas leaves 3 px above and below. */
+function readSizes(): Sizes {
+  const style = getComputedStyle(document.documentElement);
+  const row = parseFloat(style.getPropertyValue("--row"));
+  return { row, spark: { width: parseFloat(style.getPropertyValue("--spark")), height: row - 6 } };
 }
 
 function Head({ column, sort, to }: { column: Column; sort: Sort; to: To }) {
@@ -139,12 +148,13 @@ function Head({ column, sort, to }: { column: Column; sort: Sort; to: To }) {
 interface RowProps {
   vm: Vm;
   fleet: Fleet;
+  size: Sizes["spark"];
   index: number;
   tabbed: boolean;
   focused: () => void;
 }
 
-function Row({ vm, fleet, index, tabbed, focused }: RowProps) {
+function Row({ vm, fleet, size, index, tabbed, focused }: RowProps) {
   const late = isLate(vm, fleet.now, fleet.interval);
   const since = !vm.ok && vm.age !== null ? fleet.now - vm.age * 1000 : late ? vm.at : null;
   const full = vm.used !== null && vm.assigned ? (100 * vm.used) / vm.assigned : null;
@@ -159,7 +169,7 @@ function Row({ vm, fleet, index, tabbed, focused }: RowProps) {
       </td>
       <td class="host">{vm.host}</td>
       <td class="num meter"><Meter value={vm.cpu} />{percent(vm.cpu)}</td>
-      <td class="spark"><Spark vm={vm} at={fleet.at ?? vm.at} /></td>
+      <td class="spark"><Spark vm={vm} at={fleet.at ?? vm.at} size={size} /></td>
       <td class="num">{count(vm.cpus)}</td>
       <td class="num meter" title={vm.source === "rss" ? "resident memory of the QEMU process: the guest tells nothing" : vm.source === "guest" ? "the guest's own figure" : undefined}>
         <Meter value={full} />{kib(vm.used)}{vm.source === "rss" && <small> rss</small>}
@@ -182,13 +192,11 @@ function Meter({ value }: { value: number | null }) {
   return <i class={value >= 90 ? "fill high" : "fill"} aria-hidden="true" style={{ transform: `scaleX(${Math.min(1, value / 100).toFixed(3)})` }} />;
 }
 
-function Spark({ vm, at }: { vm: Vm; at: number }) {
+function Spark({ vm, at, size }: { vm: Vm; at: number; size: Sizes["spark"] }) {
   const canvas = useRef<HTMLCanvasElement>(null);
-  useEffect(() => colours.watch(() => paint()), []);
-  const paint = () => {
-    const { line, fill } = colours.value.spark;
-    if (canvas.current !== null) draw(canvas.current, sparks.values(vm.uuid, at), { line, fill });
-  };
-  useLayoutEffect(paint);
+  const { spark } = useStore(colours);
+  useLayoutEffect(() => {
+    if (canvas.current !== null) draw(canvas.current, size, sparks.values(vm.uuid, at), spark);
+  });
   return <canvas ref={canvas} aria-hidden="true" />;
 }
