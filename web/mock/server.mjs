@@ -33,7 +33,7 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
   let body = JSON.stringify(world.fleet());
 
   const timer = (pace ?? world.interval) > 0 ? setInterval(() => cycle(1), pace ?? world.interval) : null;
-  const beat = setInterval(() => readers.forEach((reader) => reader.write(":\n\n")), 15_000);
+  const beat = setInterval(() => readers.forEach((reader) => reader.write("event: beat\ndata: {}\n\n")), 15_000);
 
   function cycle(times) {
     for (let i = 0; i < times; i += 1) {

@@ -172,7 +172,8 @@ export interface Delivery {
 /** GET api/live : text/event-stream. `id:` numbers every event.
  *  event: fleet  data: Fleet      at each cycle, whole; the first one at once
  *  event: hole   data: {}         what was missed is no longer there: ask for history again
- *  A comment line every 15 s keeps the connection open. */
+ *  event: beat   data: {}         every 15 s, without an id: keeps the connection open, and tells a browser, which never hears of
+ *                                 comments, that it is not dead (cycles may be minutes apart, or none come) */
 
 /** GET api/session -> {"login": boolean, "needed": boolean}; POST api/session {"token": "..."} -> 204 with a cookie, 401; DELETE api/session -> 204.
  *  Every other answer may be 401: show the login form.

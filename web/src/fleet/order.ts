@@ -20,6 +20,13 @@ export interface Filter {
   state: string;
 }
 
+/** What a list is sorted by, in words. */
+export const NAMES: Record<Key, string> = {
+  name: "name", host: "host", state: "state", cpu: "CPU", cpus: "vCPUs", used: "memory used", assigned: "memory it has", growth: "memory growth",
+  rx: "network in", tx: "network out", rd: "disk reads", wr: "disk writes", errors: "errors", drops: "drops",
+  cores: "busy vCPUs", net: "network in and out", disk: "disk reads and writes", faults: "errors and drops",
+};
+
 type Rank = (vm: Vm) => number | string | null;
 
 const RANKS: Record<Key, Rank> = {

@@ -8,7 +8,7 @@ import { Warnings } from "../ui/warnings.tsx";
 import { byteRate, clock, count, kib, percent, stateName } from "../units.ts";
 import { NoFleet, NoVms } from "./empty.tsx";
 import { Hosts } from "./hosts.tsx";
-import { descendingByDefault, isKey, isLate, matches, Order, type Filter, type Sort } from "./order.ts";
+import { descendingByDefault, isKey, isLate, matches, NAMES, Order, type Filter, type Sort } from "./order.ts";
 import { updateBegan, view } from "./state.ts";
 import { Table } from "./table.tsx";
 import { Talkers } from "./talkers.tsx";
@@ -69,8 +69,8 @@ function Loaded({ fleet, query }: { fleet: Fleet; query: URLSearchParams }) {
         <Filters fleet={fleet} filter={filter} to={to} shown={vms.length} />
         <p class="order-hint">
           {order.current.moved
-            ? <>Sorted at {clock(order.current.sortedAt)}; values have moved since. <button type="button" onClick={() => setAgain(again + 1)}>Sort again <kbd>r</kbd></button></>
-            : <>In order{stuck ? ", stuck VMs first" : ""}. Rows keep their place while values move.</>}
+            ? <>Sorted by {NAMES[sort.key]} at {clock(order.current.sortedAt)}; values have moved since. <button type="button" onClick={() => setAgain(again + 1)}>Sort again <kbd>r</kbd></button></>
+            : <>In order of {NAMES[sort.key]}{stuck ? ", stuck VMs first" : ""}. Rows keep their place while values move.</>}
         </p>
         <Table fleet={fleet} vms={vms} sort={sort} to={to} />
       </section>

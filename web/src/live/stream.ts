@@ -9,10 +9,10 @@ export type News =
   /** `since`: when the connection was lost, by this browser's clock; null while it is up. */
   | { kind: "link"; up: boolean; since: number | null };
 
-const RETRY_FIRST_MS = 1_000;
-const RETRY_MOST_MS = 15_000;
-/** A connection can die without an error (a laptop woken elsewhere). Slower than any sensible interval; opening anew is harmless. */
-const SILENCE_MS = 90_000;
+export const RETRY_FIRST_MS = 1_000;
+export const RETRY_MOST_MS = 15_000;
+/** A connection can die without an error (a laptop woken elsewhere). Three beats of the server missed. */
+export const SILENCE_MS = 45_000;
 
 export class Stream {
   #source: EventSource | null = null;
@@ -41,6 +41,7 @@ export class Stream {
     clearTimeout(this.#retry);
     const source = new EventSource(this.url);
     this.#source = source;
+    this.#watch();
     source.onopen = () => {
       this.#delay = RETRY_FIRST_MS;
       this.#watch();
@@ -55,6 +56,7 @@ export class Stream {
       this.#last = event.data;
       this.tell({ kind: "fleet", json: event.data });
     });
+    source.addEventListener("beat", () => this.#watch());
     source.addEventListener("hole", () => this.tell({ kind: "hole" }));
   }
 

@@ -1,6 +1,6 @@
 // A panel: title, chart, legend with the values at the cursor, its SQL and its CSV. The chart exists only while it is in or near
 // the window: a VM with thirty devices has a hundred of them.
-import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { Mark, Panel as PanelData, Series } from "../api.ts";
 import { useStore } from "../store.ts";
 import { colours } from "../ui/colours.ts";
@@ -36,6 +36,7 @@ export function Panel(props: PanelProps) {
   const [point, setPoint] = useState<number | null>(null);
   const [hidden, setHidden] = useState<Set<string>>(new Set());
   const [sql, setSql] = useState(false);
+  const told = useMemo(() => summary(panel), [panel]);
   const empty = !panel.series.some((series) => series.mean.some((value) => value !== null));
   const shape = panel.series.map((series) => `${series.id}${series.min === null ? "" : "±"}`).join(" ");
 
@@ -95,7 +96,7 @@ export function Panel(props: PanelProps) {
           <button type="button" class="quiet" onClick={() => save(panel, vm, from, to)} aria-label={`Save ${panel.title} as CSV`}>CSV</button>
         </span>
       </figcaption>
-      <div class="chart" ref={box} tabIndex={0} role="group" aria-label={summary(panel)} onKeyDown={keys} onBlur={() => chart.current?.leave()}>
+      <div class="chart" ref={box} tabIndex={0} role="group" aria-label={told} onKeyDown={keys} onBlur={() => chart.current?.leave()}>
         {empty && <p class="none">No reading in this range</p>}
       </div>
       <ul class="legend">
