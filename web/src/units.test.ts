@@ -54,12 +54,14 @@ test("times are the person's own and the full one says the zone", () => {
   assert.match(units.zone(winter), /^Europe\/Berlin \((CET|GMT\+1)\)$/);
   assert.equal(units.shortTime(winter, winter + 3_600_000), "15:04:05");
   assert.equal(units.shortTime(winter, winter + 86_400_000), "30 Nov 15:04");
+  assert.equal(units.shortTime(winter - 365 * 86_400_000, winter), "30 Nov 2025 15:04");
   assert.equal(units.toLocalInput(winter), "2026-11-30T15:04:05");
   assert.equal(units.clock(null), "–");
 });
 
 test("ticks say the day where it begins", () => {
   assert.equal(units.tick(Date.UTC(2026, 10, 29, 23), 3_600_000), "30 Nov");
+  assert.equal(units.tick(Date.UTC(2025, 10, 30, 23), 30 * 86_400_000), "1 Dec 2025");
   assert.equal(units.tick(Date.UTC(2026, 10, 30, 14, 5), 300_000), "15:05");
   assert.equal(units.tick(Date.UTC(2026, 10, 30, 14, 5, 10), 10_000), "15:05:10");
   assert.equal(units.tick(Date.UTC(2026, 10, 30, 14, 5, 10), 86_400_000), "30 Nov");

@@ -166,6 +166,7 @@ export function isBinary(unit: string): boolean {
 const clockFormat = lazy(() => new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" }));
 const minuteFormat = lazy(() => new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" }));
 const dayFormat = lazy(() => new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" }));
+const dateFormat = lazy(() => new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", year: "numeric" }));
 const fullFormat = lazy(
   () =>
     new Intl.DateTimeFormat("en-GB", {
@@ -190,15 +191,18 @@ export function fullTime(ms: Value): string {
   return known(ms) ? fullFormat().format(ms) : UNKNOWN;
 }
 
-/** 15:04:05 on the same day as `now`, else 30 Nov 15:04. */
+/** 15:04:05 on the same day as `now`, else 30 Nov 15:04, in another year 30 Nov 2025 15:04. */
 export function shortTime(ms: Value, now: number): string {
   if (!known(ms)) return UNKNOWN;
-  const day = dayFormat().format(ms);
-  return day === dayFormat().format(now) ? clock(ms) : `${day} ${minuteFormat().format(ms)}`;
+  const [date, today] = [new Date(ms), new Date(now)];
+  if (date.getFullYear() !== today.getFullYear()) return `${dateFormat().format(ms)} ${minuteFormat().format(ms)}`;
+  const sameDay = date.getMonth() === today.getMonth() && date.getDate() === today.getDate();
+  return sameDay ? clock(ms) : `${dayFormat().format(ms)} ${minuteFormat().format(ms)}`;
 }
 
-/** "30 Nov", "15:04" or "15:04:05": what a tick of an axis says, by the distance to the next tick. */
+/** "1 Dec 2025", "30 Nov", "15:04" or "15:04:05": what a tick of an axis says, by the distance to the next tick. */
 export function tick(ms: number, distance: number): string {
+  if (distance >= 28 * 86_400_000) return dateFormat().format(ms);
   if (distance >= 86_400_000) return dayFormat().format(ms);
   const date = new Date(ms);
   if (date.getHours() === 0 && date.getMinutes() === 0 && date.getSeconds() === 0) return dayFormat().format(ms);

@@ -1,8 +1,8 @@
 // Top talkers: short lists of who does most, each VM a link, each title sorts the table by it.
 import { useMemo } from "preact/hooks";
-import type { Fleet, Vm } from "../api.ts";
+import type { Fleet } from "../api.ts";
 import { vmLink } from "../route.ts";
-import { byteRate, count, growth, percent } from "../units.ts";
+import { byteRate, count, growth } from "../units.ts";
 import { rank, type Key } from "./order.ts";
 import type { To } from "./page.tsx";
 import { talkers } from "./totals.ts";
@@ -14,11 +14,11 @@ interface Ranking {
   title: string;
   what: string;
   none: string;
-  say: (value: number, vm: Vm) => string;
+  say: (value: number) => string;
 }
 
 const RANKINGS: Ranking[] = [
-  { by: "cores", title: "CPU", what: "busy vCPUs", none: "all idle", say: (value, vm) => `${value.toFixed(1)} vCPU · ${percent(vm.cpu)}` },
+  { by: "cores", title: "CPU", what: "busy vCPUs", none: "all idle", say: (value) => `${value.toFixed(1)} vCPUs` },
   { by: "growth", title: "Memory growth", what: "change of used memory", none: "none grows", say: (value) => growth(value) },
   { by: "net", title: "Network", what: "in and out together", none: "no traffic", say: (value) => byteRate(value) },
   { by: "disk", title: "Disks", what: "read and written together", none: "no traffic", say: (value) => byteRate(value) },
@@ -48,7 +48,7 @@ function List({ fleet, to, ranking }: { fleet: Fleet; to: To; ranking: Ranking }
             <li key={vm.uuid}>
               <i class="share" aria-hidden="true" style={{ width: `${Math.max(1, (value / most) * 100).toFixed(1)}%` }} />
               <a href={vmLink(vm.uuid)} title={`${vm.name} on ${vm.host}`}>{vm.name}</a>
-              <span>{ranking.say(value, vm)}</span>
+              <span>{ranking.say(value)}</span>
             </li>
           );
         })}
