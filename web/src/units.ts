@@ -7,7 +7,7 @@
 // - What is not known is "–", never 0. A minus is "−". Numbers are English whatever the browser's language.
 // - Clock times are the person's own zone, 24 hours; a full time says the zone.
 
-export const UNKNOWN = "–";
+const UNKNOWN = "–";
 
 type Value = number | null | undefined;
 

@@ -82,7 +82,7 @@ function Loaded({ fleet, query }: { fleet: Fleet; query: URLSearchParams }) {
 /** The address of this view with something changed. */
 export type To = (change: Record<string, string>) => string;
 
-export function sortOf(query: URLSearchParams): Sort {
+function sortOf(query: URLSearchParams): Sort {
   const key = query.get("sort") ?? "";
   if (!isKey(key)) return DEFAULT_SORT;
   const direction = query.get("dir");

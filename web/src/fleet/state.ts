@@ -6,7 +6,7 @@ import type { News } from "../live/stream.ts";
 import { Store } from "../store.ts";
 import { POINTS, Sparks } from "./spark.ts";
 
-export interface View {
+interface View {
   fleet: Fleet | null;
   /** this browser's steady clock (performance.now) when the newest cycle arrived */
   arrived: number;

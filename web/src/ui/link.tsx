@@ -5,7 +5,7 @@ import { useStore } from "../store.ts";
 import { clock, duration, shortTime, zone } from "../units.ts";
 
 /** Drawn anew each second: what counts seconds. */
-export function useSecond(): void {
+function useSecond(): void {
   const [, redraw] = useState({});
   useEffect(() => {
     const timer = setInterval(() => redraw({}), 1000);
