@@ -26,14 +26,14 @@ const CLOCK_WAIT_MS = 1_000;
 
 export function useVmPage(uuid: string, range: Range, points: number): Loaded & { retry: () => void } {
   const { fleet, up } = useStore(view);
-  const [state, setState] = useState<Loaded>(() => ({ page: null, ...bounds(range, serverNow()), loading: true, error: null }));
+  const key = range.live ? range.name : `${range.from} ${range.to}`;
+  const [state, setState] = useState<Loaded & { key: string }>(() => ({ page: null, ...bounds(range, serverNow()), loading: true, error: null, key }));
   const [attempt, setAttempt] = useState(0);
   const [clocked, setClocked] = useState(fleet !== null);
   const piece = useRef<{ control: AbortController | null; at: number }>({ control: null, at: 0 });
   const release = (control: AbortController) => {
     if (piece.current.control === control) piece.current.control = null;
   };
-  const key = range.live ? range.name : `${range.from} ${range.to}`;
 
   useEffect(() => {
     if (clocked) return undefined;
@@ -48,11 +48,11 @@ export function useVmPage(uuid: string, range: Range, points: number): Loaded & 
     piece.current.control?.abort();
     piece.current.control = null;
     const span = bounds(range, serverNow());
-    setState((old) => ({ ...old, ...span, loading: true, error: null }));
+    setState((old) => ({ ...old, ...span, loading: true, error: null, key }));
     get<VmPage>(address(uuid, span.from, span.to, points, null), control.signal).then(
       (page) => {
         piece.current.at = performance.now();
-        setState({ page, ...span, loading: false, error: null });
+        setState({ page, ...span, loading: false, error: null, key });
       },
       (error: unknown) => {
         if (!control.signal.aborted) setState((old) => ({ ...old, loading: false, error: known(error) }));
@@ -95,7 +95,9 @@ export function useVmPage(uuid: string, range: Range, points: number): Loaded & 
     if (up && state.error instanceof Unreachable) setAttempt(attempt + 1);
   }, [up]);
 
-  return { ...state, retry: () => setAttempt(attempt + 1) };
+  // Effects run after the drawing: a range that was just chosen is being loaded, whatever the state still says.
+  const chosen = state.key === key ? {} : { ...bounds(range, serverNow()), loading: true, error: null };
+  return { ...state, ...chosen, retry: () => setAttempt(attempt + 1) };
 }
 
 function address(uuid: string, from: number, to: number, points: number, step: number | null): string {

@@ -12,7 +12,7 @@ import { grouped, newest, type DeviceGroup } from "./data.ts";
 import { useVmPage } from "./load.ts";
 import { moved } from "./moved.ts";
 import { Panel } from "./panel.tsx";
-import { DEFAULT, fixed, parseRange, rangeQuery, RANGES, scaled, shifted, type Range } from "./range.ts";
+import { bounds, DEFAULT, fixed, parseRange, rangeQuery, RANGES, scaled, shifted, type Range } from "./range.ts";
 import { RangeBar } from "./rangebar.tsx";
 
 /** More devices than this are folded at first: each is three charts. */
@@ -55,8 +55,10 @@ export function VmPage({ uuid, query }: { uuid: string; query: URLSearchParams }
     else if (!range.live) change(DEFAULT);
   };
   const toggleLive = () => {
-    if (range.live) return change(fixed(from, to));
-    const nearest = RANGES.reduce((best, one) => (Math.abs(one.span - (to - from)) < Math.abs(best.span - (to - from)) ? one : best));
+    // By the address, not by what is drawn: of two quick keys the charts know only the first.
+    const { from: begin, to: end } = bounds(range, serverNow());
+    if (range.live) return change(fixed(begin, end));
+    const nearest = RANGES.reduce((best, one) => (Math.abs(one.span - (end - begin)) < Math.abs(best.span - (end - begin)) ? one : best));
     return change({ live: true, name: nearest.name, span: nearest.span });
   };
 
