@@ -1,181 +1,322 @@
-// The JSON of the dashboard's API. Later this file is generated from the Rust types (ts-rs); until then it is the contract.
-// All times: whole milliseconds since 1970 UTC. Missing values: null (never 0). Rates are computed by the server.
+// The JSON of the dashboard's API, made from crates/kvmetry/src/serve/dashboard/types.rs by its test (KVMETRY_WRITE_DOCS=1).
+//
+// All times: whole milliseconds since 1970 UTC. What is not known is null, never 0. Rates are computed by the server.
+//
+// GET api/live: server-sent events. `id:` numbers pushes.
+//   event: fleet  data: Fleet  at each cycle, whole; the first one at once
+//   event: hole   data: {}     pushes were missed: ask for history again
+//   event: beat   data: {}     every 15 s, without an id
+//
+// GET api/session: Session. POST api/session {"token": "…"}: 204 with a cookie, or 401. DELETE api/session: 204.
+// Any other answer may be 401: show the login. Errors: {"error": "what and what to do"}.
 
-/** GET api/fleet : every VM's newest reading. Also the payload of the live stream's `fleet` event. */
-export interface Fleet {
-  /** the server's clock when this was made: "since" and "ago" are counted from it, for a browser's clock may be off */
-  now: number;
-  /** newest reading of all; null in an empty store */
-  at: number | null;
-  /** how often hypervisors are read, ms (a VM or host without a reading for 3 of them is late) */
-  interval: number;
-  hosts: Host[];
-  vms: Vm[];
-  /** what a person should do now, worst first */
-  warnings: Warning[];
-}
-export interface Host {
-  name: string;
-  /** its newest reading; */
-  at: number | null;
-  /** no reading for 3 intervals */
-  silent: boolean;
-  vms: number;
-  stuck: number;
-  /** wall time of its last cycle, ms */
-  cycle: number | null;
-}
-export interface Vm {
-  uuid: string;
-  name: string;
-  host: string;
-  /** libvirt's domain id; changes with each start */
-  vmid: string;
-  at: number;
-  /** 0 no state, 1 running, 2 blocked, 3 paused, 4 shutting down, 5 shut off, 6 crashed, 7 suspended by guest */
-  state: number | null;
-  cpus: number | null;
-  /** percent of all its vCPUs, 0..100 */
-  cpu: number | null;
-  /** memory that it has, KiB */
-  assigned: number | null;
-  /** memory that it uses, KiB */
-  used: number | null;
-  /** what `used` is: the guest's own figure, or the QEMU process's resident memory */
-  source: "guest" | "rss" | null;
-  /** change of used memory, KiB/s */
-  growth: number | null;
-  /** bytes/s */
-  rx: number | null;
-  tx: number | null;
-  rd: number | null;
-  wr: number | null;
-  /** network errors and drops, and disk errors, of the last 15 minutes */
-  errors: number | null;
-  drops: number | null;
-  /** read whole in the last cycle (collect_ok); false: its monitor does not answer */
-  ok: boolean;
-  /** seconds since it was read whole last */
-  age: number | null;
-}
-export interface Warning {
-  level: "error" | "warning";
-  /** one sentence: what is wrong */
-  text: string;
-  /** what to do, if that can be said; may contain a command */
-  advice: string | null;
-}
+/**
+ * `GET /api/fleet`, and the event `fleet` of `/api/live`: every VM's newest reading.
+ */
+export type Fleet = { 
+/**
+ * This server's clock when it was made: "since" and "ago" are counted from it, as a browser's may be off.
+ */
+now: number, 
+/**
+ * The newest reading of all; null in an empty store.
+ */
+at: number | null, 
+/**
+ * How often hypervisors are read, ms: a host without a reading for three of them is silent.
+ */
+interval: number, hosts: Array<Host>, vms: Array<Vm>, 
+/**
+ * What a person should do now, worst first.
+ */
+warnings: Array<Warning>, };
 
-/** GET api/fleet/history?points=60 : the last 15 minutes of each VM for sparklines; columnar. */
-export interface FleetHistory {
-  from: number;
-  /** width of a bucket, ms */
-  step: number;
-  /** by uuid; each array has the same length; null is a gap */
-  cpu: Record<string, (number | null)[]>;
-}
+/**
+ * A hypervisor.
+ */
+export type Host = { name: string, 
+/**
+ * Its newest reading.
+ */
+at: number | null, 
+/**
+ * No reading for three intervals.
+ */
+silent: boolean, vms: number, 
+/**
+ * VMs whose monitor does not answer.
+ */
+stuck: number, 
+/**
+ * Wall time of its last cycle, ms.
+ */
+cycle: number | null, };
 
-/** GET api/vm/{uuid}?from=&to=&points=&step= : one VM's charts. from and to in ms; points: how many pixels wide (100..4000).
- *  Of ranges with more readings than points each bucket has min, mean and max; else min and max are left out (null).
- *  A bucket's time is its beginning, a multiple of `step` since 1970. With `step` (the answer's own, of an earlier page) the
- *  buckets are that wide whatever the points: a live view asks so for its newest piece and puts it behind what it has.
- *  The first rate of an answer is counted from the reading before `from`, so that pieces join without a gap.
- *  404: no such VM in the store. */
-export interface VmPage {
-  /** the newest of its names first */
-  names: string[];
-  uuid: string;
-  host: string;
-  from: number;
-  to: number;
-  /** width of a bucket, ms; null where each reading is shown */
-  step: number | null;
-  /** which table answered: raw, 1m, 1h */
-  table: "raw" | "1m" | "1h";
-  /** the newest reading, as on the fleet page; null if it is not among the live ones */
-  now: Vm | null;
-  panels: Panel[];
-  marks: Mark[];
-  /** what was told of asking in pieces, of bounds */
-  notes: string[];
-}
-export interface Panel {
-  /** cpu, memory, swap, faults, trend, net, net-packets, net-faults, disk, disk-requests, disk-errors; those of one device: "nic:vnet0:bytes" … */
-  id: string;
-  title: string;
-  /** how to format: percent, KiB, bytes/s, count/s, count, KiB/s, degrees, faults/s */
-  unit: string;
-  /** times of the points: the same for all series of the panel */
-  times: number[];
-  series: Series[];
-  /** the SQL behind it, to be copied */
-  sql: string;
-}
-export interface Series {
-  id: string;
-  label: string;
-  /** null is a gap: nothing is drawn across it */
-  mean: (number | null)[];
-  min: (number | null)[] | null;
-  max: (number | null)[] | null;
-}
-/** A moment to be marked on all charts: an event of vm_events, a restart (new VMID), a rename. */
-export interface Mark {
-  at: number;
-  /** started, stopped, paused, resumed, crashed, migrated, device_added, device_removed, io_error, balloon, restarted, renamed, moved, state … */
-  kind: string;
-  text: string;
-}
+/**
+ * A VM's newest reading.
+ */
+export type Vm = { uuid: string, name: string, host: string, 
+/**
+ * libvirt's domain id; it changes with each start.
+ */
+vmid: string, at: number, 
+/**
+ * 0 no state, 1 running, 2 blocked, 3 paused, 4 shutting down, 5 shut off, 6 crashed, 7 suspended by guest.
+ */
+state: number | null, cpus: number | null, 
+/**
+ * Percent of all its vCPUs, 0 to 100.
+ */
+cpu: number | null, 
+/**
+ * Memory that it has, KiB.
+ */
+assigned: number | null, 
+/**
+ * Memory that it uses, KiB.
+ */
+used: number | null, 
+/**
+ * Whose figure `used` is.
+ */
+source: MemorySource | null, 
+/**
+ * Change of used memory, KiB/s.
+ */
+growth: number | null, 
+/**
+ * Received, bytes/s.
+ */
+rx: number | null, 
+/**
+ * Sent, bytes/s.
+ */
+tx: number | null, 
+/**
+ * Read from disks, bytes/s.
+ */
+rd: number | null, 
+/**
+ * Written to disks, bytes/s.
+ */
+wr: number | null, 
+/**
+ * Of its NICs and disks, in the last 15 minutes.
+ */
+errors: number | null, 
+/**
+ * Packets that its NICs dropped in the last 15 minutes.
+ */
+drops: number | null, 
+/**
+ * Whether it was read whole in its last cycle; if not, its monitor does not answer.
+ */
+ok: boolean, 
+/**
+ * Seconds since it was read whole.
+ */
+age: number | null, };
 
-/** GET api/collector */
-export interface Collector {
-  version: string;
-  /** what answers: the embedded store, or an InfluxDB server */
-  source: string;
-  /** since when this process runs */
-  since: number;
-  hypervisors: Hypervisor[];
-  journal: { entries: number; bytes: number; max: number; oldest: number | null } | null;
-  deliveries: Delivery[];
-  store: { bytes: number; max: number; free: number; minFree: number; files: number; rows: number; memoryRows: number } | null;
-  /** points a second, over the last minute */
-  points: number | null;
-  warnings: Warning[];
-}
-export interface Hypervisor {
-  host: string;
-  uri: string | null;
-  connectedSince: number | null;
-  libvirt: string | null;
-  /** ms */
-  cycle: number | null;
-  interval: number;
-  vms: number;
-  stuck: number;
-  abandoned: number;
-  failures: number;
-  /** 0..1 */
-  cacheHits: number | null;
-  problem: string | null;
-}
-export interface Delivery {
-  name: string;
-  url: string;
-  state: "ok" | "behind" | "failing";
-  waitingEntries: number;
-  deliveredLines: number;
-  refusedLines: number;
-  lostLines: number;
-  trouble: string | null;
-}
+/**
+ * Whose figure of used memory it is.
+ */
+export type MemorySource = "guest" | "rss";
 
-/** GET api/live : text/event-stream. `id:` numbers every event.
- *  event: fleet  data: Fleet      at each cycle, whole; the first one at once
- *  event: hole   data: {}         what was missed is no longer there: ask for history again
- *  event: beat   data: {}         every 15 s, without an id: keeps the connection open, and tells a browser, which never hears of
- *                                 comments, that it is not dead (cycles may be minutes apart, or none come) */
+/**
+ * Something that a person should know.
+ */
+export type Warning = { level: Level, 
+/**
+ * What is wrong, in a sentence.
+ */
+text: string, 
+/**
+ * What to do about it, where that can be said.
+ */
+advice: string | null, };
 
-/** GET api/session -> {"login": boolean, "needed": boolean}; POST api/session {"token": "..."} -> 204 with a cookie, 401; DELETE api/session -> 204.
- *  Every other answer may be 401: show the login form.
- *  Errors: {"error": "what and what to do"}. */
-export interface Session { login: boolean; needed: boolean }
+/**
+ * How bad it is.
+ */
+export type Level = "error" | "warning";
+
+/**
+ * `GET /api/fleet/history`: the CPU of each VM over the last 15 minutes.
+ */
+export type FleetHistory = { 
+/**
+ * The start of the first bucket.
+ */
+from: number, 
+/**
+ * The width of a bucket, ms.
+ */
+step: number, 
+/**
+ * Percent of all vCPUs by VM, a value a bucket; null is a gap.
+ */
+cpu: { [key in string]: Array<number | null> }, };
+
+/**
+ * `GET /api/vm/{uuid}?from=&to=&points=&step=`: the charts of one VM. `points`: how many of them a chart has room for.
+ *
+ * Where there are more readings, each point is a bucket of them, and its time the bucket's beginning, a multiple of `step`.
+ * With `step` (that of an earlier answer) buckets are that wide whatever the points: a live view asks so for its newest
+ * piece. The first rate is counted from the reading before `from`, so that pieces join without a gap.
+ */
+export type VmPage = { uuid: string, 
+/**
+ * The newest first.
+ */
+names: Array<string>, host: string, from: number, to: number, 
+/**
+ * The width of a bucket, ms; null where every reading is shown.
+ */
+step: number | null, 
+/**
+ * Where the points come from.
+ */
+table: Table, 
+/**
+ * Its newest reading, if it lives.
+ */
+now: Vm | null, panels: Array<Panel>, marks: Array<Mark>, 
+/**
+ * What is to be known of this answer: what is left out, where to get it.
+ */
+notes: Array<string>, };
+
+/**
+ * Where points come from.
+ */
+export type Table = "raw" | "1m" | "1h";
+
+/**
+ * A chart.
+ */
+export type Panel = { 
+/**
+ * `cpu`, `memory`, …; of a device `nic:vnet0:bytes`, `disk:vda:requests`, …
+ */
+id: string, title: string, 
+/**
+ * `percent`, `KiB`, `KiB/s`, `bytes/s`, `count/s`, `degrees`.
+ */
+unit: string, 
+/**
+ * The moments of all its points.
+ */
+times: Array<number>, series: Array<Series>, 
+/**
+ * What it was asked with, to be asked again elsewhere.
+ */
+sql: string, };
+
+/**
+ * A line of a chart.
+ */
+export type Series = { id: string, label: string, 
+/**
+ * Null is a gap.
+ */
+mean: Array<number | null>, 
+/**
+ * The least and the greatest of each bucket; null where a point is one reading.
+ */
+min: Array<number | null> | null, max: Array<number | null> | null, };
+
+/**
+ * A moment that all charts show.
+ */
+export type Mark = { at: number, 
+/**
+ * An event of `vm_events`, or `restarted`, `renamed`, `moved`.
+ */
+kind: string, text: string, };
+
+/**
+ * `GET /api/collector`.
+ */
+export type Collector = { version: string, 
+/**
+ * What answers: the embedded store, or a server.
+ */
+source: string, 
+/**
+ * Since when this process runs.
+ */
+since: number, hypervisors: Array<Hypervisor>, journal: JournalState | null, deliveries: Array<Delivery>, store: StoreState | null, 
+/**
+ * Points a second over the last minute.
+ */
+points: number | null, warnings: Array<Warning>, };
+
+/**
+ * How one hypervisor is read.
+ */
+export type Hypervisor = { host: string, uri: string | null, connectedSince: number | null, 
+/**
+ * libvirt's version there.
+ */
+libvirt: string | null, 
+/**
+ * Wall time of the last cycle, ms.
+ */
+cycle: number | null, interval: number, vms: number, stuck: number, 
+/**
+ * Calls given up that its daemon still holds.
+ */
+abandoned: number, 
+/**
+ * Readings that failed, since its collector began.
+ */
+failures: number, 
+/**
+ * Part of the device names that were in the cache, 0 to 1.
+ */
+cacheHits: number | null, 
+/**
+ * Why it cannot be read.
+ */
+problem: string | null, };
+
+/**
+ * How full the journal is.
+ */
+export type JournalState = { entries: number, bytes: number, max: number, 
+/**
+ * When its oldest entry was appended.
+ */
+oldest: number | null, };
+
+/**
+ * How a server gets its points.
+ */
+export type Delivery = { name: string, url: string, state: DeliveryState, waitingEntries: number, deliveredLines: number, refusedLines: number, lostLines: number, 
+/**
+ * Why it does not get on.
+ */
+trouble: string | null, };
+
+/**
+ * How a delivery fares.
+ */
+export type DeliveryState = "ok" | "behind" | "failing";
+
+/**
+ * How full the store is.
+ */
+export type StoreState = { files: number, bytes: number, max: number, free: number, minFree: number, rows: number, memoryRows: number, };
+
+/**
+ * `GET /api/session`.
+ */
+export type Session = { 
+/**
+ * Whether a token is needed here.
+ */
+needed: boolean, 
+/**
+ * Whether this browser has shown one that may read.
+ */
+login: boolean, };

@@ -34,11 +34,13 @@ use crate::deliver::{self, Deliveries, DeliveryStats, Rejects};
 use crate::embedded::{self, Embedded, Others};
 use crate::http;
 use crate::losses::{JOURNAL, Losses};
-use crate::serve::Served;
+use crate::serve::{Served, dashboard};
 use crate::write::{self, Retentions, Writer};
 
 /// Of the time to end, at its end, for what was delivered last to be noted down.
 const LAST_CURSORS: Duration = Duration::from_millis(150);
+/// How often hypervisors are read where nothing says so: this process reads none.
+const USUAL_INTERVAL: Duration = Duration::from_secs(5);
 /// How often it is looked whether the data directory is still there.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
 
@@ -177,10 +179,20 @@ impl Kept {
         let thread = http::OwnThread::start().context("no thread for the HTTP port")?;
         let limits = http::limits::Limits::default();
         let turns = Arc::new(http::Turns::new(&limits));
+        let mounts = dashboard::mounts(dashboard::Setup {
+            source: self.source(),
+            clock: Arc::clone(&self.clock),
+            interval: config.hypervisors.iter().map(|it| it.interval).min().unwrap_or(USUAL_INTERVAL),
+            base_path: config.http.base_path.clone(),
+            turns: Arc::clone(&turns),
+            threads: thread.handle(),
+            own: Box::new(self.own(config)),
+        });
         #[cfg(feature = "store")]
-        let mounts = self.embedded.iter().map(|it| self.flight(it.engine(), &turns, &limits)).collect();
-        #[cfg(not(feature = "store"))]
-        let mounts = Vec::new();
+        let mounts = mounts
+            .into_iter()
+            .chain(self.embedded.iter().map(|it| self.flight(it.engine(), &turns, &limits)))
+            .collect();
         let port = http::start(http::Setup {
             config: config.http.clone(),
             listen,
@@ -213,6 +225,52 @@ impl Kept {
         self.dir.tell(&facts)?;
         (self.port, self.ports_thread) = (Some(port), Some(thread));
         Ok(())
+    }
+
+    /// Where the dashboard's rows come from.
+    fn source(&self) -> dashboard::Source {
+        #[cfg(feature = "store")]
+        if let Some(embedded) = &self.embedded {
+            return dashboard::Source::Embedded { engine: embedded.engine(), writer: self.writer.clone() };
+        }
+        dashboard::Source::Nowhere
+    }
+
+    /// How this process fares, for the dashboard.
+    fn own(&self, config: &Config) -> impl Fn() -> dashboard::Own + Send + Sync + 'static {
+        let (journal, figures, max) =
+            (Arc::clone(&self.journal), self.deliveries.figures(), config.journal.max_size);
+        let since = self.clock.wall_ns() / 1_000_000;
+        #[cfg(feature = "store")]
+        let store = self.embedded.as_ref().map(Embedded::store);
+        move || {
+            let stats = journal.stats();
+            dashboard::Own {
+                since,
+                journal: Some(dashboard::JournalState {
+                    entries: stats.last + 1 - stats.first,
+                    bytes: stats.file_bytes,
+                    max,
+                    oldest: None,
+                }),
+                deliveries: figures.now(),
+                #[cfg(feature = "store")]
+                store: store.as_ref().and_then(|store| {
+                    let (stats, bounds) = (store.stats(), store.bounds().ok()?);
+                    Some(dashboard::StoreState {
+                        files: stats.files,
+                        bytes: stats.file_bytes,
+                        max: bounds.max_size,
+                        free: bounds.free,
+                        min_free: bounds.min_free,
+                        rows: stats.file_rows,
+                        memory_rows: stats.memory_rows,
+                    })
+                }),
+                #[cfg(not(feature = "store"))]
+                store: None,
+            }
+        }
     }
 
     /// Arrow Flight over the store.

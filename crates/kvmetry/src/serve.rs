@@ -1,4 +1,6 @@
-//! What the HTTP port serves: writes go the one way, queries go to the store.
+//! What the HTTP port serves: writes go the one way, queries go to the store, pages ask it too.
+
+pub(crate) mod dashboard;
 
 #[cfg(feature = "store")]
 use std::sync::Arc;

@@ -30,5 +30,6 @@ mod table;
 pub use backup::{Carried, restore};
 pub use error::{Result, StoreError};
 pub use store::{
-    Complaints, Done, MaintainError, Options, Retention, RollUps, Room, Stats, Store, default_retention,
+    Bounds, Complaints, Done, MaintainError, Options, Retention, RollUps, Room, Stats, Store,
+    default_retention,
 };

@@ -22,7 +22,7 @@ use crate::error::Result;
 use crate::rollup::BUCKETS;
 use crate::table::{Role, Table};
 use upkeep::Work;
-pub use upkeep::{Done, MaintainError, Room};
+pub use upkeep::{Bounds, Done, MaintainError, Room};
 
 /// How long rows are kept, by database and table.
 pub type Retention = Arc<dyn Fn(&str, &str) -> Duration + Send + Sync>;

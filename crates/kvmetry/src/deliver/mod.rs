@@ -121,9 +121,33 @@ pub(crate) struct Shared {
 /// The deliveries to all servers.
 pub(crate) struct Deliveries {
     tasks: Vec<JoinHandle<()>>,
-    stats: Vec<(String, Arc<Mutex<DeliveryStats>>)>,
+    figures: Figures,
     stop: watch::Sender<bool>,
     shared: Shared,
+}
+
+/// What each delivery has done, for whoever shows it.
+#[derive(Clone)]
+pub(crate) struct Figures {
+    /// By reader.
+    stats: Vec<(String, Arc<Mutex<DeliveryStats>>)>,
+    journal: Arc<Journal>,
+    losses: Arc<Losses>,
+}
+
+impl Figures {
+    /// As of now.
+    pub(crate) fn now(&self) -> Vec<DeliveryStats> {
+        let readers = self.journal.stats().readers;
+        let stats = self.stats.iter().map(|(reader, stats)| {
+            let mut stats = lock(stats).clone();
+            let there = readers.iter().find(|there| there.reader == *reader);
+            stats.waiting_entries = there.map_or(0, |there| there.entries_behind);
+            stats.lost_lines = self.losses.lines_of(reader);
+            stats
+        });
+        stats.collect()
+    }
 }
 
 impl Deliveries {
@@ -133,10 +157,12 @@ impl Deliveries {
     /// A certificate authority that cannot be read.
     pub(crate) fn start(servers: &[InfluxDb], shared: Shared) -> Result<Self, ClientError> {
         let stop = watch::Sender::new(false);
-        let mut deliveries = Self { tasks: Vec::new(), stats: Vec::new(), stop, shared };
+        let (journal, losses) = (Arc::clone(&shared.journal), Arc::clone(&shared.losses));
+        let figures = Figures { stats: Vec::new(), journal, losses };
+        let mut deliveries = Self { tasks: Vec::new(), figures, stop, shared };
         for server in servers {
             let delivery = deliveries.prepare(server)?;
-            deliveries.stats.push((delivery.reader.clone(), Arc::clone(&delivery.stats)));
+            deliveries.figures.stats.push((delivery.reader.clone(), Arc::clone(&delivery.stats)));
             deliveries.tasks.push(tokio::spawn(delivery.run()));
         }
         Ok(deliveries)
@@ -169,15 +195,12 @@ impl Deliveries {
 
     /// What each delivery has done.
     pub(crate) fn stats(&self) -> Vec<DeliveryStats> {
-        let readers = self.shared.journal.stats().readers;
-        let stats = self.stats.iter().map(|(reader, stats)| {
-            let mut stats = lock(stats).clone();
-            let there = readers.iter().find(|there| there.reader == *reader);
-            stats.waiting_entries = there.map_or(0, |there| there.entries_behind);
-            stats.lost_lines = self.shared.losses.lines_of(reader);
-            stats
-        });
-        stats.collect()
+        self.figures.now()
+    }
+
+    /// The same for others, from now on.
+    pub(crate) fn figures(&self) -> Figures {
+        self.figures.clone()
     }
 
     /// Ends all deliveries: each has until `within` to bring what is in the journal, a failure ends it at once. What

@@ -20,6 +20,7 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
+use super::READ;
 use super::params::Params;
 use super::reply::Problem;
 use super::tokens::{Known, Scope, Tokens, TokensError};
@@ -78,6 +79,40 @@ impl Guard {
             Ok(known) => check_token(request, known.as_ref(), needs),
             Err(error) => Err(cannot_tell(&error)),
         }
+    }
+}
+
+/// Whether tokens are needed here, and whether who asks has shown a good one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Login {
+    pub(crate) needed: bool,
+    pub(crate) shown: bool,
+}
+
+impl Guard {
+    /// Of a request that was let in.
+    ///
+    /// # Errors
+    /// What the client is told.
+    pub(crate) async fn login(&self, request: &Parts) -> Result<Login, Problem> {
+        let open = Login { needed: false, shown: true };
+        let Some(tokens) = &self.tokens else { return Ok(open) };
+        let known = match tokens.look().await {
+            Ok(None) if self.loopback => return Ok(open),
+            known => known.map_err(|error| cannot_tell(&error))?,
+        };
+        let shown = check_token(request, known.as_ref(), READ).is_ok();
+        Ok(Login { needed: true, shown })
+    }
+
+    /// Whether this token may read.
+    ///
+    /// # Errors
+    /// What the client is told.
+    pub(crate) async fn may_read(&self, secret: &str) -> Result<bool, Problem> {
+        let Some(tokens) = &self.tokens else { return Ok(true) };
+        let known = tokens.look().await.map_err(|error| cannot_tell(&error))?;
+        Ok(known.is_some_and(|it| it.find(secret).is_some_and(|it| it.may(Scope::Read))))
     }
 }
 
@@ -198,7 +233,11 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 fn check_token(request: &Parts, known: Option<&Known>, needs: Needs) -> Result<(), Problem> {
-    let secret = presented(request)?;
+    let secret = match presented(request)? {
+        // Pages only read, whatever else the token of whoever looks at them may do.
+        None if matches!(needs, Needs::Token | READ) => of_cookie(&request.headers),
+        secret => secret,
+    };
     let token = secret.and_then(|secret| known?.find(&secret));
     match (token, needs) {
         (None, _) => Err(Problem::not_authenticated()),
@@ -244,6 +283,17 @@ fn presented(request: &Parts) -> Result<Option<String>, Problem> {
         }
         _ => Err(malformed("it begins with none of those words")),
     }
+}
+
+/// The cookie that a login leaves, see `session`.
+pub(crate) const COOKIE: &str = "kvmetry_token";
+
+/// The token in the cookie of a browser.
+fn of_cookie(headers: &HeaderMap) -> Option<String> {
+    let cookies = headers.get_all(axum::http::header::COOKIE);
+    let cookies = cookies.iter().filter_map(|it| it.to_str().ok()).flat_map(|it| it.split(';'));
+    let mut ours = cookies.filter_map(|it| it.trim().strip_prefix(COOKIE)?.strip_prefix('='));
+    ours.next().map(str::to_owned)
 }
 
 fn malformed(why: &str) -> Problem {

@@ -25,6 +25,7 @@ pub(crate) mod relay;
 mod reply;
 #[cfg(test)]
 pub(crate) mod selfsigned;
+pub(crate) mod session;
 mod stamp;
 #[cfg(any(feature = "store", test))]
 pub(crate) mod through;
@@ -59,8 +60,9 @@ pub(crate) use self::connection::Connection;
 use self::guard::Guard;
 pub(crate) use self::guard::Needs;
 use self::limits::{Limits, MAX_URL_BYTES};
-pub(crate) use self::relay::Turns;
-use self::reply::Problem;
+pub(crate) use self::params::Params;
+pub(crate) use self::relay::{TooManyQueries, Turn, Turns};
+pub(crate) use self::reply::Problem;
 use self::tls::{Tls, TlsError};
 use self::tokens::{Scope, Tokens, TokensError};
 use crate::clock::Clock;
@@ -78,7 +80,8 @@ pub(crate) struct Endpoint {
 }
 
 const WRITE: Needs = Needs::Scope(Scope::Write);
-const READ: Needs = Needs::Scope(Scope::Read);
+/// What who asks needs.
+pub(crate) const READ: Needs = Needs::Scope(Scope::Read);
 const ADMIN: Needs = Needs::Scope(Scope::Admin);
 
 const PING: &str = "/ping";
@@ -153,7 +156,8 @@ const INFLUXDB_VERSION: &str = concat!("3.0.0+kvmetry-", env!("CARGO_PKG_VERSION
 /// Something else on the port, such as a service of gRPC.
 #[derive(Debug)]
 pub(crate) struct Mount {
-    /// How its paths begin: `/arrow.flight.protocol.FlightService/`.
+    /// How its paths begin, where it ends with `/`: `/arrow.flight.protocol.FlightService/`. Else, and if it is `/`, its one
+    /// path.
     pub(crate) prefix: &'static str,
     pub(crate) needs: Needs,
     /// Its routes, whole paths, without a fallback: `Router::new().route_service("/…/{*method}", service)`.
@@ -288,14 +292,22 @@ pub(crate) async fn start<B: Backend>(setup: Setup<B>) -> Result<Server, StartEr
     let writes = Bodies::new(limits.bodies_bytes, &limits);
     let questions = Bodies::new(limits.questions_bytes, &limits);
     let app = App { backend, writes, questions, turns };
-    let mut router = router(Arc::new(app));
-    let mut mounted = Vec::new();
+    let guard = Arc::new(Guard::new(address, &config.allowed_hosts, tokens));
+    let logins = session::Logins {
+        guard: Arc::clone(&guard),
+        bodies: Bodies::new(limits.questions_bytes, &limits),
+        base_path: config.base_path.clone(),
+        is_secure: tls.is_some(),
+    };
+    let mut router = router(Arc::new(app)).merge(session::router(logins));
+    // Who logs in has shown no token yet.
+    let mut mounted = vec![("/api/session", Needs::Nothing)];
     for mount in mounts {
         mounted.push((mount.prefix, mount.needs));
         router = router.merge(mount.router);
     }
     let front = Front {
-        guard: Guard::new(address, &config.allowed_hosts, tokens),
+        guard,
         base_path: config.base_path,
         open_health: config.open_health,
         mounted,
@@ -379,7 +391,7 @@ async fn ping() -> Response {
 
 /// What every request passes before it comes to its handler.
 struct Front {
-    guard: Guard,
+    guard: Arc<Guard>,
     /// Empty, or `/` and something.
     base_path: String,
     open_health: bool,
@@ -438,7 +450,10 @@ impl Front {
         }
         self.strip_base_path(&mut parts.uri);
         let path = parts.uri.path();
-        let mounted = self.mounted.iter().find(|(prefix, _)| path.starts_with(prefix));
+        let is_of = |prefix: &str| {
+            path == prefix || (prefix.len() > 1 && prefix.ends_with('/') && path.starts_with(prefix))
+        };
+        let mounted = self.mounted.iter().find(|(prefix, _)| is_of(prefix));
         let endpoint = ENDPOINTS.iter().find(|endpoint| endpoint.path == path);
         let method = endpoint.and_then(|endpoint| {
             endpoint.methods.iter().find(|(method, _)| parts.method.as_str() == *method)

@@ -4,6 +4,7 @@
 mod backup;
 mod check;
 mod clients;
+mod dashboard;
 mod fixture;
 mod mount;
 mod queries;

@@ -117,6 +117,17 @@ pub struct Done {
     pub room: Room,
 }
 
+/// How much of the disk there is, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// See [`Options::max_size`].
+    pub max_size: u64,
+    /// See [`Options::min_free`].
+    pub min_free: u64,
+    /// What is free.
+    pub free: u64,
+}
+
 /// Why maintenance failed, and what it did before.
 pub type MaintainError = Box<(StoreError, Done)>;
 
@@ -219,6 +230,19 @@ impl Store {
         };
         let files = manifest.tables.iter().map(files_of).collect();
         Ok(Pinned { disk: Arc::clone(&self.inner.disk), manifest, files })
+    }
+
+    /// What the store may take of its disk, and what that has.
+    ///
+    /// # Errors
+    /// The file system.
+    pub fn bounds(&self) -> Result<Bounds> {
+        let (space, options) = (self.inner.space()?, &self.inner.options);
+        Ok(Bounds {
+            max_size: options.max_size.unwrap_or_else(|| Options::default_max_size(space)),
+            min_free: options.min_free.unwrap_or_else(|| Options::default_min_free(space)),
+            free: space.free,
+        })
     }
 
     /// Whether there are more rows in memory than there should be: whoever can wait with more of them should.

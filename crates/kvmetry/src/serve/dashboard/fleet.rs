@@ -1,0 +1,389 @@
+//! Every VM's newest reading, and its rates since the reading before.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Deserialize;
+
+use super::schema::Schema;
+use super::types::{Fleet, FleetHistory, Host, Level, MemorySource, Vm, Warning};
+
+const MS: i64 = 1_000_000;
+const TABLE: &str = "vm_totals";
+/// Fields that are shown as they are.
+const GAUGES: [&str; 8] =
+    ["state", "cpus", "memactual", "memrss", "memavailable", "memusable", "collect_ok", "collect_age_s"];
+/// Fields that are shown as rates.
+const COUNTERS: [&str; 5] = ["cputime", "net_rxbytes", "net_txbytes", "disk_rd_bytes", "disk_wr_bytes"];
+/// Fields whose increases are counted.
+const FAULTS: [&str; 3] = ["net_rxerrors", "net_txerrors", "disk_errors"];
+/// The same of dropped packets.
+const DROPS: [&str; 2] = ["net_rxdrops", "net_txdrops"];
+/// The span of sparklines, errors and drops.
+pub(crate) const HISTORY_MINUTES: i64 = 15;
+/// A host that has no reading for so many intervals is silent.
+const SILENT_AFTER: i64 = 3;
+
+/// A VM's last two readings.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct Row {
+    uuid: Option<String>,
+    name: Option<String>,
+    host: Option<String>,
+    vmid: Option<String>,
+    /// Nanoseconds, as `before`, the reading before it.
+    at: i64,
+    before: Option<i64>,
+    state: Option<i64>,
+    cpus: Option<i64>,
+    memactual: Option<i64>,
+    memrss: Option<i64>,
+    memavailable: Option<i64>,
+    memusable: Option<i64>,
+    collect_ok: Option<i64>,
+    collect_age_s: Option<i64>,
+    cputime: Option<i64>,
+    cputime_before: Option<i64>,
+    net_rxbytes: Option<i64>,
+    net_rxbytes_before: Option<i64>,
+    net_txbytes: Option<i64>,
+    net_txbytes_before: Option<i64>,
+    disk_rd_bytes: Option<i64>,
+    disk_rd_bytes_before: Option<i64>,
+    disk_wr_bytes: Option<i64>,
+    disk_wr_bytes_before: Option<i64>,
+}
+
+/// Asks for the newest reading of each VM within the last so many seconds, with the reading before it.
+pub(crate) fn newest(schema: &Schema, seconds: u64) -> String {
+    let mut readings = String::new();
+    let mut steps = String::new();
+    let mut shown = String::new();
+    for field in GAUGES.iter().chain(&COUNTERS) {
+        let _ = write!(readings, ", {} AS {field}", schema.field(TABLE, field));
+        let _ = write!(shown, ", {field}");
+    }
+    for field in COUNTERS {
+        let _ = write!(steps, ", lag({field}) OVER one AS {field}_before");
+        let _ = write!(shown, ", {field}_before");
+    }
+    let (uuid, name, host) = (schema.uuid(TABLE), schema.name(TABLE), schema.tag(TABLE, &["host"]));
+    format!(
+        "WITH readings AS (SELECT {uuid} AS uuid, {name} AS name, {host} AS host, \"VMID\" AS vmid, time{readings} \
+         FROM {TABLE} WHERE time >= now() - INTERVAL '{seconds} seconds'), \
+         steps AS (SELECT *, lag(time) OVER one AS before{steps}, \
+         row_number() OVER (PARTITION BY uuid, host ORDER BY time DESC) AS nth \
+         FROM readings WINDOW one AS (PARTITION BY uuid, host, vmid ORDER BY time)) \
+         SELECT uuid, name, host, vmid, CAST(time AS BIGINT) AS at, CAST(before AS BIGINT) AS before{shown} \
+         FROM steps WHERE nth = 1"
+    )
+}
+
+/// How often each of a VM's errors and drops came in the last minutes.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub(crate) struct Faults {
+    errors: Option<i64>,
+    drops: Option<i64>,
+}
+
+/// [`Faults`], and of which VM.
+#[derive(Debug, Deserialize)]
+pub(crate) struct FaultsRow {
+    pub(crate) uuid: Option<String>,
+    #[serde(flatten)]
+    pub(crate) faults: Faults,
+}
+
+/// Asks for the errors and drops of each VM in the last minutes.
+pub(crate) fn faults(schema: &Schema) -> String {
+    let rolled = "vm_totals_1m";
+    let table = if schema.has_table(rolled) { rolled } else { TABLE };
+    let uuid = schema.uuid(table);
+    let span = format!("time >= now() - INTERVAL '{HISTORY_MINUTES} minutes'");
+    if table == rolled {
+        let sum = |fields: &[&str]| {
+            let sums = fields.iter().map(|it| schema.field(table, &format!("{it}_increase")));
+            sums.map(|it| format!("coalesce(sum({it}), 0)")).collect::<Vec<_>>().join(" + ")
+        };
+        return format!(
+            "SELECT {uuid} AS uuid, {} AS errors, {} AS drops FROM {table} WHERE {span} GROUP BY 1",
+            sum(&FAULTS),
+            sum(&DROPS)
+        );
+    }
+    let mut steps = String::new();
+    for field in FAULTS.iter().chain(&DROPS) {
+        let of = schema.field(table, field);
+        let _ = write!(steps, ", greatest({of} - lag({of}) OVER one, 0) AS {field}");
+    }
+    let sum = |fields: &[&str]| {
+        fields.iter().map(|it| format!("coalesce(sum({it}), 0)")).collect::<Vec<_>>().join(" + ")
+    };
+    format!(
+        "WITH steps AS (SELECT {uuid} AS uuid{steps} FROM {table} WHERE {span} \
+         WINDOW one AS (PARTITION BY {uuid}, \"VMID\" ORDER BY time)) \
+         SELECT uuid, {} AS errors, {} AS drops FROM steps GROUP BY 1",
+        sum(&FAULTS),
+        sum(&DROPS)
+    )
+}
+
+/// A VM's trend of memory.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Growth {
+    pub(crate) uuid: Option<String>,
+    pub(crate) rate: Option<f64>,
+}
+
+/// Asks for the newest trend of memory of each VM within the last so many seconds.
+pub(crate) fn growth(schema: &Schema, seconds: u64) -> Option<String> {
+    let table = "vm_features";
+    let uuid = schema.uuid(table);
+    schema.has(table, "memory_rate_kb_per_sec").then(|| {
+        format!(
+            "SELECT {uuid} AS uuid, last_value(memory_rate_kb_per_sec ORDER BY time) AS rate FROM {table} \
+             WHERE time >= now() - INTERVAL '{seconds} seconds' GROUP BY 1"
+        )
+    })
+}
+
+/// A hypervisor's last cycle.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Cycle {
+    pub(crate) host: Option<String>,
+    at: i64,
+    cycle_ns: Option<i64>,
+}
+
+/// Asks for the last cycle of each hypervisor in the last day.
+pub(crate) fn cycles(schema: &Schema) -> Option<String> {
+    let table = "kvmetry_collector";
+    let (host, cycle) = (schema.tag(table, &["host"]), schema.field(table, "cycle_ns"));
+    schema.has_table(table).then(|| {
+        format!(
+            "SELECT {host} AS host, CAST(max(time) AS BIGINT) AS at, last_value({cycle} ORDER BY time) AS cycle_ns \
+             FROM {table} WHERE time >= now() - INTERVAL '1 day' GROUP BY 1"
+        )
+    })
+}
+
+impl Row {
+    /// Seconds since the reading before.
+    fn step(&self) -> Option<f64> {
+        let step = self.at - self.before?;
+        (step > 0).then(|| step as f64 / 1e9)
+    }
+
+    /// A counter's increase a second; unknown where it began anew.
+    fn rate(&self, now: Option<i64>, before: Option<i64>) -> Option<f64> {
+        let increase = now?.checked_sub(before?).filter(|it| *it >= 0)?;
+        Some(increase as f64 / self.step()?)
+    }
+
+    fn cpu(&self) -> Option<f64> {
+        let cpus = self.cpus.filter(|it| *it > 0)?;
+        let busy = self.rate(self.cputime, self.cputime_before)? / 1e9;
+        // The two moments are those of the readings, the counter's are a little elsewhere.
+        Some((100.0 * busy / cpus as f64).clamp(0.0, 100.0))
+    }
+
+    fn used(&self) -> Option<(i64, MemorySource)> {
+        // 0: its hypervisor never tells.
+        let given = |it: Option<i64>| it.filter(|it| *it > 0);
+        match (given(self.memavailable), given(self.memusable)) {
+            (Some(available), Some(usable)) if available >= usable => {
+                Some((available - usable, MemorySource::Guest))
+            }
+            _ => Some((given(self.memrss)?, MemorySource::Rss)),
+        }
+    }
+
+    /// As the pages have it.
+    pub(crate) fn vm(self) -> Option<Vm> {
+        let used = self.used();
+        Some(Vm {
+            cpu: self.cpu(),
+            rx: self.rate(self.net_rxbytes, self.net_rxbytes_before),
+            tx: self.rate(self.net_txbytes, self.net_txbytes_before),
+            rd: self.rate(self.disk_rd_bytes, self.disk_rd_bytes_before),
+            wr: self.rate(self.disk_wr_bytes, self.disk_wr_bytes_before),
+            at: self.at / MS,
+            state: self.state,
+            cpus: self.cpus,
+            assigned: self.memactual,
+            used: used.map(|it| it.0),
+            source: used.map(|it| it.1),
+            // Who does not tell is taken for whole.
+            ok: self.collect_ok != Some(0),
+            age: self.collect_age_s,
+            uuid: self.uuid?,
+            name: self.name.unwrap_or_default(),
+            host: self.host.unwrap_or_default(),
+            vmid: self.vmid.unwrap_or_default(),
+            growth: None,
+            errors: None,
+            drops: None,
+        })
+    }
+
+    /// Milliseconds between its two readings.
+    pub(crate) fn interval(&self) -> Option<i64> {
+        Some((self.at - self.before?) / MS)
+    }
+}
+
+/// The interval of most.
+pub(crate) fn interval(rows: &[Row]) -> Option<i64> {
+    let mut all: Vec<i64> = rows.iter().filter_map(Row::interval).filter(|it| *it > 0).collect();
+    all.sort_unstable();
+    all.get(all.len() / 2).copied()
+}
+
+/// Puts the fleet together. `before`: as it was, whose VMs stay where their host has become silent.
+pub(crate) fn fleet(mut vms: Vec<Vm>, cycles: Vec<Cycle>, before: &Fleet, interval: i64, now: i64) -> Fleet {
+    let mut newest: BTreeMap<String, i64> = BTreeMap::new();
+    let mut hosts: BTreeMap<String, Host> = BTreeMap::new();
+    for cycle in cycles {
+        let name = cycle.host.unwrap_or_default();
+        let cycle_ms = cycle.cycle_ns.map(|it| it as f64 / MS as f64);
+        newest.insert(name.clone(), cycle.at / MS);
+        hosts.insert(name.clone(), Host { name, cycle: cycle_ms, ..Host::default() });
+    }
+    for vm in &vms {
+        let at = newest.entry(vm.host.clone()).or_insert(vm.at);
+        *at = vm.at.max(*at);
+    }
+    // A VM that went from host to host is where it was read last.
+    vms.sort_by(|a, b| (&a.uuid, b.at).cmp(&(&b.uuid, a.at)));
+    vms.dedup_by(|a, b| a.uuid == b.uuid);
+    let limit = SILENT_AFTER * interval;
+    // What its host does not list any more has ended.
+    vms.retain(|vm| newest.get(&vm.host).is_none_or(|at| at - vm.at < limit));
+    let is_silent = |host: &str| newest.get(host).is_none_or(|at| now - at >= limit);
+    let lost = before.vms.iter().filter(|it| is_silent(&it.host));
+    let lost: Vec<Vm> = lost.filter(|old| vms.iter().all(|it| it.uuid != old.uuid)).cloned().collect();
+    vms.extend(lost);
+    vms.sort_by(|a, b| (&a.host, &a.name, &a.uuid).cmp(&(&b.host, &b.name, &b.uuid)));
+    for vm in &vms {
+        let host =
+            hosts.entry(vm.host.clone()).or_insert_with(|| Host { name: vm.host.clone(), ..Host::default() });
+        host.vms += 1;
+        host.stuck += usize::from(!vm.ok);
+    }
+    for (name, host) in &mut hosts {
+        host.at = newest.get(name).copied();
+        host.silent = is_silent(name);
+    }
+    let hosts: Vec<Host> = hosts.into_values().collect();
+    let warnings = warnings(&vms, &hosts);
+    let at = vms.iter().map(|it| it.at).max().max(newest.into_values().max());
+    Fleet { now, at, interval, hosts, vms, warnings }
+}
+
+fn warnings(vms: &[Vm], hosts: &[Host]) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    for host in hosts.iter().filter(|it| it.silent) {
+        warnings.push(Warning {
+            level: Level::Error,
+            text: format!("{} is silent: it could not be read of late", host.name),
+            advice: Some(
+                "see whether it is up and its libvirtd answers; kvmetry check tells more".to_owned(),
+            ),
+        });
+    }
+    let stuck: Vec<&str> = vms.iter().filter(|it| !it.ok).map(|it| it.name.as_str()).collect();
+    if !stuck.is_empty() {
+        warnings.push(Warning {
+            level: Level::Error,
+            text: format!("{} do not answer their hypervisor: {}", count(stuck.len(), "VM"), some(&stuck)),
+            advice: Some("look for hung storage (dead NFS, full disk) on their host".to_owned()),
+        });
+    }
+    let is_blind = |it: &&Vm| it.state == Some(1) && it.source == Some(MemorySource::Rss);
+    let blind: Vec<&str> = vms.iter().filter(is_blind).map(|it| it.name.as_str()).collect();
+    if let Some(first) = blind.first() {
+        warnings.push(Warning {
+            level: Level::Warning,
+            text: format!(
+                "{} do not tell the memory that they use inside: {}",
+                count(blind.len(), "VM"),
+                some(&blind)
+            ),
+            advice: Some(format!(
+                "with a balloon driver in the guest: virsh dommemstat {first} --period 5 --live"
+            )),
+        });
+    }
+    warnings
+}
+
+fn count(number: usize, what: &str) -> String {
+    let s = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{s}")
+}
+
+/// The first of these names.
+fn some(names: &[&str]) -> String {
+    const TOLD: usize = 5;
+    let told = names[..names.len().min(TOLD)].join(", ");
+    if names.len() > TOLD { format!("{told}, …") } else { told }
+}
+
+impl Vm {
+    /// Adds what other tables know of it.
+    pub(crate) fn add(&mut self, faults: Option<&Faults>, growth: Option<f64>) {
+        self.growth = growth;
+        if let Some(faults) = faults {
+            (self.errors, self.drops) = (faults.errors, faults.drops);
+        }
+    }
+}
+
+/// The last reading of a VM in a bucket.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Bucket {
+    uuid: Option<String>,
+    bucket: i64,
+    at: i64,
+    cputime: Option<i64>,
+    cpus: Option<i64>,
+}
+
+/// Asks for the last reading of each VM in each bucket of so many seconds, and in the one before the first.
+pub(crate) fn history(schema: &Schema, step_s: i64) -> String {
+    let uuid = schema.uuid(TABLE);
+    let (cputime, cpus) = (schema.field(TABLE, "cputime"), schema.field(TABLE, "cpus"));
+    let seconds = HISTORY_MINUTES * 60 + step_s;
+    format!(
+        "SELECT {uuid} AS uuid, CAST(date_bin(INTERVAL '{step_s} seconds', time) AS BIGINT) AS bucket, \
+         CAST(max(time) AS BIGINT) AS at, last_value({cputime} ORDER BY time) AS cputime, max({cpus}) AS cpus \
+         FROM {TABLE} WHERE time >= now() - INTERVAL '{seconds} seconds' GROUP BY 1, 2 ORDER BY 1, 2"
+    )
+}
+
+/// The CPU of each VM in each bucket up to now.
+pub(crate) fn histories(rows: &[Bucket], step_s: i64, now: i64) -> FleetHistory {
+    let step = step_s * 1_000;
+    let buckets = HISTORY_MINUTES * 60 / step_s;
+    let from = (now.div_euclid(step) + 1 - buckets) * step;
+    let mut cpu: BTreeMap<String, Vec<Option<f64>>> = BTreeMap::new();
+    for pair in rows.windows(2) {
+        let [before, it] = pair else { continue };
+        let Some(uuid) = it.uuid.clone().filter(|_| it.uuid == before.uuid) else { continue };
+        let place = usize::try_from((it.bucket / MS - from).div_euclid(step)).ok();
+        let Some(place) = place.filter(|it| (*it as i64) < buckets) else { continue };
+        // A bucket without a reading between them is a gap.
+        let follows = it.bucket - before.bucket == step * MS;
+        let row = Row {
+            at: it.at,
+            before: Some(before.at).filter(|_| follows),
+            cpus: it.cpus,
+            cputime: it.cputime,
+            cputime_before: before.cputime,
+            ..Row::default()
+        };
+        let line = cpu.entry(uuid).or_insert_with(|| vec![None; buckets as usize]);
+        line[place] = row.cpu();
+    }
+    FleetHistory { from, step, cpu }
+}

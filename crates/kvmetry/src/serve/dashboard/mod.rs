@@ -1,0 +1,210 @@
+//! The dashboard: pages within the program, and the JSON that they ask for.
+//!
+//! ```text
+//!  browser ──/, /vm/…, /collector, /assets/…──▶ assets (built from web/)
+//!          ──/api/fleet, /api/live────────────▶ board ──▶ fleet ─┐
+//!          ──/api/vm/{uuid}───────────────────▶ vm ──────────────┼─sql─▶ source ──▶ store, or InfluxDB 3
+//!          ──/api/collector───────────────────▶ collector ───────┘
+//! ```
+//!
+//! What is asked of the source is SQL that InfluxDB 3 understands too, with values as parameters.
+
+mod assets;
+mod board;
+mod collector;
+mod fleet;
+mod live;
+mod schema;
+mod source;
+mod types;
+mod vm;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Path, Request, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use serde::Serialize;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use self::assets::Assets;
+use self::board::Board;
+pub(crate) use self::collector::Own;
+pub(crate) use self::source::Source;
+use self::source::SourceError;
+pub(crate) use self::types::JournalState;
+#[cfg(feature = "store")]
+pub(crate) use self::types::StoreState;
+use crate::clock::Clock;
+use crate::http::{Mount, Needs, Problem, READ, Turns};
+
+/// Browsers that watch at once: each has one stream, whatever its tabs. Beyond: 503.
+const MAX_WATCHERS: usize = 64;
+
+/// The notices of what the pages are made with.
+const LICENSES: &str = "/LICENSES.txt";
+
+/// What the pages' answers are made of. `GET /api/session` is the port's: it knows the tokens.
+pub(crate) struct Setup {
+    pub(crate) source: Source,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// How often this process reads its hypervisors.
+    pub(crate) interval: Duration,
+    /// Empty, or `/` and something.
+    pub(crate) base_path: String,
+    pub(crate) turns: Arc<Turns>,
+    pub(crate) threads: Handle,
+    /// How this process fares. It waits for the disk.
+    pub(crate) own: Box<dyn Fn() -> Own + Send + Sync>,
+}
+
+struct Dashboard {
+    board: Arc<Board>,
+    assets: Assets,
+    turns: Arc<Turns>,
+    watchers: Arc<Semaphore>,
+    /// Names this run of the program.
+    run: String,
+    own: Arc<dyn Fn() -> Own + Send + Sync>,
+}
+
+/// The pages and their API, for the port.
+pub(crate) fn mounts(setup: Setup) -> Vec<Mount> {
+    let Setup { source, clock, interval, base_path, turns, threads, own } = setup;
+    let dashboard = Arc::new(Dashboard {
+        board: Arc::new(Board::new(source, clock, interval, threads)),
+        assets: Assets::new(&base_path),
+        turns,
+        watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
+        run: format!("{:016x}", fastrand::u64(..)),
+        own: own.into(),
+    });
+    // A page has no secrets, and shows the login.
+    let page = |prefix: &'static str, path: &str| Mount {
+        prefix,
+        needs: Needs::Nothing,
+        router: Router::new().route(path, get(index)).with_state(Arc::clone(&dashboard)),
+    };
+    let api = |prefix: &'static str, router: Router<Arc<Dashboard>>| Mount {
+        prefix,
+        needs: READ,
+        router: router.with_state(Arc::clone(&dashboard)),
+    };
+    vec![
+        page("/", "/"),
+        page("/vm/", "/vm/{*uuid}"),
+        page("/collector", "/collector"),
+        Mount {
+            prefix: LICENSES,
+            needs: Needs::Nothing,
+            router: Router::new().route(LICENSES, get(licenses)).with_state(Arc::clone(&dashboard)),
+        },
+        Mount {
+            prefix: "/assets/",
+            needs: Needs::Nothing,
+            router: Router::new().route("/assets/{*name}", get(asset)).with_state(Arc::clone(&dashboard)),
+        },
+        api("/api/fleet", Router::new().route("/api/fleet", get(fleet))),
+        api("/api/fleet/history", Router::new().route("/api/fleet/history", get(history))),
+        api("/api/vm/", Router::new().route("/api/vm/{uuid}", get(vm_page))),
+        api("/api/collector", Router::new().route("/api/collector", get(collector))),
+        api("/api/live", Router::new().route("/api/live", get(watch))),
+    ]
+}
+
+type Shared = State<Arc<Dashboard>>;
+
+async fn index(State(dashboard): Shared, request: Request) -> Response {
+    dashboard.assets.index(request.headers())
+}
+
+async fn licenses(State(dashboard): Shared, request: Request) -> Response {
+    dashboard.assets.file(&LICENSES[1..], request.headers())
+}
+
+async fn asset(State(dashboard): Shared, Path(name): Path<String>, request: Request) -> Response {
+    dashboard.assets.file(&format!("assets/{name}"), request.headers())
+}
+
+async fn fleet(State(dashboard): Shared) -> Result<Response, Problem> {
+    let _turn = dashboard.turn().await?;
+    Ok(json(&*dashboard.board.fleet().await.map_err(failed)?))
+}
+
+async fn history(State(dashboard): Shared) -> Result<Response, Problem> {
+    let _turn = dashboard.turn().await?;
+    Ok(json(&*dashboard.board.history().await.map_err(failed)?))
+}
+
+async fn vm_page(
+    State(dashboard): Shared,
+    Path(uuid): Path<String>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let wanted = vm::Wanted::of(uuid, request.uri(), dashboard.board.now_ms())?;
+    let _turn = dashboard.turn().await?;
+    let fleet = dashboard.board.fleet().await.map_err(failed)?;
+    let schema = dashboard.board.schema().await.map_err(failed)?;
+    let page = vm::page(dashboard.board.source(), &schema, &fleet, wanted).await.map_err(failed)?;
+    page.map(|it| json(&it)).ok_or_else(|| {
+        Problem::new(
+            StatusCode::NOT_FOUND,
+            "no VM of this UUID was read in that time: it may be older, or of another server",
+        )
+    })
+}
+
+async fn collector(State(dashboard): Shared) -> Result<Response, Problem> {
+    let _turn = dashboard.turn().await?;
+    let own = Arc::clone(&dashboard.own);
+    let own = tokio::task::spawn_blocking(move || own())
+        .await
+        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let board = &dashboard.board;
+    let (fleet, schema) = (board.fleet().await.map_err(failed)?, board.schema().await.map_err(failed)?);
+    Ok(json(&collector::page(board.source(), &schema, &fleet, own).await.map_err(failed)?))
+}
+
+async fn watch(State(dashboard): Shared, request: Request) -> Result<Response, Problem> {
+    let place = Arc::clone(&dashboard.watchers).try_acquire_owned().map_err(|_| {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many browsers watch already; close one")
+            .retry_after(Duration::from_secs(10))
+    })?;
+    let pushes = dashboard.board.watch().await;
+    Ok(live::answer(pushes, &dashboard.run, request.headers(), place))
+}
+
+impl Dashboard {
+    /// Among all that ask the store.
+    async fn turn(&self) -> Result<crate::http::Turn, Problem> {
+        let busy = |it: crate::http::TooManyQueries| {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, it.to_string()).retry_after(Duration::from_secs(1))
+        };
+        self.turns.next().await.map_err(busy)
+    }
+}
+
+fn json(answer: &impl Serialize) -> Response {
+    let headers = [
+        (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    // Numbers and texts can always be written.
+    (headers, serde_json::to_vec(answer).unwrap_or_default()).into_response()
+}
+
+fn failed(error: SourceError) -> Problem {
+    let status = match error {
+        SourceError::Empty => StatusCode::NOT_FOUND,
+        SourceError::TooSlow => StatusCode::GATEWAY_TIMEOUT,
+        #[cfg(feature = "store")]
+        SourceError::TooLarge => StatusCode::UNPROCESSABLE_ENTITY,
+        SourceError::Refused(_) | SourceError::Unreadable(_) => StatusCode::BAD_GATEWAY,
+    };
+    Problem::new(status, format!("no answer from where the points are: {error}"))
+}

@@ -1,0 +1,74 @@
+//! Which of the contract's columns a database has: it may be filled by an older script (`tag_style = "reference"`), by a
+//! collector without `host`, or by one that does not know the newer fields.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+
+use super::source::{Params, Source, SourceError};
+
+/// The columns of the tables that there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Schema(BTreeMap<String, BTreeSet<String>>);
+
+#[derive(Deserialize)]
+struct Row {
+    table_name: String,
+    column_name: String,
+}
+
+const COLUMNS: &str =
+    "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'iox'";
+
+impl Schema {
+    /// # Errors
+    /// The source's.
+    pub(crate) async fn of(source: &Source) -> Result<Self, SourceError> {
+        let rows: Vec<Row> = source.rows(COLUMNS, Params::new()).await?;
+        let mut schema = Self::default();
+        for Row { table_name, column_name } in rows {
+            schema.0.entry(table_name).or_default().insert(column_name);
+        }
+        Ok(schema)
+    }
+
+    /// Whether there is this table.
+    pub(crate) fn has_table(&self, table: &str) -> bool {
+        self.0.contains_key(table)
+    }
+
+    /// Whether the table has this column.
+    pub(crate) fn has(&self, table: &str, column: &str) -> bool {
+        self.0.get(table).is_some_and(|it| it.contains(column))
+    }
+
+    /// A field of whole numbers or floats as SQL; null where there is none.
+    pub(crate) fn field(&self, table: &str, name: &str) -> String {
+        self.column(table, name).unwrap_or_else(|| "CAST(NULL AS BIGINT)".to_owned())
+    }
+
+    /// The VM's UUID.
+    pub(crate) fn uuid(&self, table: &str) -> String {
+        self.tag(table, &["uuid", "UUID"])
+    }
+
+    /// The VM's name.
+    pub(crate) fn name(&self, table: &str) -> String {
+        self.tag(table, &["name", "Dom"])
+    }
+
+    /// A tag under whatever of these names it has; null where it has none.
+    pub(crate) fn tag(&self, table: &str, names: &[&str]) -> String {
+        let there: Vec<_> = names.iter().filter_map(|it| self.column(table, it)).collect();
+        match there.len() {
+            0 => "CAST(NULL AS VARCHAR)".to_owned(),
+            1 => there.concat(),
+            // The style was changed: each line has one of them.
+            _ => format!("coalesce({})", there.join(", ")),
+        }
+    }
+
+    fn column(&self, table: &str, name: &str) -> Option<String> {
+        self.has(table, name).then(|| format!("\"{name}\""))
+    }
+}

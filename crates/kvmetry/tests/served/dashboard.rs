@@ -1,0 +1,398 @@
+//! The dashboard's API over HTTP, on points that were written a moment ago.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use reqwest::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::{KVMETRY, Server, client};
+
+const UUID: &str = "00000000-0000-4000-8000-000000000001";
+const OTHER: &str = "00000000-0000-4000-8000-000000000002";
+const SECOND_NS: i64 = 1_000_000_000;
+
+#[expect(clippy::disallowed_methods, reason = "what the pages show is what was written a moment ago")]
+fn now_ns() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as i64
+}
+
+/// A reading of a VM: its counters are `step` times a second's worth, its name and tags as given.
+fn reading(lines: &mut String, tags: &str, step: i64, at: i64) {
+    let (cpu, rx, tx) = (step * SECOND_NS, step * 1_000, step * 2_000);
+    let (rd, wr) = (step * 3_000, step * 4_000);
+    let _ = writeln!(
+        lines,
+        "vm_totals,{tags} state=1i,cpus=4i,cputime={cpu}i,timeusr={cpu}i,timesys=0i,memactual=4096i,memrss=3000i,\
+         memavailable=4000i,memusable=1000i,net_rxbytes={rx}i,net_txbytes={tx}i,disk_rd_bytes={rd}i,disk_wr_bytes={wr}i,\
+         net_rxerrors={step}i,net_txerrors=0i,net_rxdrops=0i,net_txdrops=0i,disk_errors=0i,collect_ok=1i,\
+         collect_age_s=0i {at}"
+    );
+    let _ = writeln!(lines, "vm_devices,{tags},devtype=nic,device=vnet0 rxbytes={rx}i,txbytes={tx}i {at}");
+    let _ = writeln!(lines, "vm_devices,{tags},devtype=disk,device=vda rd_bytes={rd}i,wr_bytes={wr}i {at}");
+    let _ = writeln!(lines, "vm_features,{tags} memory_rate_kb_per_sec=1.5,memory_angle_deg=0.1 {at}");
+}
+
+fn tags(uuid: &str, name: &str, vmid: u32) -> String {
+    format!("VMID={vmid},name={name},uuid={uuid},host=kvm1")
+}
+
+struct Pages {
+    _dir: tempfile::TempDir,
+    server: Server,
+}
+
+impl Pages {
+    fn open() -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let server = Server::start(dir.path());
+        Self { _dir: dir, server }
+    }
+
+    async fn write(&self, lines: String) {
+        let url = format!("{}/api/v3/write_lp?db=kvmetry", self.server.url);
+        let answer = client().post(url).body(lines).send().await.expect("an answer");
+        assert_eq!(answer.status(), 204, "{}", answer.text().await.unwrap_or_default());
+    }
+
+    async fn get(&self, path: &str) -> Response {
+        client().get(format!("{}{path}", self.server.url)).send().await.expect("an answer")
+    }
+
+    async fn json(&self, path: &str) -> Value {
+        let answer = self.get(path).await;
+        let (status, text) = (answer.status(), answer.text().await.expect("a text"));
+        assert_eq!(status, 200, "{path}: {text}");
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// A chart's line: its means, least and greatest.
+    async fn series(&self, query: &str, panel: &str, id: &str) -> Value {
+        let page = self.json(&format!("/api/vm/{UUID}?{query}")).await;
+        let panels = page["panels"].as_array().expect("charts");
+        let panel = panels.iter().find(|it| it["id"] == panel).expect("the chart");
+        let series = panel["series"].as_array().expect("lines");
+        let mut line = series.iter().find(|it| it["id"] == id).expect("the line").clone();
+        line["times"] = panel["times"].clone();
+        line["sql"] = panel["sql"].clone();
+        line
+    }
+}
+
+#[tokio::test]
+async fn the_fleet_is_what_was_written() {
+    let pages = Pages::open();
+    let empty = pages.json("/api/fleet").await;
+    assert_eq!((&empty["at"], &empty["vms"]), (&Value::Null, &json!([])));
+    let at = now_ns() - SECOND_NS;
+    let mut lines = String::new();
+    for step in [0, 1] {
+        let at = at - (1 - step) * 5 * SECOND_NS;
+        reading(&mut lines, &tags(UUID, "web\\ 1", 3), step * 5, at);
+        // Restarted between the two: nothing is known of its rates.
+        reading(&mut lines, &tags(OTHER, "db", 4 + step as u32), 100 - step * 99, at);
+        let _ = writeln!(lines, "kvmetry_collector,host=kvm1 cycle_ns=7000000i,lines=8i,failures=0i {at}");
+    }
+    // A host that has been silent for a while.
+    let _ = writeln!(lines, "kvmetry_collector,host=kvm2 cycle_ns=1i,lines=8i {}", at - 600 * SECOND_NS);
+    pages.write(lines).await;
+    // The first answer may be as old as a second.
+    let fleet = loop {
+        let fleet = pages.json("/api/fleet").await;
+        if fleet["vms"].as_array().is_some_and(|it| !it.is_empty()) {
+            break fleet;
+        }
+    };
+    assert_eq!((&fleet["at"], &fleet["interval"]), (&json!(at / 1_000_000), &json!(5_000)));
+    let vm =
+        |uuid: &str| fleet["vms"].as_array().unwrap().iter().find(|it| it["uuid"] == uuid).unwrap().clone();
+    let web = vm(UUID);
+    let expect = json!({
+        "uuid": UUID, "name": "web 1", "host": "kvm1", "vmid": "3", "at": at / 1_000_000, "state": 1, "cpus": 4, "cpu": 25.0,
+        "assigned": 4096, "used": 3000, "source": "guest", "growth": 1.5, "rx": 1000.0, "tx": 2000.0, "rd": 3000.0,
+        "wr": 4000.0, "errors": web["errors"], "drops": web["drops"], "ok": true, "age": 0,
+    });
+    assert_eq!(web, expect);
+    let db = vm(OTHER);
+    assert_eq!((&db["vmid"], &db["cpu"], &db["rx"]), (&json!("5"), &Value::Null, &Value::Null));
+    let hosts = fleet["hosts"].as_array().unwrap();
+    let silent: Vec<_> =
+        hosts.iter().map(|it| (it["name"].as_str().unwrap(), &it["silent"], &it["vms"])).collect();
+    assert_eq!(silent, [("kvm1", &json!(false), &json!(2)), ("kvm2", &json!(true), &json!(0))]);
+    assert!(
+        fleet["warnings"][0]["text"].as_str().unwrap().contains("kvm2 is silent"),
+        "{}",
+        fleet["warnings"]
+    );
+    let history = pages.json("/api/fleet/history").await;
+    assert_eq!(history["step"], 30_000);
+    let collector = pages.json("/api/collector").await;
+    assert_eq!(collector["hypervisors"][0]["cycle"], 7.0, "{collector}");
+    assert!(collector["journal"]["entries"].as_u64() >= Some(1), "{collector}");
+}
+
+#[tokio::test]
+async fn a_gap_is_a_gap_and_a_reset_is_no_spike() {
+    let pages = Pages::open();
+    let end = now_ns() / (60 * SECOND_NS) * 60 * SECOND_NS;
+    let mut lines = String::new();
+    // 20 minutes every 5 s: ten minutes of one start, a gap of a minute, nine of another under another name.
+    let begin = end - 1_200 * SECOND_NS;
+    for n in 0..240_i64 {
+        let at = begin + n * 5 * SECOND_NS;
+        // One second of the first part is ten times as busy.
+        let step = n * 5 + if n >= 60 { 45 } else { 0 };
+        match n {
+            0..120 => reading(&mut lines, &tags(UUID, "old", 3), step, at),
+            120..132 => {}
+            _ => reading(&mut lines, &tags(UUID, "new", 9), (n - 132) * 5, at),
+        }
+    }
+    let event = begin + 300 * SECOND_NS;
+    let _ = writeln!(lines, "vm_events,{},event=device_added detail=\"vdb\" {event}", tags(UUID, "old", 3));
+    pages.write(lines).await;
+    let (from, to) = (begin / 1_000_000, end / 1_000_000);
+    // Every reading.
+    let query = format!("from={from}&to={to}&points=400");
+    let line = pages.series(&query, "net", "net_rxbytes").await;
+    let mean: Vec<Option<f64>> = serde_json::from_value(line["mean"].clone()).expect("numbers");
+    assert_eq!(line["min"], Value::Null);
+    let known: Vec<f64> = mean.iter().copied().flatten().collect();
+    assert_eq!(known.len(), 120 - 1 + 108 - 1, "the first of each start has no rate");
+    assert!(known.iter().all(|it| (it - 1_000.0).abs() < 1e-6 || (it - 10_000.0).abs() < 1e-6), "{known:?}");
+    assert_eq!(known.iter().filter(|it| **it > 5_000.0).count(), 1);
+    let times: Vec<i64> = serde_json::from_value(line["times"].clone()).expect("times");
+    let gap = times.iter().position(|it| *it > from + 595_000).expect("a moment in the gap");
+    assert_eq!((mean[gap], times[gap] < from + 660_000), (None, true), "a gap has a moment of its own");
+    // In buckets the spike is the greatest of one, and the gap is empty.
+    let query = format!("from={from}&to={to}&points=60");
+    let line = pages.series(&query, "net", "net_rxbytes").await;
+    let max: Vec<Option<f64>> = serde_json::from_value(line["max"].clone()).expect("numbers");
+    assert_eq!(max.iter().copied().flatten().fold(0.0, f64::max), 10_000.0);
+    let mean: Vec<Option<f64>> = serde_json::from_value(line["mean"].clone()).expect("numbers");
+    let times: Vec<i64> = serde_json::from_value(line["times"].clone()).expect("times");
+    for (time, mean) in times.iter().zip(&mean) {
+        let is_in_gap = *time >= from + 600_000 && time + 20_000 <= to && *time + 20_000 < from + 660_000;
+        assert!(!is_in_gap || mean.is_none(), "{time}");
+    }
+    for panel in ["nic:vnet0:bytes", "disk:vda:bytes", "cpu", "memory", "trend"] {
+        let page = pages.json(&format!("/api/vm/{UUID}?{query}")).await;
+        assert!(page["panels"].as_array().unwrap().iter().any(|it| it["id"] == panel), "{panel}");
+    }
+    let page = pages.json(&format!("/api/vm/{UUID}?{query}")).await;
+    assert_eq!(page["names"], json!(["new", "old"]));
+    let marks: Vec<&str> =
+        page["marks"].as_array().unwrap().iter().map(|it| it["kind"].as_str().unwrap()).collect();
+    assert_eq!(marks, ["device_added", "restarted", "renamed"]);
+    // The SQL can be asked as it is.
+    let sql = line["sql"].as_str().expect("SQL");
+    let asked = pages.get(&format!("/api/v3/query_sql?db=kvmetry&q={}", percent(sql))).await;
+    assert_eq!(asked.status(), 200, "{sql}");
+    // From the roll-ups.
+    let day = 86_400_000;
+    for (span, table) in [(7 * day, "1m"), (300 * day, "1h")] {
+        let page = pages.json(&format!("/api/vm/{UUID}?from={}&to={to}", to - span)).await;
+        assert_eq!(page["table"], table);
+        let cpu = page["panels"][0]["series"][0]["max"].as_array().expect("numbers").clone();
+        assert!(cpu.iter().any(Value::is_number), "{table}");
+    }
+}
+
+fn percent(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut all, it| {
+        let _ = write!(all, "%{it:02X}");
+        all
+    })
+}
+
+#[tokio::test]
+async fn what_is_asked_wrongly_is_said() {
+    let pages = Pages::open();
+    let mut lines = String::new();
+    reading(&mut lines, &tags(UUID, "a", 3), 1, now_ns());
+    pages.write(lines).await;
+    for (path, status) in [
+        ("/api/vm/x", 400),
+        ("/api/vm/00000000-0000-4000-8000-00000000000'", 400),
+        ("/api/vm/' OR 1=1 --", 400),
+        ("/api/vm/00000000-0000-4000-8000-000000000001?from=2&to=1", 400),
+        ("/api/vm/00000000-0000-4000-8000-000000000001?from=x", 400),
+        ("/api/vm/00000000-0000-4000-8000-000000000001?from=0", 400),
+        ("/api/vm/00000000-0000-4000-8000-000000000001?step=1", 400),
+        ("/api/vm/00000000-0000-4000-8000-000000000001?from=9000000000000000000&to=9223372036854775807", 400),
+        ("/api/vm/00000000-0000-4000-8000-00000000dead", 404),
+        ("/api/vm/", 404),
+        ("/api/fleet/nothing", 404),
+        ("/assets/nothing.js", 404),
+    ] {
+        let answer = pages.get(path).await;
+        assert_eq!(answer.status(), status, "{path}: {}", answer.text().await.unwrap_or_default());
+    }
+    for method in [reqwest::Method::POST, reqwest::Method::DELETE] {
+        let url = format!("{}/api/fleet", pages.server.url);
+        let answer = client().request(method, url).send().await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
+    }
+}
+
+#[tokio::test]
+async fn older_databases_are_shown_too() {
+    let pages = Pages::open();
+    let at = now_ns() - SECOND_NS;
+    let mut lines = String::new();
+    for step in [0, 1] {
+        let (at, cpu) = (at - (1 - step) * 5 * SECOND_NS, step * SECOND_NS);
+        let _ = writeln!(
+            lines,
+            "vm_totals,VMID=1,Dom=old,UUID={UUID} state=1i,cpus=1i,cputime={cpu}i,memrss=7i {at}"
+        );
+    }
+    pages.write(lines).await;
+    let fleet = pages.json("/api/fleet").await;
+    let vm = &fleet["vms"][0];
+    assert_eq!((&vm["name"], &vm["uuid"], &vm["host"]), (&json!("old"), &json!(UUID), &json!("")));
+    assert_eq!((&vm["cpu"], &vm["used"], &vm["source"]), (&json!(20.0), &json!(7), &json!("rss")));
+    let page = pages.json(&format!("/api/vm/{UUID}")).await;
+    assert_eq!(page["names"], json!(["old"]));
+}
+
+/// Who has no token gets the page and the login, and nothing else.
+#[tokio::test]
+async fn a_login_reads_and_does_not_write() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let token = |scope: &str| token(dir.path(), scope);
+    let (reads, writes, all) = (token("read"), token("write"), token("admin"));
+    let server = Server::start(dir.path());
+    let ask = |method: &str, path: &str, headers: &[(&str, &str)], body: &str| {
+        let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
+        let mut request = client().request(method, format!("{}{path}", server.url)).body(body.to_owned());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        async { request.send().await.expect("an answer") }
+    };
+    for path in ["/", &format!("/vm/{UUID}"), "/collector"] {
+        let page = ask("GET", path, &[], "").await;
+        let policy = page.headers()["content-security-policy"].to_str().expect("ASCII").to_owned();
+        assert_eq!(page.status(), 200, "{path}");
+        assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+    }
+    let json = [("content-type", "application/json")];
+    let apis =
+        ["/api/fleet", "/api/fleet/history", &format!("/api/vm/{UUID}"), "/api/collector", "/api/live"];
+    for path in apis {
+        assert_eq!(ask("GET", path, &[], "").await.status(), 401, "{path}");
+        let bad = [("cookie", "kvmetry_token=kvm_bad")];
+        assert_eq!(ask("GET", path, &bad, "").await.status(), 401, "{path}");
+    }
+    let session = ask("GET", "/api/session", &[], "").await.text().await.expect("a text");
+    assert_eq!(session, r#"{"needed":true,"login":false}"#);
+    for body in [
+        r#"{"token":"nonsense"}"#,
+        r#"{"token":""}"#,
+        r#"{"token":"a;b"}"#,
+        &format!(r#"{{"token":"{writes}"}}"#),
+    ] {
+        assert_eq!(ask("POST", "/api/session", &json, body).await.status(), 401, "{body}");
+    }
+    let evil = [("content-type", "application/json"), ("origin", "http://evil.example")];
+    assert_eq!(ask("POST", "/api/session", &evil, &format!(r#"{{"token":"{reads}"}}"#)).await.status(), 403);
+    let strange = [("content-type", "application/json"), ("host", "evil.example")];
+    assert_eq!(ask("POST", "/api/session", &strange, "{}").await.status(), 421);
+    for token in [&reads, &all] {
+        let answer = ask("POST", "/api/session", &json, &format!(r#"{{"token":"{token}"}}"#)).await;
+        assert_eq!(answer.status(), 204);
+        let cookie = answer.headers()["set-cookie"].to_str().expect("ASCII").to_owned();
+        for part in ["HttpOnly", "SameSite=Strict", "Path=/"] {
+            assert!(cookie.contains(part), "{cookie}");
+        }
+        let cookie = cookie.split(';').next().expect("a cookie").to_owned();
+        let cookie = [("cookie", &*cookie)];
+        for path in apis {
+            let status = ask("GET", path, &cookie, "").await.status();
+            assert!(status == 200 || status == 404, "{path}: {status}");
+        }
+        let session = ask("GET", "/api/session", &cookie, "").await.text().await.expect("a text");
+        assert_eq!(session, r#"{"needed":true,"login":true}"#);
+        assert_eq!(ask("GET", "/api/v3/query_sql?db=kvmetry&q=SELECT+1", &cookie, "").await.status(), 200);
+        // It is for pages: whatever the token may, a browser does not write.
+        assert_eq!(ask("POST", "/api/v3/write_lp?db=a", &cookie, "m v=1").await.status(), 401);
+        assert_eq!(ask("POST", "/api/v3/compact", &cookie, "").await.status(), 401);
+    }
+    let out = ask("DELETE", "/api/session", &[], "").await;
+    assert!(out.headers()["set-cookie"].to_str().expect("ASCII").contains("Max-Age=0"));
+}
+
+fn token(dir: &Path, scope: &str) -> String {
+    let mut command = std::process::Command::new(KVMETRY);
+    let made = command.args(["token", "--scope", scope, "--data-dir"]).arg(dir).output().expect("it runs");
+    let text = String::from_utf8_lossy(&made.stdout).into_owned();
+    text.split_whitespace().last().expect("a token").to_owned()
+}
+
+/// Events of a stream, as they come.
+struct Events {
+    answer: Response,
+    text: String,
+}
+
+impl Events {
+    async fn of(pages: &Pages, last: Option<&str>) -> Self {
+        let mut request = client().get(format!("{}/api/live", pages.server.url));
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
+        let answer = request.send().await.expect("an answer");
+        assert_eq!(answer.headers()["content-type"], "text/event-stream");
+        Self { answer, text: String::new() }
+    }
+
+    /// Its id, name and data.
+    async fn next(&mut self) -> (String, String, Value) {
+        loop {
+            if let Some((event, rest)) = self.text.split_once("\n\n") {
+                let of = |name: &str| {
+                    let found = event.lines().find_map(|it| it.strip_prefix(name)?.strip_prefix(": "));
+                    found.unwrap_or_default().to_owned()
+                };
+                let found = (of("id"), of("event"), serde_json::from_str(&of("data")).expect("JSON"));
+                self.text = rest.to_owned();
+                return found;
+            }
+            let bytes = self.answer.chunk().await.expect("no failure").expect("more");
+            self.text.push_str(std::str::from_utf8(&bytes).expect("UTF-8"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_cycle_is_pushed_and_a_hole_is_said() {
+    let pages = Pages::open();
+    let mut events = Events::of(&pages, None).await;
+    let (_, kind, fleet) = events.next().await;
+    assert_eq!((kind.as_str(), &fleet["vms"]), ("fleet", &json!([])));
+    let mut last = String::new();
+    for step in 1..4 {
+        let mut lines = String::new();
+        reading(&mut lines, &tags(UUID, "a", 3), step, now_ns());
+        pages.write(lines).await;
+        // Another push may have been on its way.
+        loop {
+            let (id, kind, fleet) = events.next().await;
+            assert_eq!(kind, "fleet");
+            last = id;
+            if fleet["vms"][0]["at"].is_number() {
+                break;
+            }
+        }
+    }
+    // Who comes back with the newest has no hole, who comes from another run has one.
+    let (run, number) = last.split_once('-').expect("an id");
+    let (_, kind, _) = Events::of(&pages, Some("other-7")).await.next().await;
+    assert_eq!(kind, "hole");
+    let before: u64 = number.parse().expect("a number");
+    let (_, kind, _) =
+        Events::of(&pages, Some(&format!("{run}-{}", before.saturating_sub(2)))).await.next().await;
+    assert_eq!(kind, "hole");
+}
