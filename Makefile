@@ -23,11 +23,24 @@ demo: ## telemetry of real VMs on this machine, in the foreground (DEMO_SECONDS=
 	@scripts/demo.sh
 
 .PHONY: test
-test: deps lint unit real ## install what is missing, then run every check and test, real libvirt included
+test: deps lint pages unit real ## install what is missing, then run every check and test, real libvirt included
 
 .PHONY: deps
 deps:
 	scripts/install-deps.sh test
+
+# npm makes this file when all is in place.
+NODE_MODULES := web/node_modules/.package-lock.json
+$(NODE_MODULES): web/package-lock.json
+	cd web && npm ci --no-audit --no-fund
+
+.PHONY: web
+web: $(NODE_MODULES) ## the dashboard's pages, into web/dist, where the next build of kvmetry finds them (Node 20)
+	cd web && npm run --silent build
+
+.PHONY: pages
+pages: web ## tests of the dashboard's pages: types, what they compute, in Chromium against a made-up server
+	cd web && npm run --silent check && npm test --silent && npm run --silent test:browser
 
 .PHONY: lint
 lint: ## formatting, clippy, the project's own rules, licences, generated documents
