@@ -9,9 +9,9 @@
 //! hyper has time-outs of its own for heads of HTTP/1 only; the supervisor needs no more than to know whether a
 //! request is under way and since when its client takes nothing, and so does the same for both versions.
 //!
-//! Handshakes, unpacking and parsing run on the program's one thread, beside collecting. Each step is bounded (a
-//! signature, what 32 KiB unpack to, 1 MiB of JSON): some milliseconds, by which whoever floods the port may delay a
-//! cycle. What may take longer, and what waits for the disk, is on threads of its own.
+//! Handshakes, unpacking and parsing run on the port's one thread. Each step is bounded (a signature, what 32 KiB unpack to,
+//! 1 MiB of JSON): some milliseconds, by which whoever floods the port delays its other clients. What may take longer, and
+//! what waits for the disk, is on threads of its own.
 
 use std::collections::HashMap;
 use std::io;

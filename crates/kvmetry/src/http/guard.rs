@@ -233,12 +233,15 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 fn check_token(request: &Parts, known: Option<&Known>, needs: Needs) -> Result<(), Problem> {
-    let secret = match presented(request)? {
+    let secret = presented(request)?;
+    let token = match &secret {
         // Pages only read, whatever else the token of whoever looks at them may do.
-        None if matches!(needs, Needs::Token | READ) => of_cookie(&request.headers),
-        secret => secret,
+        None if matches!(needs, Needs::Token | READ) => {
+            of_cookie(&request.headers).and_then(|it| known?.find_cookie(&it))
+        }
+        None => None,
+        Some(secret) => known.and_then(|it| it.find(secret)),
     };
-    let token = secret.and_then(|secret| known?.find(&secret));
     match (token, needs) {
         (None, _) => Err(Problem::not_authenticated()),
         (Some(token), Needs::Scope(scope)) if !token.may(scope) => {
@@ -288,7 +291,7 @@ fn presented(request: &Parts) -> Result<Option<String>, Problem> {
 /// The cookie that a login leaves, see `session`.
 pub(crate) const COOKIE: &str = "kvmetry_token";
 
-/// The token in the cookie of a browser.
+/// What a browser shows in place of a token.
 fn of_cookie(headers: &HeaderMap) -> Option<String> {
     let cookies = headers.get_all(axum::http::header::COOKIE);
     let cookies = cookies.iter().filter_map(|it| it.to_str().ok()).flat_map(|it| it.split(';'));

@@ -1,13 +1,14 @@
 //! `/api/session`: a browser shows a token once and gets a cookie for it.
 //!
-//! The cookie holds the token: nothing is kept here, it ends with the token (`kvmetry token revoke`), and it outlasts a
-//! restart. Scripts cannot read it, other sites cannot have it sent, and it lets nobody write.
+//! The cookie follows from the token: nothing is kept here, it ends with the token (`kvmetry token revoke`), and it outlasts
+//! a restart. Scripts cannot read it, other sites cannot have it sent, and it lets nobody write: whoever else on this
+//! machine gets it (cookies know no ports) can read with it and no more.
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, SET_COOKIE};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ORIGIN, SET_COOKIE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::body::Bodies;
 use super::guard::{COOKIE, Guard, Login};
 use super::reply::Problem;
+use super::tokens::cookie_of;
 
 /// How long a browser keeps the cookie, seconds: a month.
 const MAX_AGE_S: u64 = 30 * 86_400;
@@ -36,7 +38,7 @@ pub(super) struct Logins {
     pub(super) bodies: Bodies,
     /// Empty, or `/` and something.
     pub(super) base_path: String,
-    /// Whether the port speaks TLS itself: then the cookie goes nowhere else.
+    /// Whether the port speaks TLS itself: then the cookie goes over TLS only.
     pub(super) is_secure: bool,
 }
 
@@ -63,6 +65,9 @@ async fn tell(State(logins): State<Arc<Logins>>, request: Request) -> Result<Res
 }
 
 async fn begin(State(logins): State<Arc<Logins>>, request: Request) -> Result<Response, Problem> {
+    // Also where a proxy speaks TLS.
+    let https = |it: &HeaderValue| it.as_bytes().starts_with(b"https://");
+    let is_secure = logins.is_secure || request.headers().get(ORIGIN).is_some_and(https);
     let Shown { token } = logins.bodies.read_json(request).await?;
     let token = token.trim();
     let is_plain =
@@ -73,19 +78,19 @@ async fn begin(State(logins): State<Arc<Logins>>, request: Request) -> Result<Re
             "no such token may read here: kvmetry token --scope read makes one",
         ));
     }
-    Ok(logins.answer(token, MAX_AGE_S))
+    Ok(logins.answer(&cookie_of(token), MAX_AGE_S, is_secure))
 }
 
 async fn end(State(logins): State<Arc<Logins>>) -> Response {
-    logins.answer("", 0)
+    logins.answer("", 0, logins.is_secure)
 }
 
 impl Logins {
-    fn answer(&self, token: &str, max_age_s: u64) -> Response {
-        let secure = if self.is_secure { "; Secure" } else { "" };
+    fn answer(&self, value: &str, max_age_s: u64, is_secure: bool) -> Response {
+        let secure = if is_secure { "; Secure" } else { "" };
         let path = &self.base_path;
         let cookie =
-            format!("{COOKIE}={token}; Path={path}/; Max-Age={max_age_s}; HttpOnly; SameSite=Strict{secure}");
+            format!("{COOKIE}={value}; Path={path}/; Max-Age={max_age_s}; HttpOnly; SameSite=Strict{secure}");
         let mut response = StatusCode::NO_CONTENT.into_response();
         if let Ok(cookie) = HeaderValue::try_from(cookie) {
             response.headers_mut().insert(SET_COOKIE, cookie);

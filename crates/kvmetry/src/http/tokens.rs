@@ -289,9 +289,25 @@ impl Known {
         self.0.get(&hash(secret))
     }
 
+    /// The token that this cookie is of, see [`cookie_of`].
+    pub(crate) fn find_cookie(&self, cookie: &str) -> Option<&Token> {
+        self.0.iter().find(|(hash, _)| cookie_of_hash(hash) == cookie).map(|it| it.1)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+/// What a browser keeps for a token: good for the pages of this program and nothing else. Cookies know no ports: other
+/// servers on this machine get it, too.
+pub(crate) fn cookie_of(secret: &str) -> String {
+    cookie_of_hash(&hash(secret))
+}
+
+fn cookie_of_hash(hash: &[u8; 32]) -> String {
+    let of: [u8; 32] = Sha256::new().chain_update(b"kvmetry cookie").chain_update(hash).finalize().into();
+    hex(&of)
 }
 
 /// Device and number of a file's folder; `None` if there is none.
