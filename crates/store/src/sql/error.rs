@@ -117,14 +117,14 @@ impl From<DataFusionError> for QueryError {
             {
                 if matches!(**problem, ArrowError::InvalidArgumentError(_) | ArrowError::ComputeError(_)) {
                     // Mostly a pattern or a zone that is none; but a fault of this program would be told so, too.
-                    tracing::warn!("arrow refused what a query gave it: {problem}");
+                    tracing::debug!("arrow refused what a query gave it: {problem}");
                 }
                 Self::Invalid(problem.to_string())
             }
             // What functions say of their arguments. Likewise: what fails here has errors of its own, and DataFusion's
             // faults are told as internal.
             DataFusionError::Execution(problem) => {
-                tracing::warn!("a function refused what a query gave it: {problem}");
+                tracing::debug!("a function refused what a query gave it: {problem}");
                 Self::Invalid(problem.clone())
             }
             // Functions tell it in ways of their own, one as DataFusion's fault.
