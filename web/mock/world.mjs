@@ -127,6 +127,7 @@ export class World {
       host: vm.host,
       vmid: vm.vmid,
       at,
+      interval: this.interval,
       state: vm.state,
       cpus: vm.cpus,
       cpu: hidden ? null : round(this.cpu(vm, at), 2),
@@ -174,6 +175,7 @@ export class World {
       const own = vms.filter((vm) => vm.host === name);
       return {
         name,
+        interval: this.interval,
         at: silent ? this.silentSince() : Math.floor(this.now / this.interval) * this.interval,
         silent,
         vms: own.length,

@@ -23,7 +23,7 @@ now: number,
  */
 at: number | null, 
 /**
- * How often hypervisors are read, ms: a host without a reading for three of them is silent.
+ * How often most VMs are read, ms; each host may have its own.
  */
 interval: number, hosts: Array<Host>, vms: Array<Vm>, 
 /**
@@ -39,6 +39,10 @@ export type Host = { name: string,
  * Its newest reading.
  */
 at: number | null, 
+/**
+ * How often it is read, ms.
+ */
+interval: number, 
 /**
  * No reading for three intervals.
  */
@@ -60,6 +64,10 @@ export type Vm = { uuid: string, name: string, host: string,
  * libvirt's domain id; it changes with each start.
  */
 vmid: string, at: number, 
+/**
+ * How often its host is read, ms.
+ */
+interval: number, 
 /**
  * 0 no state, 1 running, 2 blocked, 3 paused, 4 shutting down, 5 shut off, 6 crashed, 7 suspended by guest.
  */

@@ -52,7 +52,7 @@ function Row({ total, fleet, chosen, to }: { total: HostTotal; fleet: Fleet; cho
       </tr>
     );
   }
-  const slow = host.cycle !== null && host.cycle > fleet.interval / 2;
+  const slow = host.cycle !== null && host.cycle > host.interval / 2;
   return (
     <tr>
       {name}

@@ -7,7 +7,7 @@ import { talkers, totals } from "./totals.ts";
 
 function vm(name: string, change: Partial<Vm> = {}): Vm {
   return {
-    uuid: `uuid-${name}`, name, host: "kvm-01", vmid: "1", at: 100_000, state: 1, cpus: 2, cpu: 10, assigned: 1024, used: 512, source: "guest",
+    uuid: `uuid-${name}`, name, host: "kvm-01", vmid: "1", at: 100_000, interval: 5_000, state: 1, cpus: 2, cpu: 10, assigned: 1024, used: 512, source: "guest",
     growth: 0, rx: 0, tx: 0, rd: 0, wr: 0, errors: 0, drops: 0, ok: true, age: 0, ...change,
   };
 }
@@ -54,7 +54,7 @@ test("it is sorted anew when a row comes or goes, and by another rule", () => {
 test("filters", () => {
   const none: Filter = { text: "", host: "", state: "" };
   const check = (one: Vm, filter: Partial<Filter>, expected: boolean) =>
-    assert.equal(matches(one, { ...none, ...filter }, 116_000, 5_000), expected, JSON.stringify(filter));
+    assert.equal(matches(one, { ...none, ...filter }, 116_000), expected, JSON.stringify(filter));
   check(vm("Web-01"), { text: "web" }, true);
   check(vm("Web-01"), { text: "uuid-web" }, false);
   check(vm("web"), { text: "UUID-W" }, true);

@@ -63,12 +63,12 @@ export function rank(vm: Vm, key: Key): number | string | null {
   return RANKS[key](vm);
 }
 
-/** No reading for three intervals. */
-export function isLate(vm: Vm, now: number, interval: number): boolean {
-  return now - vm.at > 3 * interval;
+/** No reading for three intervals of its host. */
+export function isLate(vm: Vm, now: number): boolean {
+  return now - vm.at > 3 * vm.interval;
 }
 
-export function matches(vm: Vm, filter: Filter, now: number, interval: number): boolean {
+export function matches(vm: Vm, filter: Filter, now: number): boolean {
   if (filter.host !== "" && vm.host !== filter.host) return false;
   if (filter.text !== "") {
     const text = filter.text.toLowerCase();
@@ -77,8 +77,8 @@ export function matches(vm: Vm, filter: Filter, now: number, interval: number): 
   switch (filter.state) {
     case "": return true;
     case "stuck": return !vm.ok;
-    case "late": return isLate(vm, now, interval);
-    case "trouble": return !vm.ok || isLate(vm, now, interval) || vm.state === 6 || (vm.errors ?? 0) > 0;
+    case "late": return isLate(vm, now);
+    case "trouble": return !vm.ok || isLate(vm, now) || vm.state === 6 || (vm.errors ?? 0) > 0;
     default: return stateName(vm.state) === filter.state;
   }
 }

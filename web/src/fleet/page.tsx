@@ -46,7 +46,7 @@ function Loaded({ fleet, query }: { fleet: Fleet; query: URLSearchParams }) {
   const sums = useMemo(() => totals(fleet), [fleet]);
 
   const vms = useMemo(() => {
-    const fits = fleet.vms.filter((vm) => matches(vm, filter, fleet.now, fleet.interval));
+    const fits = fleet.vms.filter((vm) => matches(vm, filter, fleet.now));
     const anew = asked.current !== again;
     asked.current = again;
     return order.current.arrange(fits, sort, fleet.now, anew);
@@ -97,7 +97,7 @@ function fleetLink(query: URLSearchParams, change: Record<string, string>): stri
 
 function Summary({ fleet, total, to }: { fleet: Fleet; total: Total; to: To }) {
   const stuck = fleet.vms.filter((vm) => !vm.ok).length;
-  const late = fleet.vms.filter((vm) => vm.ok && isLate(vm, fleet.now, fleet.interval)).length;
+  const late = fleet.vms.filter((vm) => vm.ok && isLate(vm, fleet.now)).length;
   const silent = fleet.hosts.filter((host) => host.silent);
   return (
     <dl class="summary" aria-label="Totals">

@@ -155,7 +155,7 @@ interface RowProps {
 }
 
 function Row({ vm, fleet, size, index, tabbed, focused }: RowProps) {
-  const late = isLate(vm, fleet.now, fleet.interval);
+  const late = isLate(vm, fleet.now);
   const since = !vm.ok && vm.age !== null ? fleet.now - vm.age * 1000 : late ? vm.at : null;
   const full = vm.used !== null && vm.assigned ? (100 * vm.used) / vm.assigned : null;
   return (
@@ -164,7 +164,7 @@ function Row({ vm, fleet, size, index, tabbed, focused }: RowProps) {
         <a href={vmLink(vm.uuid)} tabIndex={tabbed ? 0 : -1} onFocus={focused} title={vm.name}>{vm.name}</a>
       </th>
       <td class="state-col">
-        <State vm={vm} now={fleet.now} interval={fleet.interval} />
+        <State vm={vm} now={fleet.now} />
         {since !== null && <small title={`for ${duration(fleet.now - since)}`}> since {shortTime(since, fleet.now)}</small>}
       </td>
       <td class="host">{vm.host}</td>

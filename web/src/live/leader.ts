@@ -38,7 +38,7 @@ export class Election {
 
   show(): void {
     if (this.#channel !== null) return;
-    this.#channel = new BroadcastChannel("kvmetry-live");
+    this.#channel = new BroadcastChannel(`kvmetry-live ${new URL(document.baseURI).pathname}`);
     this.#channel.onmessage = ({ data }: MessageEvent<Word>) => this.#hear(data);
     this.#say({ kind: "join", id: this.#id });
     this.#claimIn(JOIN_MS);

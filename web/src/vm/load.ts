@@ -83,7 +83,8 @@ export function useVmPage(uuid: string, range: Range, points: number): Loaded & 
       (error: unknown) => {
         release(control);
         // The next cycle asks again; a lost connection is told by the frame.
-        if (!control.signal.aborted && error instanceof Refused) setState((old) => ({ ...old, error }));
+        // A VM that has ended has no newest piece: its page stays.
+        if (!control.signal.aborted && error instanceof Refused && error.status !== 404) setState((old) => ({ ...old, error }));
       },
     );
   }, [fleet]);

@@ -89,7 +89,6 @@ export function VmPage({ uuid, query }: { uuid: string; query: URLSearchParams }
 function Heading({ name, uuid, page, vm }: { name: string; uuid: string; page: Page | null; vm: Vm | null }) {
   const { fleet } = useStore(view);
   const now = fleet?.now ?? serverNow();
-  const interval = fleet?.interval ?? 5000;
   const older = (page?.names ?? []).filter((one) => one !== name);
   const host = vm?.host ?? page?.host ?? "";
   const since = vm !== null && !vm.ok && vm.age !== null ? now - vm.age * 1000 : null;
@@ -107,7 +106,7 @@ function Heading({ name, uuid, page, vm }: { name: string; uuid: string; page: P
         <dl class="now summary">
           <div class={vm.ok ? undefined : "alarm bad"}>
             <dt>State{since !== null && ` since ${shortTime(since, now)} (${duration(now - since)})`}</dt>
-            <dd><State vm={vm} now={now} interval={interval} /></dd>
+            <dd><State vm={vm} now={now} /></dd>
           </div>
           <div><dt>CPU</dt><dd>{percent(vm.cpu)} <small>of {count(vm.cpus)} vCPUs</small></dd></div>
           <div><dt>Memory {vm.source === "rss" ? "(QEMU's)" : "used"}</dt><dd>{kib(vm.used)} <small>of {kib(vm.assigned)}</small> <small>{growth(vm.growth)}</small></dd></div>
