@@ -72,8 +72,13 @@ impl Assets {
         let Some(asset) = self.files.get(name) else {
             return status(StatusCode::NOT_FOUND, Body::from("there is no such file"));
         };
-        let is_known = headers.get_all(IF_NONE_MATCH).iter().any(|it| *it == asset.etag);
-        let takes_gzip = |it: &HeaderValue| it.to_str().is_ok_and(|it| it.contains("gzip"));
+        // A proxy may have made it a weak one.
+        let is_this = |it: &str| it.trim().trim_start_matches("W/").as_bytes() == asset.etag.as_bytes();
+        let is_among = |it: &HeaderValue| it.to_str().is_ok_and(|it| it.split(',').any(is_this));
+        let is_known = headers.get_all(IF_NONE_MATCH).iter().any(is_among);
+        let is_gzip =
+            |it: &str| it.trim() == "gzip" || (it.trim().starts_with("gzip;") && !it.ends_with("q=0"));
+        let takes_gzip = |it: &HeaderValue| it.to_str().is_ok_and(|it| it.split(',').any(is_gzip));
         let gzip = headers.get_all(ACCEPT_ENCODING).iter().any(takes_gzip);
         let mut response = if is_known {
             status(StatusCode::NOT_MODIFIED, Body::empty())

@@ -17,13 +17,14 @@ use axum::body::Bytes;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use super::fleet::{self, Faults};
+use super::fleet::{self, Cycle, Faults, Paces};
 use super::schema::Schema;
 use super::source::{Params, Source, SourceError};
 use super::types::{Fleet, FleetHistory};
 use crate::clock::Clock;
+use crate::http::{Turn, Turns};
 
 /// The fleet is asked for no more often than this.
 const FRESH_FOR: Duration = Duration::from_secs(1);
@@ -33,8 +34,16 @@ const SLOWLY: Duration = Duration::from_secs(60);
 const FIRST_LOOK_S: u64 = 150;
 /// After something was written, for the rest of its cycle.
 const SETTLE: Duration = Duration::from_millis(250);
-/// The width of a bucket of a sparkline, seconds.
-const SPARK_STEP_S: i64 = 30;
+/// The width of a bucket of a sparkline, seconds: 60 of them.
+const SPARK_STEP_S: i64 = 15;
+/// Of the first look and each that finds no interval, and of the paces of hypervisors, seconds: two cycles at least.
+const PACES_S: u64 = 600;
+/// The slowest pace that is looked for, ms: the longest interval that can be configured.
+const SLOWEST_MS: i64 = 3_600_000;
+/// A source that failed is not asked again for so long.
+const FAILED_FOR: Duration = Duration::from_secs(5);
+/// All that a fleet is made of is asked within this.
+const WITHIN: Duration = Duration::from_secs(20);
 
 /// A fleet on its way to browsers.
 #[derive(Clone, Debug)]
@@ -53,6 +62,8 @@ pub(crate) struct Board {
     interval: Duration,
     state: Mutex<State>,
     pushes: watch::Sender<Option<Push>>,
+    /// Among all that ask the store.
+    turns: Arc<Turns>,
     /// Who pushes runs there.
     threads: Handle,
 }
@@ -61,10 +72,16 @@ pub(crate) struct Board {
 struct State {
     fleet: Arc<Fleet>,
     made: Option<Instant>,
+    /// The interval of most, ms; `None` where the last look saw no two readings.
+    interval: Option<i64>,
+    /// When asking failed last, and why.
+    failed: Option<(Instant, String)>,
     slow: Slow,
     history: Option<(Instant, Arc<FleetHistory>)>,
     /// Whether somebody pushes.
     pushing: bool,
+    /// How many pushes there were.
+    number: u64,
 }
 
 /// What is asked for now and then.
@@ -73,12 +90,21 @@ struct Slow {
     asked: Option<Instant>,
     schema: Arc<Schema>,
     faults: HashMap<String, Faults>,
+    paces: Paces,
+    /// The hypervisors of the last day.
+    hosts: Vec<Cycle>,
 }
 
 impl Board {
-    pub(crate) fn new(source: Source, clock: Arc<dyn Clock>, interval: Duration, threads: Handle) -> Self {
+    pub(crate) fn new(
+        source: Source,
+        clock: Arc<dyn Clock>,
+        interval: Duration,
+        turns: Arc<Turns>,
+        threads: Handle,
+    ) -> Self {
         let (state, pushes) = (Mutex::default(), watch::Sender::new(None));
-        Self { source, clock, interval, state, pushes, threads }
+        Self { source, clock, interval, state, pushes, turns, threads }
     }
 
     pub(crate) fn source(&self) -> &Source {
@@ -94,10 +120,19 @@ impl Board {
     /// # Errors
     /// The source's.
     pub(crate) async fn fleet(&self) -> Result<Arc<Fleet>, SourceError> {
+        let now = Instant::now();
+        self.fleet_since(now.checked_sub(FRESH_FOR).unwrap_or(now)).await
+    }
+
+    /// The same, asked for no earlier than this.
+    async fn fleet_since(&self, since: Instant) -> Result<Arc<Fleet>, SourceError> {
         let mut state = self.state.lock().await;
-        if state.made.is_none_or(|it| it.elapsed() >= FRESH_FOR) {
-            state.fleet = Arc::new(self.ask(&mut state).await?);
-            state.made = Some(Instant::now());
+        if state.made.is_none_or(|it| it < since) {
+            let made = Instant::now();
+            let _turn = self.begin(&state).await?;
+            let asked = timeout(WITHIN, self.ask(&mut state)).await.unwrap_or(Err(SourceError::TooSlow));
+            state.fleet = Arc::new(remembered(&mut state.failed, asked)?);
+            state.made = Some(made);
         }
         Ok(Arc::clone(&state.fleet))
     }
@@ -108,7 +143,11 @@ impl Board {
     /// The source's.
     pub(crate) async fn schema(&self) -> Result<Arc<Schema>, SourceError> {
         let mut state = self.state.lock().await;
-        self.look(&mut state.slow).await?;
+        if state.slow.is_due() {
+            let _turn = self.begin(&state).await?;
+            let asked = self.look(&mut state.slow).await;
+            remembered(&mut state.failed, asked)?;
+        }
         Ok(Arc::clone(&state.slow.schema))
     }
 
@@ -124,46 +163,89 @@ impl Board {
         {
             return Ok(Arc::clone(history));
         }
+        let _turn = self.begin(&state).await?;
         self.look(&mut state.slow).await?;
         let sql = fleet::history(&state.slow.schema, SPARK_STEP_S);
-        let rows = some(self.source.rows(&sql, Params::new()).await)?;
-        let history = Arc::new(fleet::histories(&rows, SPARK_STEP_S, self.now_ms()));
+        let asked = some(self.source.rows(&sql, Params::new()).await);
+        let rows = remembered(&mut state.failed, asked)?;
+        let interval = state.interval.unwrap_or(self.interval_ms());
+        let history = Arc::new(fleet::histories(&rows, SPARK_STEP_S, interval, self.now_ms()));
         state.history = Some((Instant::now(), Arc::clone(&history)));
         Ok(history)
+    }
+
+    /// A turn to ask, unless that failed a moment ago: then all who wait get the same answer.
+    async fn begin(&self, state: &State) -> Result<Turn, SourceError> {
+        if let Some((at, why)) = &state.failed
+            && at.elapsed() < FAILED_FOR
+        {
+            return Err(SourceError::Refused(why.clone()));
+        }
+        self.turns.next().await.map_err(|_| SourceError::Busy)
+    }
+
+    fn interval_ms(&self) -> i64 {
+        self.interval.as_millis() as i64
     }
 
     async fn ask(&self, state: &mut State) -> Result<Fleet, SourceError> {
         self.look(&mut state.slow).await?;
         let schema = Arc::clone(&state.slow.schema);
         let before = Arc::clone(&state.fleet);
-        let known = Some(before.interval).filter(|it| *it > 0);
-        // So long that there are two readings, also of a cycle that was late.
-        let seconds = known.map_or(FIRST_LOOK_S, |ms| (ms * 7 / 2 / 1_000).unsigned_abs().max(5));
+        // So long that there are two readings of each, also of a cycle that was late.
+        let long = |ms: i64| (ms.min(SLOWEST_MS) * 7 / 2 / 1_000).unsigned_abs().max(5);
+        let slowest = state.slow.paces.slowest();
+        let seconds = match state.interval {
+            Some(interval) => long(interval.max(slowest)),
+            None => long(self.interval_ms().max(slowest)).max(FIRST_LOOK_S),
+        };
         let rows: Vec<fleet::Row> = self.rows(Some(fleet::newest(&schema, seconds))).await?;
-        let cycles = self.rows(fleet::cycles(&schema)).await?;
-        let growth: Vec<fleet::Growth> = self.rows(fleet::growth(&schema, seconds.max(30))).await?;
+        state.interval = fleet::interval(&rows);
+        let paces = state.slow.paces.clone().usual(state.interval.unwrap_or(self.interval_ms()));
+        let mut cycles = state.slow.hosts.clone();
+        cycles.extend(self.optional(fleet::cycles(&schema, seconds)).await.unwrap_or_default());
+        let growth: Vec<fleet::Growth> =
+            self.optional(fleet::growth(&schema, seconds.max(30))).await.unwrap_or_default();
         let growth: HashMap<String, Option<f64>> =
             growth.into_iter().filter_map(|it| Some((it.uuid?, it.rate))).collect();
-        let interval = fleet::interval(&rows).or(known).unwrap_or(self.interval.as_millis() as i64);
         let mut vms: Vec<_> = rows.into_iter().filter_map(fleet::Row::vm).collect();
         for vm in &mut vms {
             vm.add(state.slow.faults.get(&vm.uuid), growth.get(&vm.uuid).copied().flatten());
         }
-        Ok(fleet::fleet(vms, cycles, &before, interval, self.now_ms()))
+        Ok(fleet::fleet(vms, cycles, &before, &paces, self.now_ms()))
     }
 
     async fn look(&self, slow: &mut Slow) -> Result<(), SourceError> {
-        if slow.asked.is_some_and(|it| it.elapsed() < SLOWLY) && slow.schema.has_table("vm_totals") {
+        if !slow.is_due() {
             return Ok(());
         }
         slow.schema = match Schema::of(&self.source).await {
             Err(SourceError::Empty) => Arc::default(),
             found => Arc::new(found?),
         };
-        let faults: Vec<fleet::FaultsRow> = self.rows(Some(fleet::faults(&slow.schema))).await?;
-        slow.faults = faults.into_iter().filter_map(|it| Some((it.uuid?, it.faults))).collect();
         slow.asked = Some(Instant::now());
+        if let Some(faults) = self.optional::<fleet::FaultsRow>(Some(fleet::faults(&slow.schema))).await {
+            slow.faults = faults.into_iter().filter_map(|it| Some((it.uuid?, it.faults))).collect();
+        }
+        if let Some(hosts) = self.optional(fleet::hosts_of_a_day(&slow.schema)).await {
+            slow.hosts = hosts;
+        }
+        if let Some(mut paces) = self.optional::<fleet::Pace>(fleet::paces(&slow.schema, PACES_S)).await {
+            // Those that are read more seldom than that.
+            if paces.len() < slow.hosts.len() || paces.iter().any(fleet::Pace::is_unknown) {
+                let long = fleet::paces(&slow.schema, 3 * SLOWEST_MS.unsigned_abs() / 1_000);
+                let more: Vec<fleet::Pace> = self.optional(long).await.unwrap_or_default();
+                paces.splice(0..0, more);
+            }
+            slow.paces = Paces::new(paces, 0);
+        }
         Ok(())
+    }
+
+    /// Rows that a fleet can do without; `None` if they cannot be had now.
+    async fn optional<T: DeserializeOwned>(&self, sql: Option<String>) -> Option<Vec<T>> {
+        let rows = self.rows(sql).await;
+        rows.inspect_err(|error| tracing::debug!("the dashboard does without: {error}")).ok()
     }
 
     async fn rows<T: DeserializeOwned>(&self, sql: Option<String>) -> Result<Vec<T>, SourceError> {
@@ -186,16 +268,24 @@ impl Board {
     /// Pushes as long as somebody watches.
     async fn push(self: Arc<Self>) {
         let mut seen = None;
-        let mut number = self.pushes.borrow().as_ref().map_or(0, |it| it.number);
         loop {
-            match self.fleet().await {
+            let mut pause = FRESH_FOR;
+            // What was asked before the write that this is about is no news.
+            match self.fleet_since(Instant::now()).await {
                 Ok(fleet) => {
-                    number += 1;
+                    let number = {
+                        let mut state = self.state.lock().await;
+                        state.number += 1;
+                        state.number
+                    };
                     // Numbers and texts can always be written.
                     let json = serde_json::to_vec(&*fleet).unwrap_or_default().into();
                     self.pushes.send_replace(Some(Push { number, json }));
                 }
-                Err(error) => tracing::debug!("no fleet to push: {error}"),
+                Err(error) => {
+                    tracing::debug!("no fleet to push: {error}");
+                    pause = FAILED_FOR;
+                }
             }
             let begun = Instant::now();
             let interval = Duration::from_millis(self.state.lock().await.fleet.interval.unsigned_abs());
@@ -204,14 +294,34 @@ impl Board {
                 () = self.source.changed(&mut seen, interval) => {}
                 () = self.pushes.closed() => {}
             }
-            tokio::time::sleep_until((begun + FRESH_FOR).max(Instant::now() + SETTLE)).await;
+            tokio::time::sleep_until((begun + pause).max(Instant::now() + SETTLE)).await;
             let mut state = self.state.lock().await;
             if self.pushes.receiver_count() == 0 {
                 state.pushing = false;
+                // Who comes next does not get an old one, and who comes back has missed some.
+                state.number += 1;
+                self.pushes.send_replace(None);
                 return;
             }
         }
     }
+}
+
+impl Slow {
+    fn is_due(&self) -> bool {
+        self.asked.is_none_or(|it| it.elapsed() >= SLOWLY) || !self.schema.has_table("vm_totals")
+    }
+}
+
+/// Remembers a failure, for those who ask the same.
+fn remembered<T>(
+    failed: &mut Option<(Instant, String)>,
+    asked: Result<T, SourceError>,
+) -> Result<T, SourceError> {
+    if let Err(error) = &asked {
+        *failed = Some((Instant::now(), error.to_string()));
+    }
+    asked
 }
 
 /// Nothing written is no rows.

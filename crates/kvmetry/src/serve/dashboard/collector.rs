@@ -46,7 +46,7 @@ fn sql(schema: &Schema) -> String {
     format!(
         "SELECT {} AS host, CAST(max(time) AS BIGINT) AS at, {last}, \
          CAST(sum(CASE WHEN time >= now() - INTERVAL '1 minute' THEN {} ELSE 0 END) AS BIGINT) AS lines \
-         FROM {TABLE} WHERE time >= now() - INTERVAL '1 day' GROUP BY 1 ORDER BY 1",
+         FROM {TABLE} WHERE time >= now() - INTERVAL '1 day' AND time < now() + INTERVAL '1 minute' GROUP BY 1 ORDER BY 1",
         schema.tag(TABLE, &["host"]),
         schema.field(TABLE, "lines")
     )
@@ -93,7 +93,7 @@ impl Row {
         let silent = host.is_none_or(|it| it.silent);
         Hypervisor {
             cycle: self.cycle_ns.map(|it| it as f64 / MS as f64),
-            interval: fleet.interval,
+            interval: host.map_or(fleet.interval, |it| it.interval),
             vms: host.map_or(0, |it| it.vms),
             stuck: self.stuck_vms.unwrap_or(0),
             abandoned: self.abandoned_calls.unwrap_or(0),

@@ -1,6 +1,6 @@
 //! Every VM's newest reading, and its rates since the reading before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use serde::Deserialize;
@@ -10,6 +10,9 @@ use super::types::{Fleet, FleetHistory, Host, Level, MemorySource, Vm, Warning};
 
 const MS: i64 = 1_000_000;
 const TABLE: &str = "vm_totals";
+const COLLECTOR: &str = "kvmetry_collector";
+/// A host that has been silent for longer is shown no more, ms.
+const FORGOTTEN_AFTER: i64 = 86_400_000;
 /// Fields that are shown as they are.
 const GAUGES: [&str; 8] =
     ["state", "cpus", "memactual", "memrss", "memavailable", "memusable", "collect_ok", "collect_age_s"];
@@ -70,13 +73,19 @@ pub(crate) fn newest(schema: &Schema, seconds: u64) -> String {
     let (uuid, name, host) = (schema.uuid(TABLE), schema.name(TABLE), schema.tag(TABLE, &["host"]));
     format!(
         "WITH readings AS (SELECT {uuid} AS uuid, {name} AS name, {host} AS host, \"VMID\" AS vmid, time{readings} \
-         FROM {TABLE} WHERE time >= now() - INTERVAL '{seconds} seconds'), \
+         FROM {TABLE} WHERE {}), \
          steps AS (SELECT *, lag(time) OVER one AS before{steps}, \
          row_number() OVER (PARTITION BY uuid, host ORDER BY time DESC) AS nth \
          FROM readings WINDOW one AS (PARTITION BY uuid, host, vmid ORDER BY time)) \
          SELECT uuid, name, host, vmid, CAST(time AS BIGINT) AS at, CAST(before AS BIGINT) AS before{shown} \
-         FROM steps WHERE nth = 1"
+         FROM steps WHERE nth = 1",
+        lately(seconds)
     )
+}
+
+/// The last so many seconds. A clock that is ahead must not hide what is read now.
+fn lately(seconds: u64) -> String {
+    format!("time >= now() - INTERVAL '{seconds} seconds' AND time < now() + INTERVAL '1 minute'")
 }
 
 /// How often each of a VM's errors and drops came in the last minutes.
@@ -142,29 +151,102 @@ pub(crate) fn growth(schema: &Schema, seconds: u64) -> Option<String> {
     schema.has(table, "memory_rate_kb_per_sec").then(|| {
         format!(
             "SELECT {uuid} AS uuid, last_value(memory_rate_kb_per_sec ORDER BY time) AS rate FROM {table} \
-             WHERE time >= now() - INTERVAL '{seconds} seconds' GROUP BY 1"
+             WHERE {} GROUP BY 1",
+            lately(seconds)
         )
     })
 }
 
 /// A hypervisor's last cycle.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Cycle {
-    pub(crate) host: Option<String>,
+    host: Option<String>,
     at: i64,
     cycle_ns: Option<i64>,
 }
 
-/// Asks for the last cycle of each hypervisor in the last day.
-pub(crate) fn cycles(schema: &Schema) -> Option<String> {
-    let table = "kvmetry_collector";
-    let (host, cycle) = (schema.tag(table, &["host"]), schema.field(table, "cycle_ns"));
-    schema.has_table(table).then(|| {
+/// Asks for the last cycle of each hypervisor in the last so many seconds.
+pub(crate) fn cycles(schema: &Schema, seconds: u64) -> Option<String> {
+    let (host, cycle) = (schema.tag(COLLECTOR, &["host"]), schema.field(COLLECTOR, "cycle_ns"));
+    schema.has_table(COLLECTOR).then(|| {
         format!(
             "SELECT {host} AS host, CAST(max(time) AS BIGINT) AS at, last_value({cycle} ORDER BY time) AS cycle_ns \
-             FROM {table} WHERE time >= now() - INTERVAL '1 day' GROUP BY 1"
+             FROM {COLLECTOR} WHERE {} GROUP BY 1",
+            lately(seconds)
         )
     })
+}
+
+/// How often a hypervisor is read.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Pace {
+    host: Option<String>,
+    /// Nanoseconds between two cycles, as most are; null where there was one in that time.
+    step: Option<f64>,
+}
+
+/// Asks for the pace of each hypervisor in the last so many seconds.
+pub(crate) fn paces(schema: &Schema, seconds: u64) -> Option<String> {
+    let host = schema.tag(COLLECTOR, &["host"]);
+    schema.has_table(COLLECTOR).then(|| {
+        format!(
+            "WITH cycles AS (SELECT {host} AS host, CAST(time AS BIGINT) AS at FROM {COLLECTOR} WHERE {}), \
+             steps AS (SELECT host, CAST(at - lag(at) OVER (PARTITION BY host ORDER BY at) AS DOUBLE) AS step FROM cycles) \
+             SELECT host, median(step) AS step FROM steps GROUP BY 1",
+            lately(seconds)
+        )
+    })
+}
+
+/// Asks for the hypervisors of the last day, which may be silent now.
+pub(crate) fn hosts_of_a_day(schema: &Schema) -> Option<String> {
+    let rolled = "kvmetry_collector_1m";
+    let table = if schema.has_table(rolled) { rolled } else { COLLECTOR };
+    let host = schema.tag(table, &["host"]);
+    schema.has_table(table).then(|| {
+        format!(
+            "SELECT {host} AS host, CAST(max(time) AS BIGINT) AS at, CAST(NULL AS BIGINT) AS cycle_ns FROM {table} \
+             WHERE {} GROUP BY 1",
+            lately(86_400)
+        )
+    })
+}
+
+impl Pace {
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.step.is_none()
+    }
+}
+
+/// How often each hypervisor is read, ms.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Paces {
+    of: BTreeMap<String, i64>,
+    /// Of those that tell none.
+    usual: i64,
+}
+
+impl Paces {
+    pub(crate) fn new(rows: Vec<Pace>, usual: i64) -> Self {
+        let of = rows.into_iter().filter_map(|it| {
+            let ms = it.step? / MS as f64;
+            (ms >= 1.0).then(|| (it.host.unwrap_or_default(), ms.round() as i64))
+        });
+        Self { of: of.collect(), usual }
+    }
+
+    pub(crate) fn usual(self, usual: i64) -> Self {
+        Self { usual, ..self }
+    }
+
+    pub(crate) fn slowest(&self) -> i64 {
+        self.of.values().copied().max().unwrap_or(0).max(self.usual)
+    }
+
+    /// A host without a reading for this long is silent.
+    fn limit(&self, host: &str) -> i64 {
+        SILENT_AFTER * self.of.get(host).copied().unwrap_or(self.usual)
+    }
 }
 
 impl Row {
@@ -208,6 +290,7 @@ impl Row {
             rd: self.rate(self.disk_rd_bytes, self.disk_rd_bytes_before),
             wr: self.rate(self.disk_wr_bytes, self.disk_wr_bytes_before),
             at: self.at / MS,
+            interval: 0,
             state: self.state,
             cpus: self.cpus,
             assigned: self.memactual,
@@ -240,14 +323,15 @@ pub(crate) fn interval(rows: &[Row]) -> Option<i64> {
 }
 
 /// Puts the fleet together. `before`: as it was, whose VMs stay where their host has become silent.
-pub(crate) fn fleet(mut vms: Vec<Vm>, cycles: Vec<Cycle>, before: &Fleet, interval: i64, now: i64) -> Fleet {
+pub(crate) fn fleet(mut vms: Vec<Vm>, cycles: Vec<Cycle>, before: &Fleet, paces: &Paces, now: i64) -> Fleet {
     let mut newest: BTreeMap<String, i64> = BTreeMap::new();
     let mut hosts: BTreeMap<String, Host> = BTreeMap::new();
     for cycle in cycles {
         let name = cycle.host.unwrap_or_default();
-        let cycle_ms = cycle.cycle_ns.map(|it| it as f64 / MS as f64);
-        newest.insert(name.clone(), cycle.at / MS);
-        hosts.insert(name.clone(), Host { name, cycle: cycle_ms, ..Host::default() });
+        let at = newest.entry(name.clone()).or_insert(cycle.at / MS);
+        *at = (cycle.at / MS).max(*at);
+        let host = hosts.entry(name.clone()).or_insert_with(|| Host { name, ..Host::default() });
+        host.cycle = cycle.cycle_ns.map(|it| it as f64 / MS as f64).or(host.cycle);
     }
     for vm in &vms {
         let at = newest.entry(vm.host.clone()).or_insert(vm.at);
@@ -256,15 +340,18 @@ pub(crate) fn fleet(mut vms: Vec<Vm>, cycles: Vec<Cycle>, before: &Fleet, interv
     // A VM that went from host to host is where it was read last.
     vms.sort_by(|a, b| (&a.uuid, b.at).cmp(&(&b.uuid, a.at)));
     vms.dedup_by(|a, b| a.uuid == b.uuid);
-    let limit = SILENT_AFTER * interval;
     // What its host does not list any more has ended.
-    vms.retain(|vm| newest.get(&vm.host).is_none_or(|at| at - vm.at < limit));
-    let is_silent = |host: &str| newest.get(host).is_none_or(|at| now - at >= limit);
-    let lost = before.vms.iter().filter(|it| is_silent(&it.host));
-    let lost: Vec<Vm> = lost.filter(|old| vms.iter().all(|it| it.uuid != old.uuid)).cloned().collect();
-    vms.extend(lost);
+    vms.retain(|vm| newest.get(&vm.host).is_none_or(|at| at - vm.at < paces.limit(&vm.host)));
+    let is_silent = |host: &str| newest.get(host).is_none_or(|at| now - at >= paces.limit(host));
+    let there: BTreeSet<String> = vms.iter().map(|it| it.uuid.clone()).collect();
+    let lost = before
+        .vms
+        .iter()
+        .filter(|it| is_silent(&it.host) && now - it.at < FORGOTTEN_AFTER && !there.contains(&it.uuid));
+    vms.extend(lost.cloned());
     vms.sort_by(|a, b| (&a.host, &a.name, &a.uuid).cmp(&(&b.host, &b.name, &b.uuid)));
-    for vm in &vms {
+    for vm in &mut vms {
+        vm.interval = paces.limit(&vm.host) / SILENT_AFTER;
         let host =
             hosts.entry(vm.host.clone()).or_insert_with(|| Host { name: vm.host.clone(), ..Host::default() });
         host.vms += 1;
@@ -273,11 +360,12 @@ pub(crate) fn fleet(mut vms: Vec<Vm>, cycles: Vec<Cycle>, before: &Fleet, interv
     for (name, host) in &mut hosts {
         host.at = newest.get(name).copied();
         host.silent = is_silent(name);
+        host.interval = paces.limit(name) / SILENT_AFTER;
     }
     let hosts: Vec<Host> = hosts.into_values().collect();
     let warnings = warnings(&vms, &hosts);
     let at = vms.iter().map(|it| it.at).max().max(newest.into_values().max());
-    Fleet { now, at, interval, hosts, vms, warnings }
+    Fleet { now, at, interval: paces.usual, hosts, vms, warnings }
 }
 
 fn warnings(vms: &[Vm], hosts: &[Host]) -> Vec<Warning> {
@@ -300,8 +388,9 @@ fn warnings(vms: &[Vm], hosts: &[Host]) -> Vec<Warning> {
         });
     }
     let is_blind = |it: &&Vm| it.state == Some(1) && it.source == Some(MemorySource::Rss);
+    let first = vms.iter().find(|it| is_blind(it) && is_uuid(&it.uuid));
     let blind: Vec<&str> = vms.iter().filter(is_blind).map(|it| it.name.as_str()).collect();
-    if let Some(first) = blind.first() {
+    if !blind.is_empty() {
         warnings.push(Warning {
             level: Level::Warning,
             text: format!(
@@ -309,12 +398,18 @@ fn warnings(vms: &[Vm], hosts: &[Host]) -> Vec<Warning> {
                 count(blind.len(), "VM"),
                 some(&blind)
             ),
-            advice: Some(format!(
-                "with a balloon driver in the guest: virsh dommemstat {first} --period 5 --live"
-            )),
+            // No name: it is to be pasted into a shell.
+            advice: first.map(|it| {
+                format!("with a balloon driver in the guest: virsh dommemstat {} --period 5 --live", it.uuid)
+            }),
         });
     }
     warnings
+}
+
+/// Whether this is a UUID and nothing else.
+pub(crate) fn is_uuid(text: &str) -> bool {
+    text.len() == 36 && text.bytes().all(|it| it.is_ascii_hexdigit() || it == b'-')
 }
 
 fn count(number: usize, what: &str) -> String {
@@ -343,6 +438,8 @@ impl Vm {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Bucket {
     uuid: Option<String>,
+    host: Option<String>,
+    vmid: Option<String>,
     bucket: i64,
     at: i64,
     cputime: Option<i64>,
@@ -353,27 +450,30 @@ pub(crate) struct Bucket {
 pub(crate) fn history(schema: &Schema, step_s: i64) -> String {
     let uuid = schema.uuid(TABLE);
     let (cputime, cpus) = (schema.field(TABLE, "cputime"), schema.field(TABLE, "cpus"));
-    let seconds = HISTORY_MINUTES * 60 + step_s;
+    let host = schema.tag(TABLE, &["host"]);
+    // The first step needs the reading before.
+    let seconds = (HISTORY_MINUTES * 60 + 10 * step_s).unsigned_abs();
     format!(
-        "SELECT {uuid} AS uuid, CAST(date_bin(INTERVAL '{step_s} seconds', time) AS BIGINT) AS bucket, \
+        "SELECT {uuid} AS uuid, {host} AS host, \"VMID\" AS vmid, CAST(date_bin(INTERVAL '{step_s} seconds', time) AS BIGINT) AS bucket, \
          CAST(max(time) AS BIGINT) AS at, last_value({cputime} ORDER BY time) AS cputime, max({cpus}) AS cpus \
-         FROM {TABLE} WHERE time >= now() - INTERVAL '{seconds} seconds' GROUP BY 1, 2 ORDER BY 1, 2"
+         FROM {TABLE} WHERE {} GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4",
+        lately(seconds)
     )
 }
 
 /// The CPU of each VM in each bucket up to now.
-pub(crate) fn histories(rows: &[Bucket], step_s: i64, now: i64) -> FleetHistory {
+pub(crate) fn histories(rows: &[Bucket], step_s: i64, interval: i64, now: i64) -> FleetHistory {
     let step = step_s * 1_000;
     let buckets = HISTORY_MINUTES * 60 / step_s;
     let from = (now.div_euclid(step) + 1 - buckets) * step;
     let mut cpu: BTreeMap<String, Vec<Option<f64>>> = BTreeMap::new();
     for pair in rows.windows(2) {
         let [before, it] = pair else { continue };
-        let Some(uuid) = it.uuid.clone().filter(|_| it.uuid == before.uuid) else { continue };
+        let is_same = (&it.uuid, &it.host, &it.vmid) == (&before.uuid, &before.host, &before.vmid);
+        let Some(uuid) = it.uuid.clone().filter(|_| is_same) else { continue };
         let place = usize::try_from((it.bucket / MS - from).div_euclid(step)).ok();
         let Some(place) = place.filter(|it| (*it as i64) < buckets) else { continue };
-        // A bucket without a reading between them is a gap.
-        let follows = it.bucket - before.bucket == step * MS;
+        let follows = it.at - before.at <= (3 * interval).max(2 * step) * MS;
         let row = Row {
             at: it.at,
             before: Some(before.at).filter(|_| follows),

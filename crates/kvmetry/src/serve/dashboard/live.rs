@@ -19,12 +19,15 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
 use futures_util::{Stream, stream};
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::board::Push;
 
 /// A beat is sent after so long without a push.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
+
+/// A stream ends after this, and its browser comes again by itself: so it ends with its token.
+const AT_MOST: Duration = Duration::from_secs(600);
 
 /// A browser's stream.
 struct Watcher {
@@ -35,6 +38,7 @@ struct Watcher {
     had: Option<u64>,
     /// Missed some before it came.
     has_hole: bool,
+    until: Instant,
     _place: OwnedSemaphorePermit,
 }
 
@@ -49,7 +53,14 @@ pub(crate) fn answer(
     let had = last.and_then(|it| it.strip_prefix(run)?.strip_prefix('-')?.parse().ok());
     // An id of another run: what came between is unknown.
     let has_hole = last.is_some_and(|it| !it.is_empty()) && had.is_none();
-    let watcher = Watcher { pushes, run: run.to_owned(), had, has_hole, _place: place };
+    let watcher = Watcher {
+        pushes,
+        run: run.to_owned(),
+        had,
+        has_hole,
+        until: Instant::now() + AT_MOST,
+        _place: place,
+    };
     let mut response = Response::new(Body::from_stream(watcher.events()));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -69,6 +80,9 @@ impl Watcher {
 
     /// The next event; `None` when there will be none.
     async fn next(&mut self) -> Option<Bytes> {
+        if Instant::now() >= self.until {
+            return None;
+        }
         let had = self.had;
         let is_new = |push: &Option<Push>| push.as_ref().is_some_and(|it| had != Some(it.number));
         let push = match timeout(SIGN_OF_LIFE, self.pushes.wait_for(is_new)).await {

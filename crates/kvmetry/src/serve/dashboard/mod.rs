@@ -77,7 +77,7 @@ struct Dashboard {
 pub(crate) fn mounts(setup: Setup) -> Vec<Mount> {
     let Setup { source, clock, interval, base_path, turns, threads, own } = setup;
     let dashboard = Arc::new(Dashboard {
-        board: Arc::new(Board::new(source, clock, interval, threads)),
+        board: Arc::new(Board::new(source, clock, interval, Arc::clone(&turns), threads)),
         assets: Assets::new(&base_path),
         turns,
         watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
@@ -132,12 +132,10 @@ async fn asset(State(dashboard): Shared, Path(name): Path<String>, request: Requ
 }
 
 async fn fleet(State(dashboard): Shared) -> Result<Response, Problem> {
-    let _turn = dashboard.turn().await?;
     Ok(json(&*dashboard.board.fleet().await.map_err(failed)?))
 }
 
 async fn history(State(dashboard): Shared) -> Result<Response, Problem> {
-    let _turn = dashboard.turn().await?;
     Ok(json(&*dashboard.board.history().await.map_err(failed)?))
 }
 
@@ -147,9 +145,9 @@ async fn vm_page(
     request: Request,
 ) -> Result<Response, Problem> {
     let wanted = vm::Wanted::of(uuid, request.uri(), dashboard.board.now_ms())?;
-    let _turn = dashboard.turn().await?;
     let fleet = dashboard.board.fleet().await.map_err(failed)?;
     let schema = dashboard.board.schema().await.map_err(failed)?;
+    let _turn = dashboard.turn().await?;
     let page = vm::page(dashboard.board.source(), &schema, &fleet, wanted).await.map_err(failed)?;
     page.map(|it| json(&it)).ok_or_else(|| {
         Problem::new(
@@ -160,13 +158,13 @@ async fn vm_page(
 }
 
 async fn collector(State(dashboard): Shared) -> Result<Response, Problem> {
-    let _turn = dashboard.turn().await?;
     let own = Arc::clone(&dashboard.own);
     let own = tokio::task::spawn_blocking(move || own())
         .await
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let board = &dashboard.board;
     let (fleet, schema) = (board.fleet().await.map_err(failed)?, board.schema().await.map_err(failed)?);
+    let _turn = dashboard.turn().await?;
     Ok(json(&collector::page(board.source(), &schema, &fleet, own).await.map_err(failed)?))
 }
 
@@ -201,6 +199,7 @@ fn json(answer: &impl Serialize) -> Response {
 fn failed(error: SourceError) -> Problem {
     let status = match error {
         SourceError::Empty => StatusCode::NOT_FOUND,
+        SourceError::Busy => StatusCode::SERVICE_UNAVAILABLE,
         SourceError::TooSlow => StatusCode::GATEWAY_TIMEOUT,
         #[cfg(feature = "store")]
         SourceError::TooLarge => StatusCode::UNPROCESSABLE_ENTITY,

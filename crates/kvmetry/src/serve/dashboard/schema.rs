@@ -17,8 +17,8 @@ struct Row {
     column_name: String,
 }
 
-const COLUMNS: &str =
-    "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'iox'";
+const COLUMNS: &str = "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'iox' \
+                       AND (table_name LIKE 'vm_%' OR table_name LIKE 'kvmetry_%')";
 
 impl Schema {
     /// # Errors

@@ -49,6 +49,9 @@ pub(crate) enum SourceError {
     #[cfg_attr(not(feature = "store"), expect(dead_code, reason = "of the store's answers"))]
     #[error("there are no points yet")]
     Empty,
+    /// Too many ask.
+    #[error("too many queries at once; come again")]
+    Busy,
     /// It took too long.
     #[error("the answer took longer than {WITHIN:?}")]
     TooSlow,

@@ -15,7 +15,7 @@ pub(crate) struct Fleet {
     pub(crate) now: i64,
     /// The newest reading of all; null in an empty store.
     pub(crate) at: Option<i64>,
-    /// How often hypervisors are read, ms: a host without a reading for three of them is silent.
+    /// How often most VMs are read, ms; each host may have its own.
     pub(crate) interval: i64,
     pub(crate) hosts: Vec<Host>,
     pub(crate) vms: Vec<Vm>,
@@ -30,6 +30,8 @@ pub(crate) struct Host {
     pub(crate) name: String,
     /// Its newest reading.
     pub(crate) at: Option<i64>,
+    /// How often it is read, ms.
+    pub(crate) interval: i64,
     /// No reading for three intervals.
     pub(crate) silent: bool,
     pub(crate) vms: usize,
@@ -49,6 +51,8 @@ pub(crate) struct Vm {
     /// libvirt's domain id; it changes with each start.
     pub(crate) vmid: String,
     pub(crate) at: i64,
+    /// How often its host is read, ms.
+    pub(crate) interval: i64,
     /// 0 no state, 1 running, 2 blocked, 3 paused, 4 shutting down, 5 shut off, 6 crashed, 7 suspended by guest.
     pub(crate) state: Option<i64>,
     pub(crate) cpus: Option<i64>,

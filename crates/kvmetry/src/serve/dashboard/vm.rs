@@ -250,7 +250,7 @@ impl Wanted {
         let from = number("from", to.saturating_sub(SPAN_MS))?;
         let points = number("points", DEFAULT_POINTS)?.clamp(*POINTS.start(), *POINTS.end());
         let step = Some(number("step", 0)?).filter(|it| *it > 0);
-        let in_time = |it: i64| it.checked_mul(MS).is_some();
+        let in_time = |it: i64| (0..=i64::MAX / MS).contains(&it);
         if !in_time(from) || !in_time(to) || from >= to {
             return Err(Problem::wrong("from must be before to, both in milliseconds since 1970"));
         }
@@ -260,7 +260,7 @@ impl Wanted {
                 "the span is longer than {days} days, for which points are kept"
             )));
         }
-        if step.is_some_and(|it| (to - from) / it > *POINTS.end()) {
+        if step.is_some_and(|it| it > MAX_SPAN_MS || (to - from) / it > *POINTS.end()) {
             return Err(Problem::wrong(format!(
                 "step is so short that there are more than {} points",
                 POINTS.end()
@@ -290,7 +290,6 @@ struct Reading {
 
 impl Reading {
     fn of(wanted: &Wanted, interval: i64, schema: &Schema) -> Self {
-        let interval = interval.max(SECOND_MS);
         let table = match wanted.span() {
             span if span <= RAW_SPAN_MS => Table::Raw,
             span if span <= MINUTES_SPAN_MS => Table::Minutes,
@@ -298,20 +297,36 @@ impl Reading {
         };
         // A server that makes no roll-ups is asked for readings.
         let table = if schema.has_table(&name_of("vm_totals", table)) { table } else { Table::Raw };
+        Self::from(table, wanted, interval)
+    }
+
+    /// From the next coarser table, which is kept longer.
+    fn coarser(self, wanted: &Wanted, interval: i64, schema: &Schema) -> Option<Self> {
+        let table = match self.table {
+            Table::Raw => Table::Minutes,
+            Table::Minutes => Table::Hours,
+            Table::Hours => return None,
+        };
+        schema.has_table(&name_of("vm_totals", table)).then(|| Self::from(table, wanted, interval))
+    }
+
+    fn from(table: Table, wanted: &Wanted, interval: i64) -> Self {
+        let interval = interval.max(SECOND_MS);
         let least = match table {
             Table::Raw => interval,
             Table::Minutes => MINUTE_MS,
             Table::Hours => HOUR_MS,
         };
+        let step_limit = STEP_LIMIT_MS.max(3 * interval).max(if table == Table::Raw { 0 } else { 3 * least });
         if let Some(step) = wanted.step {
-            return Self { table, step: Some(step), step_limit: STEP_LIMIT_MS.max(3 * interval) };
+            return Self { table, step: Some(step), step_limit };
         }
         let step = (wanted.span() / wanted.points).div_euclid(least).max(0) * least;
         let step = match table {
             Table::Raw => Some(step + least).filter(|_| step > 0),
             _ => Some(step + least),
         };
-        Self { table, step, step_limit: STEP_LIMIT_MS.max(3 * interval) }
+        Self { table, step, step_limit }
     }
 }
 
@@ -327,67 +342,52 @@ fn name_of(table: &str, of: Table) -> String {
 /// The query of some charts. Its rows have the moment, the device where there are some, and all values in one list.
 fn sql(table: &str, charts: &[&[Chart]], reading: Reading, wanted: &Wanted, schema: &Schema) -> String {
     let from_table = name_of(table, reading.table);
-    let uuid = schema.uuid(&from_table);
+    let (uuid, host) = (schema.uuid(&from_table), schema.tag(&from_table, &["host"]));
     let by_device = table == "vm_devices";
     let tags = if by_device { "devtype, device, " } else { "" };
-    let lines = || charts.iter().flat_map(|it| it.iter()).flat_map(|it| it.lines);
-    // The first step needs the reading before.
-    let lead = if reading.table == Table::Raw { reading.step_limit } else { 0 };
-    let times = format!(
-        "time >= arrow_cast({}, 'Timestamp(Nanosecond, None)') AND time < arrow_cast({}, 'Timestamp(Nanosecond, None)')",
-        (wanted.from - lead) * MS,
-        wanted.to * MS
-    );
-    let (mut inner, mut outer, mut list) = (String::new(), String::new(), Vec::new());
-    for (place, line) in lines().enumerate() {
-        let field = |tail: &str| {
-            format!("CAST({} AS DOUBLE)", schema.field(&from_table, &format!("{}{tail}", line.field)))
+    let lines = charts.iter().flat_map(|it| it.iter()).flat_map(|it| it.lines);
+    let (mut read, mut worked_out, mut list) = (String::new(), String::new(), Vec::new());
+    if !by_device {
+        let cpus = if reading.table == Table::Raw { "cpus" } else { "cpus_last" };
+        let _ = write!(read, ", {} AS cpus", schema.field(&from_table, cpus));
+    }
+    for (place, line) in lines.enumerate() {
+        let mut field = |tail: &str, name: String| {
+            let field = schema.field(&from_table, &format!("{}{tail}", line.field));
+            let _ = write!(read, ", CAST({field} AS DOUBLE) AS {name}");
+            name
         };
-        let cpus = |tail: &str| schema.field(&from_table, &format!("cpus{tail}"));
-        match reading.table {
-            Table::Raw => {
-                let _ = write!(inner, ", {} AS f{place}", field(""));
-                let value = match line.value {
-                    Gauge => format!("f{place}"),
-                    Rate | Share => {
-                        let step = format!("f{place} - lag(f{place}) OVER one");
-                        let rate = format!(
-                            "CASE WHEN step <= {} AND {step} >= 0 THEN ({step}) / nullif(step, 0)",
-                            reading.step_limit
-                        );
-                        match line.value {
-                            // Nanoseconds a millisecond.
-                            Share => format!("least(100, {rate} / nullif(cpus, 0) / 1e4 END)"),
-                            _ => format!("{rate} * 1e3 END"),
-                        }
-                    }
-                };
-                let _ = write!(outer, ", {value} AS v{place}");
-                let v = format!("v{place}");
-                list.extend(match reading.step {
-                    Some(_) => vec![format!("avg({v})"), format!("min({v})"), format!("max({v})")],
-                    None => vec![v],
-                });
+        if line.value == Gauge && reading.table != Table::Raw {
+            // As they are: the mean of means, the least of the least.
+            let of = [("avg", "_mean", "a"), ("min", "_min", "b"), ("max", "_max", "c")];
+            for (sum, tail, letter) in of {
+                let name = field(tail, format!("f{place}{letter}"));
+                let _ = write!(worked_out, ", {name}");
+                list.push(format!("{sum}({name})"));
             }
-            Table::Minutes | Table::Hours => {
-                let seconds = if reading.table == Table::Minutes { 60 } else { 3_600 };
-                let of = |mean: &str, min: &str, max: &str, scale: &str| {
-                    vec![
-                        format!("avg({}{scale})", field(mean)),
-                        format!("min({}{scale})", field(min)),
-                        format!("max({}{scale})", field(max)),
-                    ]
-                };
-                let increase = "_increase";
-                list.extend(match line.value {
-                    Gauge => of("_mean", "_min", "_max", ""),
-                    Rate => of(increase, increase, increase, &format!(" / {seconds}")),
-                    Share => {
-                        let scale = format!(" / nullif({}, 0) / {seconds} / 1e7", cpus("_last"));
-                        of(increase, increase, increase, &scale)
-                    }
-                });
+            continue;
+        }
+        let increase = if reading.table == Table::Raw {
+            let name = field("", format!("f{place}"));
+            if line.value == Gauge { name } else { format!("{name} - lag({name}) OVER one") }
+        } else {
+            field("_increase", format!("f{place}"))
+        };
+        // Over the time that it covers, which after a gap is more than a bucket. In a branch, as `least` takes no notice of
+        // what is unknown.
+        let known = format!("step <= {} AND {increase} >= 0", reading.step_limit);
+        let value = match line.value {
+            Gauge => increase,
+            Rate => format!("CASE WHEN {known} THEN ({increase}) / nullif(step, 0) * 1e3 END"),
+            Share => {
+                let share = format!("({increase}) / nullif(step, 0) / nullif(cpus, 0) / 1e4");
+                format!("CASE WHEN {known} THEN CASE WHEN {share} > 100 THEN 100.0 ELSE {share} END END")
             }
+        };
+        let _ = write!(worked_out, ", {value} AS v{place}");
+        match reading.step {
+            Some(_) => list.extend(["avg", "min", "max"].map(|it| format!("{it}(v{place})"))),
+            None => list.push(format!("v{place}")),
         }
     }
     let list = list.join(", ");
@@ -395,36 +395,38 @@ fn sql(table: &str, charts: &[&[Chart]], reading: Reading, wanted: &Wanted, sche
         Some(step) => format!("date_bin(INTERVAL '{step} milliseconds', time)"),
         None => "time".to_owned(),
     };
-    let moment = format!("CAST({at} AS BIGINT) AS at");
-    match (reading.table, reading.step) {
-        (Table::Raw, step) => {
-            let (host, cpus) = (schema.tag(&from_table, &["host"]), schema.field(&from_table, "cpus"));
-            let cpus = if by_device { String::new() } else { format!(", {cpus} AS cpus") };
-            let grouped = match (step, by_device) {
-                (None, _) => String::new(),
-                (Some(_), true) => " GROUP BY 1, 2, 3".to_owned(),
-                (Some(_), false) => " GROUP BY 1".to_owned(),
-            };
-            format!(
-                "WITH readings AS (SELECT {tags}{host} AS host, \"VMID\" AS vmid, time{cpus}{inner} FROM {from_table} \
-                 WHERE {uuid} = $uuid AND {times}), \
-                 timed AS (SELECT *, (CAST(time AS BIGINT) - CAST(lag(time) OVER one AS BIGINT)) / {MS} AS step \
-                 FROM readings WINDOW one AS (PARTITION BY {tags}host, vmid ORDER BY time)), \
-                 steps AS (SELECT {tags}time{outer} FROM timed \
-                 WINDOW one AS (PARTITION BY {tags}host, vmid ORDER BY time)) \
-                 SELECT {moment}, {tags}make_array({list}) AS v FROM steps \
-                 WHERE time >= arrow_cast({}, 'Timestamp(Nanosecond, None)'){grouped} ORDER BY 1",
-                wanted.from * MS
-            )
-        }
-        _ => {
-            let grouped = if by_device { "1, 2, 3" } else { "1" };
-            format!(
-                "SELECT {moment}, {tags}make_array({list}) AS v FROM {from_table} \
-                 WHERE {uuid} = $uuid AND {times} GROUP BY {grouped} ORDER BY 1"
-            )
-        }
-    }
+    let grouped = match (reading.step, by_device) {
+        (None, _) => "",
+        (Some(_), true) => " GROUP BY 1, 2, 3",
+        (Some(_), false) => " GROUP BY 1",
+    };
+    // Of the bucket that goes on there is a part only.
+    let whole = match reading.table {
+        Table::Raw => "",
+        Table::Minutes => " AND time < date_bin(INTERVAL '1 minute', now())",
+        Table::Hours => " AND time < date_bin(INTERVAL '1 hour', now())",
+    };
+    format!(
+        "WITH readings AS (SELECT {tags}{host} AS host, \"VMID\" AS vmid, time{read} FROM {from_table} \
+         WHERE {uuid} = $uuid AND {} AND {}{whole}), \
+         timed AS (SELECT *, (CAST(time AS BIGINT) - CAST(lag(time) OVER one AS BIGINT)) / {MS} AS step \
+         FROM readings WINDOW one AS (PARTITION BY {tags}host, vmid ORDER BY time)), \
+         steps AS (SELECT {tags}time{worked_out} FROM timed \
+         WINDOW one AS (PARTITION BY {tags}host, vmid ORDER BY time)) \
+         SELECT CAST({at} AS BIGINT) AS at, {tags}make_array({list}) AS v FROM steps WHERE {}{grouped} ORDER BY 1",
+        // The first step needs the reading before.
+        since(wanted.from.saturating_sub(reading.step_limit)),
+        before(wanted.to),
+        since(wanted.from),
+    )
+}
+
+fn since(ms: i64) -> String {
+    format!("time >= arrow_cast({}, 'Timestamp(Nanosecond, None)')", ms.saturating_mul(MS))
+}
+
+fn before(ms: i64) -> String {
+    format!("time < arrow_cast({}, 'Timestamp(Nanosecond, None)')", ms.saturating_mul(MS))
 }
 
 /// A point of some charts.
@@ -465,30 +467,28 @@ pub(crate) async fn page(
     fleet: &Fleet,
     wanted: Wanted,
 ) -> Result<Option<VmPage>, SourceError> {
-    let reading = Reading::of(&wanted, fleet.interval, schema);
-    let of_totals = sql("vm_totals", &[TOTALS], reading, &wanted, schema);
-    let of_features = sql("vm_features", &[FEATURES], reading, &wanted, schema);
-    let of_devices = sql("vm_devices", &[NIC, DISK], reading, &wanted, schema);
-    let (of_lives, of_events) = (lives(reading, &wanted, schema), events(&wanted, schema));
-    let (totals, features, devices, lives, events) = try_join!(
-        rows::<Row>(source, schema, "vm_totals", &of_totals, &wanted),
-        rows::<Row>(source, schema, "vm_features", &of_features, &wanted),
-        rows::<Row>(source, schema, "vm_devices", &of_devices, &wanted),
-        rows::<Life>(source, schema, "vm_totals", &of_lives, &wanted),
-        rows::<EventRow>(source, schema, "vm_events", &of_events, &wanted),
+    let first = Reading::of(&wanted, fleet.interval, schema);
+    let ask = Ask { source, schema, wanted: &wanted, interval: fleet.interval };
+    let of_events = events(&wanted, schema);
+    let ((reading, totals), (of_features, features), (of_devices, devices), events) = try_join!(
+        ask.charts("vm_totals", &[TOTALS], first),
+        ask.charts("vm_features", &[FEATURES], first),
+        ask.charts("vm_devices", &[NIC, DISK], first),
+        ask.rows::<EventRow>("vm_events", &of_events),
     )?;
+    let lives: Vec<Life> = ask.rows("vm_totals", &lives(reading, &wanted, schema)).await?;
     let now = fleet.vms.iter().find(|it| it.uuid == wanted.uuid).cloned();
     if totals.is_empty() && now.is_none() && lives.is_empty() {
         return Ok(None);
     }
     let mut panels = Vec::new();
-    let shown = |table: &str, chart: &Chart| {
+    let shown = |table: &str, chart: &Chart, reading: Reading| {
         let sql = sql(table, &[std::slice::from_ref(chart)], reading, &wanted, schema);
         sql.replace("$uuid", &format!("'{}'", wanted.uuid))
     };
-    let show = |table: &'static str| move |chart: &Chart| shown(table, chart);
-    charts(&mut panels, "", TOTALS, 0, &totals, reading, &wanted, &show("vm_totals"));
-    charts(&mut panels, "", FEATURES, 0, &features, reading, &wanted, &show("vm_features"));
+    let show = |table: &'static str, reading: Reading| move |chart: &Chart| shown(table, chart, reading);
+    charts(&mut panels, "", TOTALS, 0, &totals, reading, &wanted, &show("vm_totals", reading));
+    charts(&mut panels, "", FEATURES, 0, &features, of_features, &wanted, &show("vm_features", of_features));
     let mut notes = Vec::new();
     let mut by_device: BTreeMap<(bool, String), Vec<Row>> = BTreeMap::new();
     for row in devices {
@@ -508,9 +508,9 @@ pub(crate) async fn page(
             lines,
             skip,
             rows,
-            reading,
+            of_devices,
             &wanted,
-            &show("vm_devices"),
+            &show("vm_devices", of_devices),
         );
     }
     let mut names: Vec<String> = lives.iter().rev().filter_map(|it| it.name.clone()).collect();
@@ -542,19 +542,44 @@ pub(crate) async fn page(
     }))
 }
 
-async fn rows<T: serde::de::DeserializeOwned>(
-    source: &Source,
-    schema: &Schema,
-    table: &str,
-    sql: &str,
-    wanted: &Wanted,
-) -> Result<Vec<T>, SourceError> {
-    if !schema.has_table(table) {
-        return Ok(Vec::new());
+/// What asks for the rows of a page.
+struct Ask<'a> {
+    source: &'a Source,
+    schema: &'a Schema,
+    wanted: &'a Wanted,
+    interval: i64,
+}
+
+impl Ask<'_> {
+    /// The points of some charts, from the first table that still has some: coarser ones are kept longer.
+    async fn charts(
+        &self,
+        table: &str,
+        charts: &[&[Chart]],
+        mut reading: Reading,
+    ) -> Result<(Reading, Vec<Row>), SourceError> {
+        loop {
+            let rows = self.rows(table, &sql(table, charts, reading, self.wanted, self.schema)).await?;
+            match reading.coarser(self.wanted, self.interval, self.schema) {
+                // A piece of a page goes with the rest of it.
+                Some(coarser) if rows.is_empty() && self.wanted.step.is_none() => reading = coarser,
+                _ => return Ok((reading, rows)),
+            }
+        }
     }
-    match source.rows(sql, wanted.params()).await {
-        Err(SourceError::Empty) => Ok(Vec::new()),
-        rows => rows,
+
+    async fn rows<T: serde::de::DeserializeOwned>(
+        &self,
+        table: &str,
+        sql: &str,
+    ) -> Result<Vec<T>, SourceError> {
+        if !self.schema.has_table(table) {
+            return Ok(Vec::new());
+        }
+        match self.source.rows(sql, self.wanted.params()).await {
+            Err(SourceError::Empty) => Ok(Vec::new()),
+            rows => rows,
+        }
     }
 }
 
@@ -619,17 +644,13 @@ fn charts(
     }
 }
 
-/// User, system and what is left of all; all, where the hypervisor does not tell the parts.
+/// User, system and what is left of all.
 fn parts_of_cpu(series: Vec<Series>) -> Vec<Series> {
     let Ok([all, user, system]) = <[Series; 3]>::try_from(series) else { return Vec::new() };
-    let is_told = user.mean.iter().chain(&system.mean).flatten().any(|it| *it > 0.0);
-    if !is_told {
-        return vec![all];
-    }
     let parts = user.mean.iter().zip(&system.mean);
     let rest = all.mean.iter().zip(parts).map(|(all, (user, system))| {
-        // The three were read a moment apart.
-        Some(((*all)? - (*user)? - (*system)?).max(0.0))
+        // The three were read a moment apart. Where the hypervisor tells no parts, all of it is left.
+        Some(((*all)? - user.unwrap_or(0.0) - system.unwrap_or(0.0)).max(0.0))
     });
     let other = Series {
         id: "other".to_owned(),
@@ -695,11 +716,7 @@ fn events(wanted: &Wanted, schema: &Schema) -> String {
 }
 
 fn within(wanted: &Wanted) -> String {
-    format!(
-        "time >= arrow_cast({}, 'Timestamp(Nanosecond, None)') AND time < arrow_cast({}, 'Timestamp(Nanosecond, None)')",
-        wanted.from * MS,
-        wanted.to * MS
-    )
+    format!("{} AND {}", since(wanted.from), before(wanted.to))
 }
 
 fn marks(lives: &[Life], events: Vec<EventRow>, from: i64) -> Vec<Mark> {
