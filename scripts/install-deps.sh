@@ -19,8 +19,13 @@ readonly LIBVIRT_SECONDS=30
 readonly DEMO_PACKAGES=(gcc libc6-dev make iproute2 procps ca-certificates
     qemu-system-x86 qemu-utils ipxe-qemu seabios
     libvirt-clients libvirt-daemon libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-daemon-log)
+# A Node from elsewhere brings its own npm, and Debian's cannot stand beside it.
+NODE_PACKAGES=(nodejs npm)
+if command -v npm >/dev/null; then NODE_PACKAGES=(); fi
 readonly TEST_PACKAGES=(openssh-client openssh-server netcat-openbsd openssl sasl2-bin libsasl2-modules python3-venv
-    nodejs npm chromium)
+    chromium "${NODE_PACKAGES[@]}")
+# What the dashboard's tools ask for: Debian 13 has it, older releases need one from elsewhere.
+readonly NODE_MAJOR=20
 
 say() { printf 'install-deps: %s\n' "$*"; }
 
@@ -245,6 +250,9 @@ elif ! everything_works "$MODE"; then
 fi
 install_rust
 if [ "$MODE" = test ]; then
+    node_major=$(node --version | sed 's/^v\([0-9]*\).*/\1/')
+    [ "$node_major" -ge "$NODE_MAJOR" ] ||
+        die "the dashboard needs Node $NODE_MAJOR, this is $(node --version): install a newer one (nodejs.org), then again"
     unpack_server influxdb influxd
     unpack_server victoria-metrics victoria-metrics
     install_clients "$(dirname "$0")/../crates/kvmetry/tests/served/requirements.txt"
