@@ -30,13 +30,13 @@ use crate::http::{Turn, Turns};
 const FRESH_FOR: Duration = Duration::from_secs(1);
 /// What changes slowly, such as errors of the last minutes and which columns there are, is asked for this often.
 const SLOWLY: Duration = Duration::from_secs(60);
-/// Seconds that the newest readings are looked for, while nobody knows the interval: that of a minute is found by it.
+/// Seconds that the newest readings are looked for at least, while nobody knows the interval: that of a minute is found.
 const FIRST_LOOK_S: u64 = 150;
 /// After something was written, for the rest of its cycle.
 const SETTLE: Duration = Duration::from_millis(250);
 /// The width of a bucket of a sparkline, seconds: 60 of them.
 const SPARK_STEP_S: i64 = 15;
-/// Of the first look and each that finds no interval, and of the paces of hypervisors, seconds: two cycles at least.
+/// Paces of hypervisors are looked for in the last so many seconds; those that are read more seldom, further back.
 const PACES_S: u64 = 600;
 /// The slowest pace that is looked for, ms: the longest interval that can be configured.
 const SLOWEST_MS: i64 = 3_600_000;
