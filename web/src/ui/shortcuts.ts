@@ -1,6 +1,6 @@
 // Single-key shortcuts: never while a person types, and never at all once they are switched off (the help dialog has the switch),
 // as speech input needs it.
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 
 export type Shortcuts = Record<string, (event: KeyboardEvent) => void>;
 
@@ -34,7 +34,8 @@ export function useShortcuts(keys: Shortcuts): void {
   // The newest ones as of the last drawing: of two quick keys the second must see what the first did.
   const latest = useRef(keys);
   latest.current = keys;
-  useEffect(() => {
+  // With the drawing, not some time after it: what is seen can be used.
+  useLayoutEffect(() => {
     const heard = (event: KeyboardEvent) => {
       if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || !shortcutsOn()) return;
       const target = event.target as Element | null;
