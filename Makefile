@@ -39,8 +39,13 @@ web: $(NODE_MODULES) ## the dashboard's pages, into web/dist, where the next bui
 	cd web && npm run --silent build
 
 .PHONY: pages
-pages: web ## tests of the dashboard's pages: types, what they compute, in Chromium against a made-up server
-	cd web && npm run --silent check && npm test --silent && npm run --silent test:browser
+pages: web ## tests of the dashboard's pages: types, and what they compute
+	cd web && npm run --silent check && npm test --silent
+
+# Not in `test` yet: two of the 72 have been seen to fail by a race of their own.
+.PHONY: browser
+browser: web ## the pages in Debian's Chromium against a made-up server (apt-get install chromium)
+	cd web && npm run --silent test:browser
 
 .PHONY: lint
 lint: ## formatting, clippy, the project's own rules, licences, generated documents
