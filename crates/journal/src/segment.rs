@@ -217,12 +217,7 @@ pub(crate) struct Meta {
 impl Handle {
     /// Makes a new file.
     pub(crate) fn create(disk: &dyn Disk, path: &Path) -> Result<Self, Fault> {
-        let file = disk.create_new(path).map_err(Fault::Io)?;
-        let taken = Arc::<Taken>::default();
-        let storage = Storage { file, taken: taken.clone() };
-        let made =
-            caught(|| Ok(Builder::new().set_cache_size(CACHE_WRITTEN).create_with_backend(storage)?));
-        Ok(Self { inner: Inner::Rw(made?), taken, is_cut_off: false })
+        Self::rw(disk.create_new(path).map_err(Fault::Io)?, CACHE_WRITTEN)
     }
 
     /// Opens a file to read it. One that was not closed well is repaired first: that writes to it.
@@ -243,19 +238,19 @@ impl Handle {
         })?;
         match opened {
             Some(database) => Ok(Self { inner: Inner::Ro(database), taken, is_cut_off: false }),
-            None => Self::repaired(disk.open(path).map_err(Fault::Io)?),
+            None => Self::rw(disk.open(path).map_err(Fault::Io)?, CACHE_READ),
         }
     }
 
-    /// A file that was not closed well.
-    fn repaired(file: Box<dyn DiskFile>) -> Result<Self, Fault> {
+    /// A new file, or one that was not closed well and is repaired.
+    fn rw(file: Box<dyn DiskFile>, cache: usize) -> Result<Self, Fault> {
         let taken = Arc::<Taken>::default();
         let storage = Storage { file, taken: taken.clone() };
         let went_back = Arc::<AtomicBool>::default();
         let goes_back = Arc::clone(&went_back);
         let database = caught(|| {
             let mut builder = Builder::new();
-            builder.set_cache_size(CACHE_READ).set_repair_callback(move |repair| {
+            builder.set_cache_size(cache).set_repair_callback(move |repair| {
                 if GOES_BACK.contains(&repair.progress()) {
                     goes_back.store(true, Ordering::Relaxed);
                 }
