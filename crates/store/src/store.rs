@@ -60,6 +60,14 @@ impl Options {
         (space.total / 10).min(50 << 30)
     }
 
+    pub(crate) fn max_size_of(&self, space: Space) -> u64 {
+        self.max_size.unwrap_or_else(|| Self::default_max_size(space))
+    }
+
+    pub(crate) fn min_free_of(&self, space: Space) -> u64 {
+        self.min_free.unwrap_or_else(|| Self::default_min_free(space))
+    }
+
     /// A twentieth of the file system, but at least 2 GiB: a full disk pauses VMs.
     pub fn default_min_free(space: Space) -> u64 {
         (space.total / 20).max(2 << 30)

@@ -127,22 +127,22 @@ impl From<DataFusionError> for QueryError {
                 tracing::debug!("a function refused what a query gave it: {problem}");
                 Self::Invalid(problem.clone())
             }
-            // Functions tell it in ways of their own, one as DataFusion's fault.
-            _ if PATTERN_TOO_LARGE.iter().any(|it| text.contains(it)) => Self::Invalid(
-                "a regular expression is too large: make it shorter, or repeat less in it".to_owned(),
-            ),
-            _ if text.contains(NO_PATTERN) => {
-                let from = text.find(NO_PATTERN).unwrap_or_default();
-                Self::Invalid(text[from..].to_owned())
-            }
             DataFusionError::Configuration(problem) => Self::Invalid(problem.clone()),
             DataFusionError::NotImplemented(problem) => Self::Invalid(format!("not supported: {problem}")),
-            _ => match refused_arguments(&text) {
+            _ => match refused_pattern(&text).or_else(|| refused_arguments(&text)) {
                 Some(problem) => Self::Invalid(problem.to_owned()),
                 None => Self::Failed(text),
             },
         }
     }
+}
+
+/// What is wrong with a regular expression, which functions tell in ways of their own, one as DataFusion's fault.
+fn refused_pattern(problem: &str) -> Option<&str> {
+    if PATTERN_TOO_LARGE.iter().any(|it| problem.contains(it)) {
+        return Some("a regular expression is too large: make it shorter, or repeat less in it");
+    }
+    problem.find(NO_PATTERN).map(|from| &problem[from..])
 }
 
 /// What one of the store's own functions says of its arguments, without DataFusion's words around it.

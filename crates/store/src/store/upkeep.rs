@@ -10,7 +10,7 @@ use std::time::Duration;
 use arrow::datatypes::SchemaRef;
 use disk::{Disk, Space};
 
-use super::{Inner, Options, Store, lock};
+use super::{Inner, Store, lock};
 use crate::error::{Result, StoreError};
 use crate::files::{Effort, FileWriter, StoredFile};
 use crate::layout::{self, DAY_NS, day_of, day_start_ns};
@@ -111,7 +111,7 @@ pub struct Done {
     /// [`Store::read_again`].
     pub dropped_rows: u64,
     /// Series whose rows were written and went into no roll-up, since there were too many for
-    /// [`Options::rollup_memory`]; [`Store::maintain`] tells them, each once a flush.
+    /// [`super::Options::rollup_memory`]; [`Store::maintain`] tells them, each once a flush.
     pub left_out_series: usize,
     /// Whether there is room to grow.
     pub room: Room,
@@ -120,9 +120,9 @@ pub struct Done {
 /// How much of the disk there is, bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// See [`Options::max_size`].
+    /// See [`super::Options::max_size`].
     pub max_size: u64,
-    /// See [`Options::min_free`].
+    /// See [`super::Options::min_free`].
     pub min_free: u64,
     /// What is free.
     pub free: u64,
@@ -239,8 +239,8 @@ impl Store {
     pub fn bounds(&self) -> Result<Bounds> {
         let (space, options) = (self.inner.space()?, &self.inner.options);
         Ok(Bounds {
-            max_size: options.max_size.unwrap_or_else(|| Options::default_max_size(space)),
-            min_free: options.min_free.unwrap_or_else(|| Options::default_min_free(space)),
+            max_size: options.max_size_of(space),
+            min_free: options.min_free_of(space),
             free: space.free,
         })
     }
@@ -663,8 +663,7 @@ impl Inner {
     /// Whether it has room while so many bytes more are taken.
     pub(super) fn room_for(&self, bytes: u64) -> Result<Room> {
         let space = self.space()?;
-        let min_free = self.options.min_free.unwrap_or_else(|| Options::default_min_free(space));
-        let min_free = min_free.saturating_add(bytes);
+        let min_free = self.options.min_free_of(space).saturating_add(bytes);
         let is_short = space.free < min_free;
         Ok(if is_short { Room::Short { free: space.free, min_free } } else { Room::Enough })
     }
@@ -673,7 +672,7 @@ impl Inner {
     fn keep_within(&self, work: &mut Work, others: u64, done: &mut Done) -> Result<()> {
         let max_size = match self.options.max_size {
             Some(max_size) => max_size,
-            None => Options::default_max_size(self.space()?),
+            None => self.options.max_size_of(self.space()?),
         };
         let mut files: Vec<(bool, Arc<StoredFile>)> = Vec::new();
         for table in self.all_tables() {
