@@ -23,6 +23,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use super::READ;
 use super::params::Params;
 use super::reply::Problem;
+use super::session::Session;
 use super::tokens::{Known, Scope, Tokens, TokensError};
 
 /// What a request needs.
@@ -82,27 +83,20 @@ impl Guard {
     }
 }
 
-/// Whether tokens are needed here, and whether who asks has shown a good one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Login {
-    pub(crate) needed: bool,
-    pub(crate) shown: bool,
-}
-
 impl Guard {
-    /// Of a request that was let in.
+    /// How a browser stands that was let in.
     ///
     /// # Errors
     /// What the client is told.
-    pub(crate) async fn login(&self, request: &Parts) -> Result<Login, Problem> {
-        let open = Login { needed: false, shown: true };
+    pub(crate) async fn login(&self, request: &Parts) -> Result<Session, Problem> {
+        let open = Session { needed: false, login: true };
         let Some(tokens) = &self.tokens else { return Ok(open) };
         let known = match tokens.look().await {
             Ok(None) if self.loopback => return Ok(open),
             known => known.map_err(|error| cannot_tell(&error))?,
         };
-        let shown = check_token(request, known.as_ref(), READ).is_ok();
-        Ok(Login { needed: true, shown })
+        let login = check_token(request, known.as_ref(), READ).is_ok();
+        Ok(Session { needed: true, login })
     }
 
     /// Whether this token may read.

@@ -13,10 +13,21 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// An answer that nobody keeps.
+pub(crate) fn json(answer: &impl Serialize) -> Response {
+    let headers = [
+        (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    // Numbers and texts can always be written.
+    (headers, serde_json::to_vec(answer).unwrap_or_default()).into_response()
+}
 
 /// A refusal on its way to the client.
 #[derive(Debug)]
@@ -158,7 +169,7 @@ impl IntoResponse for Problem {
         let json = |value: Value| (HeaderValue::from_static("application/json"), value.to_string());
         let (content_type, body) = match self.shape {
             Shape::Text => (HeaderValue::from_static("text/plain; charset=utf-8"), self.message),
-            Shape::V2 => json(json!({ "code": self.code(), "message": self.message })),
+            Shape::V2 => json(serde_json::json!({ "code": self.code(), "message": self.message })),
             Shape::Error => {
                 let mut object = Map::from_iter([("error".to_owned(), Value::from(self.message))]);
                 object.extend(self.more);

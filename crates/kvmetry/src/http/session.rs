@@ -8,15 +8,15 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ORIGIN, SET_COOKIE};
+use axum::http::header::{ORIGIN, SET_COOKIE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
 
 use super::body::Bodies;
-use super::guard::{COOKIE, Guard, Login};
-use super::reply::Problem;
+use super::guard::{COOKIE, Guard};
+use super::reply::{Problem, json};
 use super::tokens::cookie_of;
 
 /// How long a browser keeps the cookie, seconds: a month.
@@ -27,9 +27,9 @@ const MAX_AGE_S: u64 = 30 * 86_400;
 #[cfg_attr(test, derive(ts_rs::TS))]
 pub(crate) struct Session {
     /// Whether a token is needed here.
-    needed: bool,
+    pub(super) needed: bool,
     /// Whether this browser has shown one that may read.
-    login: bool,
+    pub(super) login: bool,
 }
 
 /// What it takes to log in.
@@ -54,14 +54,7 @@ pub(super) fn router(logins: Logins) -> Router {
 
 async fn tell(State(logins): State<Arc<Logins>>, request: Request) -> Result<Response, Problem> {
     let (parts, _) = request.into_parts();
-    let Login { needed, shown } = logins.guard.login(&parts).await?;
-    let headers = [
-        (CONTENT_TYPE, HeaderValue::from_static("application/json")),
-        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    ];
-    let session = Session { needed, login: shown };
-    // Two booleans can always be written.
-    Ok((headers, serde_json::to_vec(&session).unwrap_or_default()).into_response())
+    Ok(json(&logins.guard.login(&parts).await?))
 }
 
 async fn begin(State(logins): State<Arc<Logins>>, request: Request) -> Result<Response, Problem> {

@@ -1,7 +1,7 @@
 //! The pages themselves, as `web/` builds them, within the program.
 //!
 //! Names of files below `assets/` have a hash of their content: browsers keep them for good. The others are asked for anew
-//! each time, by their ETag. Its `<base href="/">` becomes the path that a proxy serves it under.
+//! each time, by their ETag. The `<base href="/">` of `index.html` becomes the path that a proxy serves it under.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;

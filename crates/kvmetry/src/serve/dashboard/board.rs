@@ -181,6 +181,14 @@ impl Board {
         {
             return Err(SourceError::Refused(why.clone()));
         }
+        self.turn().await
+    }
+
+    /// A turn among all that ask the store.
+    ///
+    /// # Errors
+    /// [`SourceError::Busy`].
+    pub(crate) async fn turn(&self) -> Result<Turn, SourceError> {
         self.turns.next().await.map_err(|_| SourceError::Busy)
     }
 
@@ -237,7 +245,7 @@ impl Board {
                 let more: Vec<fleet::Pace> = self.optional(long).await.unwrap_or_default();
                 paces.splice(0..0, more);
             }
-            slow.paces = Paces::new(paces, 0);
+            slow.paces = Paces::new(paces);
         }
         Ok(())
     }

@@ -109,15 +109,16 @@ pub(crate) fn faults(schema: &Schema) -> String {
     let table = if schema.has_table(rolled) { rolled } else { TABLE };
     let uuid = schema.uuid(table);
     let span = format!("time >= now() - INTERVAL '{HISTORY_MINUTES} minutes'");
+    let sum = |fields: &[&str], of: &dyn Fn(&str) -> String| {
+        let sums = fields.iter().map(|it| format!("coalesce(sum({}), 0)", of(it)));
+        sums.collect::<Vec<_>>().join(" + ")
+    };
     if table == rolled {
-        let sum = |fields: &[&str]| {
-            let sums = fields.iter().map(|it| schema.field(table, &format!("{it}_increase")));
-            sums.map(|it| format!("coalesce(sum({it}), 0)")).collect::<Vec<_>>().join(" + ")
-        };
+        let increase = |it: &str| schema.field(table, &format!("{it}_increase"));
         return format!(
             "SELECT {uuid} AS uuid, {} AS errors, {} AS drops FROM {table} WHERE {span} GROUP BY 1",
-            sum(&FAULTS),
-            sum(&DROPS)
+            sum(&FAULTS, &increase),
+            sum(&DROPS, &increase)
         );
     }
     let mut steps = String::new();
@@ -125,15 +126,12 @@ pub(crate) fn faults(schema: &Schema) -> String {
         let of = schema.field(table, field);
         let _ = write!(steps, ", greatest({of} - lag({of}) OVER one, 0) AS {field}");
     }
-    let sum = |fields: &[&str]| {
-        fields.iter().map(|it| format!("coalesce(sum({it}), 0)")).collect::<Vec<_>>().join(" + ")
-    };
     format!(
         "WITH steps AS (SELECT {uuid} AS uuid{steps} FROM {table} WHERE {span} \
          WINDOW one AS (PARTITION BY {uuid}, \"VMID\" ORDER BY time)) \
          SELECT uuid, {} AS errors, {} AS drops FROM steps GROUP BY 1",
-        sum(&FAULTS),
-        sum(&DROPS)
+        sum(&FAULTS, &str::to_owned),
+        sum(&DROPS, &str::to_owned)
     )
 }
 
@@ -227,12 +225,12 @@ pub(crate) struct Paces {
 }
 
 impl Paces {
-    pub(crate) fn new(rows: Vec<Pace>, usual: i64) -> Self {
+    pub(crate) fn new(rows: Vec<Pace>) -> Self {
         let of = rows.into_iter().filter_map(|it| {
             let ms = it.step? / MS as f64;
             (ms >= 1.0).then(|| (it.host.unwrap_or_default(), ms.round() as i64))
         });
-        Self { of: of.collect(), usual }
+        Self { of: of.collect(), usual: 0 }
     }
 
     pub(crate) fn usual(self, usual: i64) -> Self {
@@ -243,9 +241,13 @@ impl Paces {
         self.of.values().copied().max().unwrap_or(0).max(self.usual)
     }
 
+    fn of(&self, host: &str) -> i64 {
+        self.of.get(host).copied().unwrap_or(self.usual)
+    }
+
     /// A host without a reading for this long is silent.
     fn limit(&self, host: &str) -> i64 {
-        SILENT_AFTER * self.of.get(host).copied().unwrap_or(self.usual)
+        SILENT_AFTER * self.of(host)
     }
 }
 
@@ -351,7 +353,7 @@ pub(crate) fn fleet(mut vms: Vec<Vm>, cycles: Vec<Cycle>, before: &Fleet, paces:
     vms.extend(lost.cloned());
     vms.sort_by(|a, b| (&a.host, &a.name, &a.uuid).cmp(&(&b.host, &b.name, &b.uuid)));
     for vm in &mut vms {
-        vm.interval = paces.limit(&vm.host) / SILENT_AFTER;
+        vm.interval = paces.of(&vm.host);
         let host =
             hosts.entry(vm.host.clone()).or_insert_with(|| Host { name: vm.host.clone(), ..Host::default() });
         host.vms += 1;
@@ -360,7 +362,7 @@ pub(crate) fn fleet(mut vms: Vec<Vm>, cycles: Vec<Cycle>, before: &Fleet, paces:
     for (name, host) in &mut hosts {
         host.at = newest.get(name).copied();
         host.silent = is_silent(name);
-        host.interval = paces.limit(name) / SILENT_AFTER;
+        host.interval = paces.of(name);
     }
     let hosts: Vec<Host> = hosts.into_values().collect();
     let warnings = warnings(&vms, &hosts);

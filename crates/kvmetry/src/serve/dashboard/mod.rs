@@ -3,7 +3,7 @@
 //! ```text
 //!  browser ──/, /vm/…, /collector, /assets/…──▶ assets (built from web/)
 //!          ──/api/fleet, /api/live────────────▶ board ──▶ fleet ─┐
-//!          ──/api/vm/{uuid}───────────────────▶ vm ──────────────┼─sql─▶ source ──▶ store, or InfluxDB 3
+//!          ──/api/vm/{uuid}───────────────────▶ vm ──────────────┼─sql─▶ source ──▶ store
 //!          ──/api/collector───────────────────▶ collector ───────┘
 //! ```
 //!
@@ -24,11 +24,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderValue, StatusCode};
-use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
-use serde::Serialize;
+use axum::http::StatusCode;
+use axum::response::Response;
+use axum::routing::{MethodRouter, get};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
@@ -41,7 +39,7 @@ pub(crate) use self::types::JournalState;
 #[cfg(feature = "store")]
 pub(crate) use self::types::StoreState;
 use crate::clock::Clock;
-use crate::http::{Mount, Needs, Problem, READ, Turns};
+use crate::http::{BUSY_RETRY, Mount, Needs, Problem, READ, Turns, json};
 
 /// Browsers that watch at once: each has one stream, whatever its tabs. Beyond: 503.
 const MAX_WATCHERS: usize = 64;
@@ -66,7 +64,6 @@ pub(crate) struct Setup {
 struct Dashboard {
     board: Arc<Board>,
     assets: Assets,
-    turns: Arc<Turns>,
     watchers: Arc<Semaphore>,
     /// Names this run of the program.
     run: String,
@@ -77,43 +74,31 @@ struct Dashboard {
 pub(crate) fn mounts(setup: Setup) -> Vec<Mount> {
     let Setup { source, clock, interval, base_path, turns, threads, own } = setup;
     let dashboard = Arc::new(Dashboard {
-        board: Arc::new(Board::new(source, clock, interval, Arc::clone(&turns), threads)),
+        board: Arc::new(Board::new(source, clock, interval, turns, threads)),
         assets: Assets::new(&base_path),
-        turns,
         watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
         run: format!("{:016x}", fastrand::u64(..)),
         own: own.into(),
     });
+    let mount = |prefix, needs, path: &str, handler: MethodRouter<Arc<Dashboard>>| Mount {
+        prefix,
+        needs,
+        router: Router::new().route(path, handler).with_state(Arc::clone(&dashboard)),
+    };
     // A page has no secrets, and shows the login.
-    let page = |prefix: &'static str, path: &str| Mount {
-        prefix,
-        needs: Needs::Nothing,
-        router: Router::new().route(path, get(index)).with_state(Arc::clone(&dashboard)),
-    };
-    let api = |prefix: &'static str, router: Router<Arc<Dashboard>>| Mount {
-        prefix,
-        needs: READ,
-        router: router.with_state(Arc::clone(&dashboard)),
-    };
+    let page = |prefix, path, handler| mount(prefix, Needs::Nothing, path, handler);
+    let api = |prefix, path, handler| mount(prefix, READ, path, handler);
     vec![
-        page("/", "/"),
-        page("/vm/", "/vm/{*uuid}"),
-        page("/collector", "/collector"),
-        Mount {
-            prefix: LICENSES,
-            needs: Needs::Nothing,
-            router: Router::new().route(LICENSES, get(licenses)).with_state(Arc::clone(&dashboard)),
-        },
-        Mount {
-            prefix: "/assets/",
-            needs: Needs::Nothing,
-            router: Router::new().route("/assets/{*name}", get(asset)).with_state(Arc::clone(&dashboard)),
-        },
-        api("/api/fleet", Router::new().route("/api/fleet", get(fleet))),
-        api("/api/fleet/history", Router::new().route("/api/fleet/history", get(history))),
-        api("/api/vm/", Router::new().route("/api/vm/{uuid}", get(vm_page))),
-        api("/api/collector", Router::new().route("/api/collector", get(collector))),
-        api("/api/live", Router::new().route("/api/live", get(watch))),
+        page("/", "/", get(index)),
+        page("/vm/", "/vm/{*uuid}", get(index)),
+        page("/collector", "/collector", get(index)),
+        page(LICENSES, LICENSES, get(licenses)),
+        page("/assets/", "/assets/{*name}", get(asset)),
+        api("/api/fleet", "/api/fleet", get(fleet)),
+        api("/api/fleet/history", "/api/fleet/history", get(history)),
+        api("/api/vm/", "/api/vm/{uuid}", get(vm_page)),
+        api("/api/collector", "/api/collector", get(collector)),
+        api("/api/live", "/api/live", get(watch)),
     ]
 }
 
@@ -147,7 +132,7 @@ async fn vm_page(
     let wanted = vm::Wanted::of(uuid, request.uri(), dashboard.board.now_ms())?;
     let fleet = dashboard.board.fleet().await.map_err(failed)?;
     let schema = dashboard.board.schema().await.map_err(failed)?;
-    let _turn = dashboard.turn().await?;
+    let _turn = dashboard.board.turn().await.map_err(failed)?;
     let page = vm::page(dashboard.board.source(), &schema, &fleet, wanted).await.map_err(failed)?;
     page.map(|it| json(&it)).ok_or_else(|| {
         Problem::new(
@@ -164,7 +149,7 @@ async fn collector(State(dashboard): Shared) -> Result<Response, Problem> {
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let board = &dashboard.board;
     let (fleet, schema) = (board.fleet().await.map_err(failed)?, board.schema().await.map_err(failed)?);
-    let _turn = dashboard.turn().await?;
+    let _turn = dashboard.board.turn().await.map_err(failed)?;
     Ok(json(&collector::page(board.source(), &schema, &fleet, own).await.map_err(failed)?))
 }
 
@@ -177,25 +162,6 @@ async fn watch(State(dashboard): Shared, request: Request) -> Result<Response, P
     Ok(live::answer(pushes, &dashboard.run, request.headers(), place))
 }
 
-impl Dashboard {
-    /// Among all that ask the store.
-    async fn turn(&self) -> Result<crate::http::Turn, Problem> {
-        let busy = |it: crate::http::TooManyQueries| {
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, it.to_string()).retry_after(Duration::from_secs(1))
-        };
-        self.turns.next().await.map_err(busy)
-    }
-}
-
-fn json(answer: &impl Serialize) -> Response {
-    let headers = [
-        (CONTENT_TYPE, HeaderValue::from_static("application/json")),
-        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    ];
-    // Numbers and texts can always be written.
-    (headers, serde_json::to_vec(answer).unwrap_or_default()).into_response()
-}
-
 fn failed(error: SourceError) -> Problem {
     let status = match error {
         SourceError::Empty => StatusCode::NOT_FOUND,
@@ -205,5 +171,7 @@ fn failed(error: SourceError) -> Problem {
         SourceError::TooLarge => StatusCode::UNPROCESSABLE_ENTITY,
         SourceError::Refused(_) | SourceError::Unreadable(_) => StatusCode::BAD_GATEWAY,
     };
-    Problem::new(status, format!("no answer from where the points are: {error}"))
+    let is_busy = matches!(error, SourceError::Busy);
+    let problem = Problem::new(status, format!("no answer from where the points are: {error}"));
+    if is_busy { problem.retry_after(BUSY_RETRY) } else { problem }
 }

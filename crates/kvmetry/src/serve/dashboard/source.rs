@@ -1,4 +1,4 @@
-//! Where the pages' rows come from: the embedded store, or an InfluxDB 3 server over HTTP.
+//! Where the pages' rows come from: the embedded store.
 
 use std::time::Duration;
 

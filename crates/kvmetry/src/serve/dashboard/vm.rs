@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  readings ──lag, by VMID──▶ rates ──date_bin──▶ mean, least, greatest of each bucket ──▶ Panels
-//!  roll-ups ──increase / width of a bucket──────────────▲
+//!  roll-ups ──increase / time that it covers────────────▲
 //! ```
 //!
 //! A rate is that of one step between two readings of the same start of the VM; it is unknown over a step back, and over
@@ -17,6 +17,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::try_join;
 
+use super::fleet::is_uuid;
 use super::schema::Schema;
 use super::source::{Params, Source, SourceError};
 use super::types::{Fleet, Mark, Panel, Series, Table, Unit, VmPage};
@@ -235,8 +236,7 @@ impl Wanted {
     /// # Errors
     /// What the client is told.
     pub(crate) fn of(uuid: String, uri: &Uri, now: i64) -> Result<Self, Problem> {
-        let is_uuid = uuid.len() == 36 && uuid.bytes().all(|it| it.is_ascii_hexdigit() || it == b'-');
-        if !is_uuid {
+        if !is_uuid(&uuid) {
             return Err(Problem::wrong("a VM is named by its UUID: 36 digits and hyphens"));
         }
         let mut params = UrlParams::of(uri);
