@@ -180,7 +180,7 @@ impl Kept {
         let limits = http::limits::Limits::default();
         let turns = Arc::new(http::Turns::new(&limits));
         let mounts = dashboard::mounts(dashboard::Setup {
-            source: self.source(),
+            source: self.source(config)?,
             clock: Arc::clone(&self.clock),
             interval: config.hypervisors.iter().map(|it| it.interval).min().unwrap_or(USUAL_INTERVAL),
             base_path: config.http.base_path.clone(),
@@ -228,12 +228,13 @@ impl Kept {
     }
 
     /// Where the dashboard's rows come from.
-    fn source(&self) -> dashboard::Source {
+    fn source(&self, config: &Config) -> anyhow::Result<dashboard::Source> {
         #[cfg(feature = "store")]
         if let Some(embedded) = &self.embedded {
-            return dashboard::Source::Embedded { engine: embedded.engine(), writer: self.writer.clone() };
+            let (engine, writer) = (embedded.engine(), self.writer.clone());
+            return Ok(dashboard::Source::Embedded { engine, writer });
         }
-        dashboard::Source::Nowhere
+        Ok(dashboard::Source::of(&config.influxdb)?)
     }
 
     /// How this process fares, for the dashboard.

@@ -125,7 +125,7 @@ impl Answer {
     }
 
     /// The server's own words in lower case, to look for signs in.
-    fn words(&self) -> String {
+    pub(super) fn words(&self) -> String {
         let json = self.json();
         match json["error"].as_str().or(json["message"].as_str()) {
             Some(said) => said.to_lowercase(),

@@ -42,7 +42,7 @@ pub(crate) struct ClientError {
 
 /// One server.
 #[derive(Clone)]
-pub(super) struct Client {
+pub(crate) struct Client {
     http: reqwest::Client,
     server: InfluxDb,
     /// The token of the environment, where there is no file.
@@ -67,12 +67,21 @@ impl Client {
     ///
     /// # Errors
     /// A certificate authority that cannot be read.
-    pub(super) fn new(server: &InfluxDb) -> Result<Self, ClientError> {
+    pub(crate) fn new(server: &InfluxDb) -> Result<Self, ClientError> {
         let refused = |problem| ClientError { url: server.url.clone(), problem };
         let url = write_url(server, &server.database, false).map_err(&refused)?;
         let http = http_client(server, &url).map_err(&refused)?;
         let token = std::env::var(TOKEN_VARIABLE).ok().filter(|token| !token.trim().is_empty());
         Ok(Self { http, server: server.clone(), token })
+    }
+
+    pub(crate) fn server(&self) -> &InfluxDb {
+        &self.server
+    }
+
+    /// A request that has no token yet, see [`authorize`](Self::authorize).
+    pub(super) fn post_to(&self, url: reqwest::Url) -> reqwest::RequestBuilder {
+        self.http.post(url)
     }
 
     /// Sends lines, gzip compressed, to a database. `strict` (v3 only): store all of them or none.
@@ -129,7 +138,10 @@ impl Client {
     }
 
     /// Adds the token. The file is read anew every time, so that a new token is used at once.
-    fn authorize(&self, request: reqwest::RequestBuilder) -> Result<reqwest::RequestBuilder, String> {
+    pub(super) fn authorize(
+        &self,
+        request: reqwest::RequestBuilder,
+    ) -> Result<reqwest::RequestBuilder, String> {
         let (token, source) = match (&self.server.token_file, &self.token) {
             (Some(path), _) => (read_token(path)?, path.display().to_string()),
             (None, Some(token)) => (token.trim().to_owned(), TOKEN_VARIABLE.to_owned()),
@@ -196,7 +208,7 @@ fn write_url(server: &InfluxDb, database: &str, strict: bool) -> Result<reqwest:
 }
 
 /// The path that a server behind a proxy may have, without a slash at its end.
-fn base_path(url: &str) -> String {
+pub(super) fn base_path(url: &str) -> String {
     reqwest::Url::parse(url).map_or_else(|_| String::new(), |url| url.path().trim_end_matches('/').to_owned())
 }
 

@@ -19,12 +19,13 @@
 //!
 //! In order of reading: [`chunk`] sorts entries' lines by database, [`attempt`] settles the lines of one request,
 //! [`size`] says how many that are, [`answer`] says what an answer means, [`client`] makes requests, [`rejects`] keeps
-//! what was refused.
+//! what was refused, and [`question`] asks a server for points.
 
 mod answer;
 mod attempt;
 mod chunk;
 mod client;
+mod question;
 mod rejects;
 mod size;
 
@@ -44,7 +45,7 @@ use tokio::time::Instant;
 use self::answer::Verdict;
 use self::attempt::{Attempt, Next, RefusedLine, Request, Text};
 use self::chunk::Chunk;
-use self::client::{Client, Creation};
+use self::client::Creation;
 use self::size::{SMALL_BYTES, Size};
 use crate::backoff::{Pauses, cause};
 use crate::clock::Clock;
@@ -54,7 +55,8 @@ use crate::logging::{OncePerCause, chain};
 use crate::losses::{Losses, Lost};
 use crate::write::Retentions;
 
-pub(crate) use self::client::{ClientError, probe};
+pub(crate) use self::client::{Client, ClientError, probe};
+pub(crate) use self::question::QuestionError;
 pub(crate) use self::rejects::{Rejects, summary};
 
 /// Entries read at once, bytes compressed: some [`PREFERRED_BYTES`](size::PREFERRED_BYTES) of lines.

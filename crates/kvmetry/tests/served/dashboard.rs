@@ -14,12 +14,12 @@ const OTHER: &str = "00000000-0000-4000-8000-000000000002";
 const SECOND_NS: i64 = 1_000_000_000;
 
 #[expect(clippy::disallowed_methods, reason = "what the pages show is what was written a moment ago")]
-fn now_ns() -> i64 {
+pub(crate) fn now_ns() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as i64
 }
 
 /// A reading of a VM: its counters are `step` times a second's worth, its name and tags as given.
-fn reading(lines: &mut String, tags: &str, step: i64, at: i64) {
+pub(crate) fn reading(lines: &mut String, tags: &str, step: i64, at: i64) {
     let (cpu, rx, tx) = (step * SECOND_NS, step * 1_000, step * 2_000);
     let (rd, wr) = (step * 3_000, step * 4_000);
     let _ = writeln!(

@@ -5,6 +5,7 @@ mod backup;
 mod check;
 mod clients;
 mod dashboard;
+mod elsewhere;
 mod fixture;
 mod mount;
 mod queries;

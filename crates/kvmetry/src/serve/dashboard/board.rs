@@ -166,7 +166,7 @@ impl Board {
         let _turn = self.begin(&state).await?;
         self.look(&mut state.slow).await?;
         let sql = fleet::history(&state.slow.schema, SPARK_STEP_S);
-        let asked = some(self.source.rows(&sql, Params::new()).await);
+        let asked = some(self.source.rows(fleet::TABLE, &sql, Params::new()).await);
         let rows = remembered(&mut state.failed, asked)?;
         let interval = state.interval.unwrap_or(self.interval_ms());
         let history = Arc::new(fleet::histories(&rows, SPARK_STEP_S, interval, self.now_ms()));
@@ -258,7 +258,7 @@ impl Board {
 
     async fn rows<T: DeserializeOwned>(&self, sql: Option<String>) -> Result<Vec<T>, SourceError> {
         match sql {
-            Some(sql) => some(self.source.rows(&sql, Params::new()).await),
+            Some(sql) => some(self.source.rows(fleet::TABLE, &sql, Params::new()).await),
             None => Ok(Vec::new()),
         }
     }

@@ -63,7 +63,7 @@ pub(crate) async fn page(
     own: Own,
 ) -> Result<Collector, SourceError> {
     let rows: Vec<Row> = match schema.has_table(TABLE) {
-        true => source.rows(&sql(schema), Params::new()).await?,
+        true => source.rows(TABLE, &sql(schema), Params::new()).await?,
         false => Vec::new(),
     };
     let points = rows.iter().filter_map(|it| it.lines).sum::<i64>() as f64 / 60.0;
@@ -74,7 +74,7 @@ pub(crate) async fn page(
     let Own { since, journal, deliveries, store } = own;
     Ok(Collector {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        source: source.name().to_owned(),
+        source: source.name(),
         since,
         hypervisors,
         journal,

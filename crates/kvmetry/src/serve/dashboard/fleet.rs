@@ -9,7 +9,7 @@ use super::schema::Schema;
 use super::types::{Fleet, FleetHistory, Host, Level, MemorySource, Vm, Warning};
 
 const MS: i64 = 1_000_000;
-const TABLE: &str = "vm_totals";
+pub(crate) const TABLE: &str = "vm_totals";
 const COLLECTOR: &str = "kvmetry_collector";
 /// A host that has been silent for longer is shown no more, ms.
 const FORGOTTEN_AFTER: i64 = 86_400_000;

@@ -14,6 +14,7 @@ mod board;
 mod collector;
 mod fleet;
 mod live;
+mod parts;
 mod schema;
 mod source;
 mod types;
@@ -28,7 +29,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{MethodRouter, get};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use self::assets::Assets;
 use self::board::Board;
@@ -98,7 +99,7 @@ pub(crate) fn mounts(setup: Setup) -> Vec<Mount> {
         api("/api/fleet/history", "/api/fleet/history", get(history)),
         api("/api/vm/", "/api/vm/{uuid}", get(vm_page)),
         api("/api/collector", "/api/collector", get(collector)),
-        api("/api/live", "/api/live", get(watch)),
+        api("/api/live", "/api/live", get(live)),
     ]
 }
 
@@ -132,14 +133,23 @@ async fn vm_page(
     let wanted = vm::Wanted::of(uuid, request.uri(), dashboard.board.now_ms())?;
     let fleet = dashboard.board.fleet().await.map_err(failed)?;
     let schema = dashboard.board.schema().await.map_err(failed)?;
-    let _turn = dashboard.board.turn().await.map_err(failed)?;
-    let page = vm::page(dashboard.board.source(), &schema, &fleet, wanted).await.map_err(failed)?;
-    page.map(|it| json(&it)).ok_or_else(|| {
-        Problem::new(
-            StatusCode::NOT_FOUND,
-            "no VM of this UUID was read in that time: it may be older, or of another server",
-        )
-    })
+    let plan = vm::Plan::of(dashboard.board.source(), &schema, &fleet, wanted).map_err(failed)?;
+    let turn = dashboard.board.turn().await.map_err(failed)?;
+    let of = plan.parts();
+    let make = async move |done: watch::Sender<usize>| {
+        let _turn = turn;
+        let told = |parts| {
+            done.send_replace(parts);
+        };
+        let page = vm::page(dashboard.board.source(), &schema, &fleet, plan, told).await.map_err(failed)?;
+        page.ok_or_else(|| {
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "no VM of this UUID was read in that time: it may be older, or of another server",
+            )
+        })
+    };
+    parts::answer(of, make).await
 }
 
 async fn collector(State(dashboard): Shared) -> Result<Response, Problem> {
@@ -153,7 +163,7 @@ async fn collector(State(dashboard): Shared) -> Result<Response, Problem> {
     Ok(json(&collector::page(board.source(), &schema, &fleet, own).await.map_err(failed)?))
 }
 
-async fn watch(State(dashboard): Shared, request: Request) -> Result<Response, Problem> {
+async fn live(State(dashboard): Shared, request: Request) -> Result<Response, Problem> {
     let place = Arc::clone(&dashboard.watchers).try_acquire_owned().map_err(|_| {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many browsers watch already; close one")
             .retry_after(Duration::from_secs(10))
@@ -169,7 +179,10 @@ fn failed(error: SourceError) -> Problem {
         SourceError::TooSlow => StatusCode::GATEWAY_TIMEOUT,
         #[cfg(feature = "store")]
         SourceError::TooLarge => StatusCode::UNPROCESSABLE_ENTITY,
-        SourceError::Refused(_) | SourceError::Unreadable(_) => StatusCode::BAD_GATEWAY,
+        SourceError::TooLong => StatusCode::UNPROCESSABLE_ENTITY,
+        #[cfg(feature = "store")]
+        SourceError::Unreadable(_) => StatusCode::BAD_GATEWAY,
+        SourceError::Refused(_) => StatusCode::BAD_GATEWAY,
     };
     let is_busy = matches!(error, SourceError::Busy);
     let problem = Problem::new(status, format!("no answer from where the points are: {error}"));

@@ -20,16 +20,34 @@ struct Row {
 const COLUMNS: &str = "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'iox' \
                        AND (table_name LIKE 'vm_%' OR table_name LIKE 'kvmetry_%')";
 
+/// What may be in a database of its own.
+const DEVICES: &str = "vm_devices";
+
 impl Schema {
     /// # Errors
     /// The source's.
     pub(crate) async fn of(source: &Source) -> Result<Self, SourceError> {
-        let rows: Vec<Row> = source.rows(COLUMNS, Params::new()).await?;
+        let of = async |table| source.rows::<Row>(table, COLUMNS, Params::new()).await;
         let mut schema = Self::default();
-        for Row { table_name, column_name } in rows {
-            schema.0.entry(table_name).or_default().insert(column_name);
+        let is_of_device = |it: &Row| it.table_name.starts_with(DEVICES);
+        if source.keeps_devices_apart() {
+            // That database may be there later than the other.
+            let devices = match of(DEVICES).await {
+                Err(SourceError::Empty) => Vec::new(),
+                rows => rows?,
+            };
+            schema.add(devices.into_iter().filter(is_of_device));
+            schema.add(of("").await?.into_iter().filter(|it| !is_of_device(it)));
+        } else {
+            schema.add(of("").await?.into_iter());
         }
         Ok(schema)
+    }
+
+    fn add(&mut self, rows: impl Iterator<Item = Row>) {
+        for Row { table_name, column_name } in rows {
+            self.0.entry(table_name).or_default().insert(column_name);
+        }
     }
 
     /// Whether there is this table.

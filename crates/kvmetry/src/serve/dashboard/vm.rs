@@ -8,6 +8,8 @@
 //! A rate is that of one step between two readings of the same start of the VM; it is unknown over a step back, and over
 //! one that is too long. A bucket without a reading is a gap. So that a spike never disappears, each bucket has the least
 //! and the greatest beside the mean.
+//!
+//! A server that makes no roll-ups is asked for a long span part by part; buckets never lie across two.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,7 +21,7 @@ use tokio::try_join;
 
 use super::fleet::is_uuid;
 use super::schema::Schema;
-use super::source::{Params, Source, SourceError};
+use super::source::{MAX_PARTS, PART_MS, Params, Source, SourceError};
 use super::types::{Fleet, Mark, Panel, Series, Table, Unit, VmPage};
 use crate::http::{Params as UrlParams, Problem};
 
@@ -45,6 +47,11 @@ const DEFAULT_POINTS: i64 = 800;
 const MAX_MARKS: usize = 500;
 /// Devices with charts.
 const MAX_DEVICES: usize = 64;
+/// Widths of buckets that fit a part, seconds.
+const PART_STEPS_S: [i64; 25] = [
+    1, 2, 5, 10, 15, 20, 30, 60, 120, 180, 240, 300, 360, 600, 720, 900, 1_200, 1_800, 3_600, 7_200, 10_800,
+    14_400, 21_600, 43_200, 86_400,
+];
 
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -273,6 +280,11 @@ impl Wanted {
         self.to - self.from
     }
 
+    /// The same, of this part of the span.
+    fn part(&self, (from, to): (i64, i64)) -> Self {
+        Self { from, to, ..self.clone() }
+    }
+
     fn params(&self) -> Params {
         Params::from_iter([("uuid".to_owned(), json!(self.uuid))])
     }
@@ -327,6 +339,55 @@ impl Reading {
             _ => Some(step + least),
         };
         Self { table, step, step_limit }
+    }
+}
+
+/// How a page is asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    wanted: Wanted,
+    first: Reading,
+    parts: Vec<(i64, i64)>,
+}
+
+impl Plan {
+    /// # Errors
+    /// [`SourceError::TooLong`].
+    pub(crate) fn of(
+        source: &Source,
+        schema: &Schema,
+        fleet: &Fleet,
+        wanted: Wanted,
+    ) -> Result<Self, SourceError> {
+        Self::new(wanted, fleet.interval, schema, source.wants_parts())
+    }
+
+    fn new(wanted: Wanted, interval: i64, schema: &Schema, wants_parts: bool) -> Result<Self, SourceError> {
+        let mut first = Reading::of(&wanted, interval, schema);
+        if !wants_parts || first.table != Table::Raw || wanted.span() <= PART_MS {
+            let parts = vec![(wanted.from, wanted.to)];
+            return Ok(Self { wanted, first, parts });
+        }
+        let least = first.step.unwrap_or(1).max(1);
+        let step = match wanted.step {
+            Some(step) => Some(step).filter(|it| PART_MS % it == 0),
+            None => PART_STEPS_S.iter().map(|it| it * SECOND_MS).find(|it| *it >= least),
+        };
+        let step = step.ok_or(SourceError::TooLong)?;
+        first.step = Some(step);
+        // The first whole bucket, so that a month is fifteen parts wherever it begins.
+        let begin = wanted.from.saturating_add(step - 1).div_euclid(step) * step;
+        let starts = (begin..wanted.to).step_by(PART_MS as usize);
+        let parts: Vec<_> = starts.map(|it| (it, (it + PART_MS).min(wanted.to))).collect();
+        if parts.len() > MAX_PARTS {
+            return Err(SourceError::TooLong);
+        }
+        Ok(Self { wanted, first, parts })
+    }
+
+    /// How many questions after another it takes.
+    pub(crate) fn parts(&self) -> usize {
+        self.parts.len()
     }
 }
 
@@ -457,7 +518,24 @@ struct EventRow {
     reason: Option<String>,
 }
 
-/// The charts; `None` where no such VM was read in that time.
+/// The rows that a page is made of.
+#[derive(Default)]
+struct Rows {
+    totals: Vec<Row>,
+    features: Vec<Row>,
+    devices: Vec<Row>,
+    events: Vec<EventRow>,
+    lives: Vec<Life>,
+}
+
+/// How each was read in the end.
+struct Readings {
+    totals: Reading,
+    features: Reading,
+    devices: Reading,
+}
+
+/// The charts; `None` where no such VM was read in that time. `told`: how many parts are done.
 ///
 /// # Errors
 /// The source's.
@@ -465,18 +543,22 @@ pub(crate) async fn page(
     source: &Source,
     schema: &Schema,
     fleet: &Fleet,
-    wanted: Wanted,
+    plan: Plan,
+    told: impl Fn(usize),
 ) -> Result<Option<VmPage>, SourceError> {
-    let first = Reading::of(&wanted, fleet.interval, schema);
-    let ask = Ask { source, schema, wanted: &wanted, interval: fleet.interval };
-    let of_events = events(&wanted, schema);
-    let ((reading, totals), (of_features, features), (of_devices, devices), events) = try_join!(
-        ask.charts("vm_totals", &[TOTALS], first),
-        ask.charts("vm_features", &[FEATURES], first),
-        ask.charts("vm_devices", &[NIC, DISK], first),
-        ask.rows::<EventRow>("vm_events", &of_events),
-    )?;
-    let lives: Vec<Life> = ask.rows("vm_totals", &lives(reading, &wanted, schema)).await?;
+    let Plan { wanted, first, parts } = plan;
+    let mut readings = Readings { totals: first, features: first, devices: first };
+    let mut all = Rows::default();
+    let is_whole = parts.len() == 1;
+    for (done, part) in parts.into_iter().enumerate() {
+        told(done);
+        let part = wanted.part(part);
+        let ask = Ask { source, schema, wanted: &part, interval: fleet.interval, is_whole };
+        readings = ask.part(&mut all, first).await?;
+    }
+    let Rows { totals, features, devices, events, lives } = all;
+    let (reading, of_features, of_devices) = (readings.totals, readings.features, readings.devices);
+    let lives = joined(lives);
     let now = fleet.vms.iter().find(|it| it.uuid == wanted.uuid).cloned();
     if totals.is_empty() && now.is_none() && lives.is_empty() {
         return Ok(None);
@@ -497,7 +579,7 @@ pub(crate) async fn page(
         by_device.entry((is_disk, device)).or_default().push(row);
     }
     if by_device.len() > MAX_DEVICES {
-        notes.push(format!("of {} devices {MAX_DEVICES} are shown", by_device.len()));
+        notes.push(format!("there are more devices; {MAX_DEVICES} of them are shown"));
     }
     let of_nic = NIC.iter().map(|it| it.lines.len()).sum();
     for ((is_disk, device), rows) in by_device.iter().take(MAX_DEVICES) {
@@ -542,15 +624,49 @@ pub(crate) async fn page(
     }))
 }
 
-/// What asks for the rows of a page.
+/// The same start, found in several parts, began in the first of them.
+fn joined(lives: Vec<Life>) -> Vec<Life> {
+    let mut joined: Vec<Life> = Vec::new();
+    for life in lives {
+        let known = joined.iter().any(|it| {
+            (&it.vmid, &it.name, &it.host) == (&life.vmid, &life.name, &life.host) && it.begin <= life.begin
+        });
+        if !known {
+            joined.push(life);
+        }
+    }
+    joined
+}
+
+/// What asks for the rows of a page, or of a part of it.
 struct Ask<'a> {
     source: &'a Source,
     schema: &'a Schema,
     wanted: &'a Wanted,
     interval: i64,
+    /// All of the page is asked for at once.
+    is_whole: bool,
 }
 
 impl Ask<'_> {
+    /// Adds the rows of this part.
+    async fn part(&self, all: &mut Rows, first: Reading) -> Result<Readings, SourceError> {
+        let of_events = events(self.wanted, self.schema);
+        let ((totals, of_vm), (features, trends), (devices, of_devices), events) = try_join!(
+            self.charts("vm_totals", &[TOTALS], first),
+            self.charts("vm_features", &[FEATURES], first),
+            self.charts("vm_devices", &[NIC, DISK], first),
+            self.rows::<EventRow>("vm_events", &of_events),
+        )?;
+        let of_lives = lives(totals, self.wanted, self.schema);
+        all.lives.extend(self.rows::<Life>(&name_of("vm_totals", totals.table), &of_lives).await?);
+        all.totals.extend(of_vm);
+        all.features.extend(trends);
+        all.devices.extend(of_devices);
+        all.events.extend(events);
+        Ok(Readings { totals, features, devices })
+    }
+
     /// The points of some charts, from the first table that still has some: coarser ones are kept longer.
     async fn charts(
         &self,
@@ -559,10 +675,16 @@ impl Ask<'_> {
         mut reading: Reading,
     ) -> Result<(Reading, Vec<Row>), SourceError> {
         loop {
-            let rows = self.rows(table, &sql(table, charts, reading, self.wanted, self.schema)).await?;
+            let mut sql = sql(table, charts, reading, self.wanted, self.schema);
+            if table == "vm_devices" {
+                sql = some_devices(&sql);
+            }
+            let rows = self.rows(&name_of(table, reading.table), &sql).await?;
             match reading.coarser(self.wanted, self.interval, self.schema) {
                 // A piece of a page goes with the rest of it.
-                Some(coarser) if rows.is_empty() && self.wanted.step.is_none() => reading = coarser,
+                Some(coarser) if rows.is_empty() && self.is_whole && self.wanted.step.is_none() => {
+                    reading = coarser;
+                }
                 _ => return Ok((reading, rows)),
             }
         }
@@ -576,11 +698,20 @@ impl Ask<'_> {
         if !self.schema.has_table(table) {
             return Ok(Vec::new());
         }
-        match self.source.rows(sql, self.wanted.params()).await {
+        match self.source.rows(table, sql, self.wanted.params()).await {
             Err(SourceError::Empty) => Ok(Vec::new()),
             rows => rows,
         }
     }
+}
+
+/// The same rows, of no more devices than are shown, and of one more that tells so.
+fn some_devices(sql: &str) -> String {
+    format!(
+        "SELECT at, devtype, device, v FROM (SELECT *, dense_rank() OVER (ORDER BY devtype DESC, device) AS nth \
+         FROM ({sql})) WHERE nth <= {} ORDER BY at",
+        MAX_DEVICES + 1
+    )
 }
 
 /// Adds the charts of these rows, which are those of one device or have none. `skip`: values of other charts come first.
@@ -750,4 +881,99 @@ fn marks(lives: &[Life], events: Vec<EventRow>, from: i64) -> Vec<Mark> {
     let surplus = marks.len().saturating_sub(MAX_MARKS);
     marks.drain(..surplus);
     marks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn random() -> fastrand::Rng {
+        let seed = fastrand::u64(..);
+        eprintln!("seed {seed}");
+        fastrand::Rng::with_seed(seed)
+    }
+
+    /// Whatever is asked for is refused as the client's fault, or in bounds.
+    #[test]
+    fn any_question_is_in_bounds_or_refused() {
+        const UUID: &str = "00000000-0000-4000-8000-000000000001";
+        let mut random = random();
+        let now = 1_790_000_000_000;
+        let (mut taken, mut refused) = (0, 0);
+        for _ in 0..20_000 {
+            let number = |random: &mut fastrand::Rng| match random.u8(..8) {
+                0 => random.i64(..).to_string(),
+                1 => (0..random.usize(..8)).map(|_| random.char('\0'..)).collect(),
+                2 => String::new(),
+                3 => format!("{};DROP TABLE vm_totals", random.i64(..)),
+                _ => (now - random.i64(0..400 * DAY_MS)).to_string(),
+            };
+            let mut uuid = UUID.to_owned();
+            if random.u8(..4) == 0 {
+                let at = random.usize(..uuid.len());
+                uuid.replace_range(at..=at, random.char('\0'..).encode_utf8(&mut [0; 4]));
+            }
+            let mut query = String::new();
+            for name in ["from", "to", "points", "step"] {
+                if random.bool() {
+                    let value = number(&mut random);
+                    let value =
+                        percent_encoding::utf8_percent_encode(&value, percent_encoding::NON_ALPHANUMERIC);
+                    let _ = write!(query, "{name}={value}&");
+                }
+            }
+            let uri: Uri = format!("/api/vm/x?{query}").parse().unwrap();
+            match Wanted::of(uuid.clone(), &uri, now) {
+                Ok(wanted) => {
+                    taken += 1;
+                    assert!(is_uuid(&wanted.uuid) && wanted.uuid.eq_ignore_ascii_case(&uuid));
+                    assert!((0..=MAX_SPAN_MS).contains(&wanted.span()) && POINTS.contains(&wanted.points));
+                    let reading = Reading::of(&wanted, 5_000, &Schema::default());
+                    let (times, _) =
+                        moments(&[], Reading { step: reading.step.or(wanted.step), ..reading }, &wanted);
+                    assert!(times.len() as i64 <= 2 * POINTS.end(), "{} points: {wanted:?}", times.len());
+                }
+                Err(problem) => {
+                    refused += 1;
+                    assert_eq!(problem.status(), axum::http::StatusCode::BAD_REQUEST, "{problem:?}");
+                }
+            }
+        }
+        assert!(taken > 1_000 && refused > 1_000, "{taken} taken, {refused} refused");
+    }
+
+    /// Parts follow one another without a gap, are as long as a server answers, and no bucket lies across two.
+    #[test]
+    fn a_plan_is_whole() {
+        let mut random = random();
+        let schema = Schema::default();
+        for _ in 0..20_000 {
+            let (from, span) = (random.i64(0..1 << 41), random.i64(1..=MAX_SPAN_MS));
+            let step = random.bool().then(|| 1_000 * random.i64(1..200_000));
+            let points = random.i64(POINTS);
+            let wanted = Wanted { uuid: String::new(), from, to: from + span, points, step };
+            let interval = 1_000 * random.i64(1..=60);
+            let plan = Plan::new(wanted.clone(), interval, &schema, true);
+            let Ok(plan) = plan else {
+                let fits = step.is_none_or(|it| PART_MS % it == 0);
+                assert!(span > MAX_PARTS as i64 * PART_MS || !fits, "{wanted:?} is refused");
+                continue;
+            };
+            assert!(plan.parts.len() <= MAX_PARTS && !plan.parts.is_empty(), "{plan:?}");
+            assert!(plan.parts.iter().all(|(from, to)| from < to && to - from <= PART_MS), "{plan:?}");
+            assert!(plan.parts.windows(2).all(|it| it[0].1 == it[1].0), "{plan:?}");
+            assert_eq!(plan.parts.last().unwrap().1, wanted.to);
+            let begin = plan.parts[0].0;
+            if plan.parts.len() == 1 && span <= PART_MS {
+                assert_eq!(begin, from);
+                continue;
+            }
+            let step = plan.first.step.unwrap();
+            assert!(
+                plan.parts.iter().all(|it| it.0 % step == 0) && (0..step).contains(&(begin - from)),
+                "{plan:?}"
+            );
+            assert!(wanted.step.is_some() || span / step <= points, "{plan:?}");
+        }
+    }
 }
