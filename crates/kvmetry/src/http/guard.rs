@@ -15,7 +15,7 @@ use std::sync::Arc;
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -70,7 +70,7 @@ impl Guard {
     /// What the client is told.
     pub(crate) async fn admit(&self, request: &Parts, local: IpAddr, needs: Needs) -> Result<(), Problem> {
         let host = self.hosts.check(request, local)?;
-        check_origin(&request.headers, &host)?;
+        check_origin(request, &host, needs)?;
         let Some(tokens) = &self.tokens else { return Ok(()) };
         if needs == Needs::Nothing {
             return Ok(());
@@ -181,7 +181,8 @@ fn bare(host: &str) -> String {
 
 /// Refuses what a page of another origin sends. Browsers add these headers, pages cannot take them off; other clients
 /// send none.
-fn check_origin(headers: &HeaderMap, host: &Authority) -> Result<(), Problem> {
+fn check_origin(request: &Parts, host: &Authority, needs: Needs) -> Result<(), Problem> {
+    let headers = &request.headers;
     let foreign = |what: &str| {
         let message = format!(
             "a web page of another origin may not use this server ({what}); behind a proxy, let it pass the Host header \
@@ -192,10 +193,18 @@ fn check_origin(headers: &HeaderMap, host: &Authority) -> Result<(), Problem> {
     let says = |name: &str, what: &str| {
         headers.get_all(name).iter().any(|it| it.as_bytes().eq_ignore_ascii_case(what.as_bytes()))
     };
-    // Another port of this machine is the same site; who follows a link from there is a person.
     let site = ["cross-site", "same-site"].into_iter().find(|it| says("sec-fetch-site", it));
-    if let Some(site) = site.filter(|&it| it == "cross-site" || !says("sec-fetch-mode", "navigate")) {
-        return foreign(&format!("Sec-Fetch-Site: {site}"));
+    if let Some(site) = site {
+        let follows_link = request.method == Method::GET && says("sec-fetch-mode", "navigate");
+        let is_let_in = match site {
+            // Another port of this machine is the same site; who follows a link from there is a person.
+            "same-site" => follows_link,
+            // A link in a ticket or a chat may lead to a page, which tells nothing before it has asked itself. No frame.
+            _ => follows_link && says("sec-fetch-dest", "document") && needs == Needs::Nothing,
+        };
+        if !is_let_in {
+            return foreign(&format!("Sec-Fetch-Site: {site}"));
+        }
     }
     for value in headers.get_all(ORIGIN) {
         let origin = value.to_str().unwrap_or_default();

@@ -293,7 +293,7 @@ async fn names_and_origins() {
         (&own, &[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")], 403),
         (&own, &[("sec-fetch-site", "same-site")], 403),
         (&own, &[("sec-fetch-site", "same-site"), ("sec-fetch-mode", "no-cors")], 403),
-        (&own, &[("sec-fetch-site", "same-site"), ("sec-fetch-mode", "navigate")], 204),
+        (&own, &[("sec-fetch-site", "same-site"), ("sec-fetch-mode", "navigate")], 403),
         (&own, &[evil], 403),
         (&own, &[("origin", "null")], 403),
         (&own, &[("origin", "http://127.0.0.1:1")], 403),
