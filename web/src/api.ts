@@ -5,10 +5,13 @@
 // GET api/live: server-sent events. `id:` numbers pushes.
 //   event: fleet  data: Fleet  at each cycle, whole; the first one at once
 //   event: hole   data: {}     pushes were missed: ask for history again
+//   event: trouble  data: {"error": "…"}  there is no newer fleet; without an id, over with the next one
 //   event: beat   data: {}     every 15 s, without an id
 //
 // GET api/session: Session. POST api/session {"token": "…"}: 204 with a cookie, or 401. DELETE api/session: 204.
 // Any other answer may be 401: show the login. Errors: {"error": "what and what to do"}.
+//
+// A long range of api/vm may be answered as application/x-ndjson: lines {"done": 3, "of": 15}, then the VmPage or an error.
 
 /**
  * `GET /api/fleet`, and the event `fleet` of `/api/live`: every VM's newest reading.

@@ -58,9 +58,16 @@ pub(crate) struct Connection {
     pub(crate) local: IpAddr,
     cut: Arc<Notify>,
     told: Arc<Told>,
+    stopping: watch::Receiver<bool>,
 }
 
 impl Connection {
+    /// Waits until the port is to close: an answer that has no end ends then.
+    pub(crate) async fn stopping(&self) {
+        // A port that is gone is closed.
+        let _ = self.stopping.clone().wait_for(|&stop| stop).await;
+    }
+
     /// Ends the connection at once, whatever is under way on it, and logs what its client did.
     pub(crate) fn cut(&self, why: &str) {
         self.cut.notify_one();
@@ -208,6 +215,7 @@ impl Serve {
             local: local.ip().to_canonical(),
             cut: Arc::default(),
             told: Arc::clone(&self.front.told),
+            stopping: self.stopping.clone(),
         };
         let Some(tls) = tls else { return self.http(stream, connection, accepted).await };
         let crowded = async {

@@ -293,6 +293,37 @@ async fn older_databases_are_shown_too() {
     assert_eq!(page["names"], json!(["old"]));
 }
 
+/// A clone that kept its UUID: the same one is shown every time, and both are told. One that moved is on its new host at once.
+#[tokio::test]
+async fn one_uuid_on_two_hosts() {
+    let pages = Pages::open();
+    let at = now_ns() - SECOND_NS;
+    let mut lines = String::new();
+    let mut cycle = |uuid: &str, host: &str, step: i64, at: i64| {
+        let tags = format!("VMID=1,name={host},uuid={uuid},host={host}");
+        reading(&mut lines, &tags, step, at);
+    };
+    for step in 0..3 {
+        let before = (2 - step) * 5 * SECOND_NS;
+        cycle(UUID, "kvm1", step, at - before);
+        // Read a moment later.
+        cycle(UUID, "kvm2", step, at - before + SECOND_NS / 2);
+        // It moves from one to the other.
+        cycle(OTHER, if step < 2 { "kvm1" } else { "kvm2" }, step, at - before + SECOND_NS / 2 * (step / 2));
+    }
+    pages.write(lines).await;
+    let fleet = loop {
+        let fleet = pages.json("/api/fleet").await;
+        if fleet["vms"].as_array().is_some_and(|it| !it.is_empty()) {
+            break fleet;
+        }
+    };
+    let vms: Vec<_> = fleet["vms"].as_array().unwrap().iter().map(|it| (&it["uuid"], &it["host"])).collect();
+    assert_eq!(vms, [(&json!(UUID), &json!("kvm1")), (&json!(OTHER), &json!("kvm2"))]);
+    let text = fleet["warnings"][0]["text"].as_str().expect("a warning");
+    assert_eq!(text, format!("kvm1 and kvm2 both have a VM {UUID} (kvm1)"));
+}
+
 /// Who has no token gets the page and the login, and nothing else.
 #[tokio::test]
 async fn a_login_reads_and_does_not_write() {
@@ -321,6 +352,19 @@ async fn a_login_reads_and_does_not_write() {
         assert_eq!(ask("GET", path, &[], "").await.status(), 401, "{path}");
         let bad = [("cookie", "kvmetry_token=kvm_bad")];
         assert_eq!(ask("GET", path, &bad, "").await.status(), 401, "{path}");
+    }
+    // A link elsewhere leads to a page; nothing else of another site is let in.
+    let [site, link, frame] =
+        [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
+    for (method, path, headers, status) in [
+        ("GET", "/collector", vec![site, link, frame], 200),
+        ("GET", "/collector", vec![site, link, ("sec-fetch-dest", "iframe")], 403),
+        ("GET", "/collector", vec![site, ("sec-fetch-mode", "no-cors"), frame], 403),
+        ("POST", "/collector", vec![site, link, frame], 403),
+        ("GET", "/api/fleet", vec![site, link, frame], 403),
+        ("GET", "/api/v3/query_sql?db=a&q=b", vec![site, link, frame], 403),
+    ] {
+        assert_eq!(ask(method, path, &headers, "").await.status(), status, "{method} {path} {headers:?}");
     }
     let session = ask("GET", "/api/session", &[], "").await.text().await.expect("a text");
     assert_eq!(session, r#"{"needed":true,"login":false}"#);
@@ -369,14 +413,14 @@ fn token(dir: &Path, scope: &str) -> String {
 }
 
 /// Events of a stream, as they come.
-struct Events {
+pub(crate) struct Events {
     answer: Response,
     text: String,
 }
 
 impl Events {
-    async fn of(pages: &Pages, last: Option<&str>) -> Self {
-        let mut request = client().get(format!("{}/api/live", pages.server.url));
+    pub(crate) async fn of(server: &Server, last: Option<&str>) -> Self {
+        let mut request = client().get(format!("{}/api/live", server.url));
         if let Some(last) = last {
             request = request.header("last-event-id", last);
         }
@@ -386,7 +430,12 @@ impl Events {
     }
 
     /// Its id, name and data.
-    async fn next(&mut self) -> (String, String, Value) {
+    pub(crate) async fn next(&mut self) -> (String, String, Value) {
+        self.more().await.expect("more")
+    }
+
+    /// The same; `None` where the stream has ended as it should.
+    async fn more(&mut self) -> Option<(String, String, Value)> {
         loop {
             if let Some((event, rest)) = self.text.split_once("\n\n") {
                 let of = |name: &str| {
@@ -395,9 +444,9 @@ impl Events {
                 };
                 let found = (of("id"), of("event"), serde_json::from_str(&of("data")).expect("JSON"));
                 self.text = rest.to_owned();
-                return found;
+                return Some(found);
             }
-            let bytes = self.answer.chunk().await.expect("no failure").expect("more");
+            let bytes = self.answer.chunk().await.expect("no failure")?;
             self.text.push_str(std::str::from_utf8(&bytes).expect("UTF-8"));
         }
     }
@@ -406,7 +455,7 @@ impl Events {
 #[tokio::test]
 async fn each_cycle_is_pushed_and_a_hole_is_said() {
     let pages = Pages::open();
-    let mut events = Events::of(&pages, None).await;
+    let mut events = Events::of(&pages.server, None).await;
     let (_, kind, fleet) = events.next().await;
     assert_eq!((kind.as_str(), &fleet["vms"]), ("fleet", &json!([])));
     let mut last = String::new();
@@ -426,10 +475,15 @@ async fn each_cycle_is_pushed_and_a_hole_is_said() {
     }
     // Who comes back with the newest has no hole, who comes from another run has one.
     let (run, number) = last.split_once('-').expect("an id");
-    let (_, kind, _) = Events::of(&pages, Some("other-7")).await.next().await;
+    let (_, kind, _) = Events::of(&pages.server, Some("other-7")).await.next().await;
     assert_eq!(kind, "hole");
     let before: u64 = number.parse().expect("a number");
     let (_, kind, _) =
-        Events::of(&pages, Some(&format!("{run}-{}", before.saturating_sub(2)))).await.next().await;
+        Events::of(&pages.server, Some(&format!("{run}-{}", before.saturating_sub(2)))).await.next().await;
     assert_eq!(kind, "hole");
+    // It ends with the server, and is not cut off.
+    pages.server.stop();
+    while let Some((_, kind, _)) = events.more().await {
+        assert_ne!(kind, "trouble");
+    }
 }

@@ -20,7 +20,7 @@ use axum::routing::post;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use super::dashboard::{now_ns, reading};
+use super::dashboard::{Events, now_ns, reading};
 use super::{Server, client};
 
 const UUID: &str = "00000000-0000-4000-8000-000000000001";
@@ -36,6 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Warts {
     to: String,
     breaks_off: AtomicBool,
+    is_down: AtomicBool,
     /// Each database that was asked, and for how long a time, ns.
     asked: Mutex<Vec<(String, i64)>>,
     /// Questions about a span wait here.
@@ -50,6 +51,7 @@ impl Warts {
         let warts = Arc::new(Self {
             to: server.url.clone(),
             breaks_off: AtomicBool::new(false),
+            is_down: AtomicBool::new(false),
             asked: Mutex::default(),
             gate: Semaphore::new(1_000),
             left: AtomicUsize::new(0),
@@ -67,6 +69,9 @@ impl Warts {
 }
 
 async fn query(State(warts): State<Arc<Warts>>, body: Bytes) -> Response {
+    if warts.is_down.load(Ordering::Relaxed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "object store <b>is</b> away").into_response();
+    }
     let asked: Value = serde_json::from_slice(&body).expect("JSON");
     let text = |name: &str| asked[name].as_str().expect("a text").to_owned();
     let span = span(&text("q"));
@@ -317,6 +322,28 @@ async fn a_long_range_is_asked_in_parts() {
     let short = pages.get(&path(to - DAY_MS)).await;
     assert_eq!(short.status(), 502);
     assert!(short.text().await.expect("a text").contains("broke off"));
+}
+
+/// Who watches is told that the server does not answer, once, and that it does again.
+#[tokio::test]
+async fn trouble_is_told_to_who_watches() {
+    let pages = Pages::open("kvm", None).await;
+    let mut events = Events::of(&pages.pages, None).await;
+    assert_eq!(events.next().await.1, "fleet");
+    pages.warts.is_down.store(true, Ordering::Relaxed);
+    let trouble = loop {
+        let (id, kind, data) = events.next().await;
+        match kind.as_str() {
+            "trouble" => break (id, data),
+            kind => assert_eq!(kind, "fleet"),
+        }
+    };
+    assert_eq!(trouble, (String::new(), json!({ "error": "status 503, object store <b>is</b> away" })));
+    // Who comes now has what was known, and the trouble.
+    let mut late = Events::of(&pages.pages, None).await;
+    assert_eq!([late.next().await.1, late.next().await.1], ["fleet", "trouble"]);
+    pages.warts.is_down.store(false, Ordering::Relaxed);
+    assert_eq!([events.next().await.1, late.next().await.1], ["fleet", "fleet"]);
 }
 
 /// The work ends when the browser leaves.

@@ -45,13 +45,15 @@ const FAILED_FOR: Duration = Duration::from_secs(5);
 /// All that a fleet is made of is asked within this.
 const WITHIN: Duration = Duration::from_secs(20);
 
-/// A fleet on its way to browsers.
+/// What is on its way to browsers.
 #[derive(Clone, Debug)]
 pub(crate) struct Push {
-    /// Counts them.
+    /// Counts the fleets.
     pub(crate) number: u64,
-    /// As JSON.
-    pub(crate) json: Bytes,
+    /// The newest, as JSON; `None` while there is none.
+    pub(crate) fleet: Option<Bytes>,
+    /// Why there is no newer one.
+    pub(crate) trouble: Option<Arc<str>>,
 }
 
 /// See the module.
@@ -287,11 +289,15 @@ impl Board {
                         state.number
                     };
                     // Numbers and texts can always be written.
-                    let json = serde_json::to_vec(&*fleet).unwrap_or_default().into();
-                    self.pushes.send_replace(Some(Push { number, json }));
+                    let fleet = Some(serde_json::to_vec(&*fleet).unwrap_or_default().into());
+                    self.pushes.send_replace(Some(Push { number, fleet, trouble: None }));
                 }
                 Err(error) => {
-                    tracing::debug!("no fleet to push: {error}");
+                    let trouble = Some(error.to_string().into());
+                    self.pushes.send_modify(|last| {
+                        let last = last.get_or_insert(Push { number: 0, fleet: None, trouble: None });
+                        last.trouble = trouble;
+                    });
                     pause = FAILED_FOR;
                 }
             }

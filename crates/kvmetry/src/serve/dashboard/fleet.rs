@@ -109,16 +109,17 @@ pub(crate) fn faults(schema: &Schema) -> String {
     let table = if schema.has_table(rolled) { rolled } else { TABLE };
     let uuid = schema.uuid(table);
     let span = format!("time >= now() - INTERVAL '{HISTORY_MINUTES} minutes'");
-    let sum = |fields: &[&str], of: &dyn Fn(&str) -> String| {
-        let sums = fields.iter().map(|it| format!("coalesce(sum({}), 0)", of(it)));
-        sums.collect::<Vec<_>>().join(" + ")
+    // What none of its fields tells is unknown, not 0.
+    let sum = |fields: &[&str], tail: &str| {
+        let there = fields.iter().map(|it| format!("{it}{tail}")).filter(|it| schema.has(table, it));
+        let sums: Vec<_> = there.map(|it| format!("coalesce(sum({it}), 0)")).collect();
+        if sums.is_empty() { "CAST(NULL AS BIGINT)".to_owned() } else { sums.join(" + ") }
     };
     if table == rolled {
-        let increase = |it: &str| schema.field(table, &format!("{it}_increase"));
         return format!(
             "SELECT {uuid} AS uuid, {} AS errors, {} AS drops FROM {table} WHERE {span} GROUP BY 1",
-            sum(&FAULTS, &increase),
-            sum(&DROPS, &increase)
+            sum(&FAULTS, "_increase"),
+            sum(&DROPS, "_increase")
         );
     }
     let mut steps = String::new();
@@ -130,8 +131,8 @@ pub(crate) fn faults(schema: &Schema) -> String {
         "WITH steps AS (SELECT {uuid} AS uuid{steps} FROM {table} WHERE {span} \
          WINDOW one AS (PARTITION BY {uuid}, \"VMID\" ORDER BY time)) \
          SELECT uuid, {} AS errors, {} AS drops FROM steps GROUP BY 1",
-        sum(&FAULTS, &str::to_owned),
-        sum(&DROPS, &str::to_owned)
+        sum(&FAULTS, ""),
+        sum(&DROPS, "")
     )
 }
 
@@ -339,8 +340,21 @@ pub(crate) fn fleet(mut vms: Vec<Vm>, cycles: Vec<Cycle>, before: &Fleet, paces:
         let at = newest.entry(vm.host.clone()).or_insert(vm.at);
         *at = vm.at.max(*at);
     }
-    // A VM that went from host to host is where it was read last.
-    vms.sort_by(|a, b| (&a.uuid, b.at).cmp(&(&b.uuid, a.at)));
+    // A VM that went from host to host is on the one that still lists it. Two that do have a clone each: the same is shown
+    // every time.
+    let is_listed = |vm: &Vm| newest.get(&vm.host).is_none_or(|at| vm.at >= *at);
+    let order =
+        |vm: &Vm| if is_listed(vm) { (false, 0, vm.host.clone()) } else { (true, -vm.at, String::new()) };
+    vms.sort_by(|a, b| (&a.uuid, order(a)).cmp(&(&b.uuid, order(b))));
+    let twice: Vec<Warning> = vms
+        .windows(2)
+        .filter(|it| it[0].uuid == it[1].uuid && it[0].host != it[1].host && it.iter().all(is_listed))
+        .map(|it| Warning {
+            level: Level::Error,
+            text: format!("{} and {} both have a VM {} ({})", it[0].host, it[1].host, it[0].uuid, it[0].name),
+            advice: Some("a clone needs a UUID of its own; only the first one is shown".to_owned()),
+        })
+        .collect();
     vms.dedup_by(|a, b| a.uuid == b.uuid);
     // What its host does not list any more has ended.
     vms.retain(|vm| newest.get(&vm.host).is_none_or(|at| at - vm.at < paces.limit(&vm.host)));
@@ -365,7 +379,9 @@ pub(crate) fn fleet(mut vms: Vec<Vm>, cycles: Vec<Cycle>, before: &Fleet, paces:
         host.interval = paces.of(name);
     }
     let hosts: Vec<Host> = hosts.into_values().collect();
-    let warnings = warnings(&vms, &hosts);
+    let mut warnings = warnings(&vms, &hosts);
+    warnings.extend(twice);
+    warnings.sort_by_key(|it| it.level);
     let at = vms.iter().map(|it| it.at).max().max(newest.into_values().max());
     Fleet { now, at, interval: paces.usual, hosts, vms, warnings }
 }

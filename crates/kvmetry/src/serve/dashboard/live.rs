@@ -4,13 +4,16 @@
 //! id: 5f2c…-17          which push of which run of this program
 //! event: fleet          data: the whole Fleet
 //! event: hole           data: {}     pushes were missed: charts have to be asked for anew
+//! event: trouble        data: {"error": "…"}   there is no newer one; without an id, and over with the next fleet
 //! event: beat           data: {}     every 15 s, without an id: proxies keep the connection, and a browser knows that it
 //!                       is not dead (it never hears of comments)
 //! ```
 //!
-//! A browser gets the newest push that it has not had. Whoever is slow gets fewer, and none wait for it in memory.
+//! A browser gets the newest push that it has not had. Whoever is slow gets fewer, and none wait for it in memory. Streams
+//! end with the port, which waits for no browser.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -18,10 +21,12 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
 use futures_util::{Stream, stream};
+use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, timeout};
 
 use super::board::Push;
+use crate::http::Connection;
 
 /// A beat is sent after so long without a push.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
@@ -38,7 +43,10 @@ struct Watcher {
     had: Option<u64>,
     /// Missed some before it came.
     has_hole: bool,
+    /// The trouble that it was told.
+    trouble: Option<Arc<str>>,
     until: Instant,
+    connection: Connection,
     _place: OwnedSemaphorePermit,
 }
 
@@ -47,6 +55,7 @@ pub(crate) fn answer(
     pushes: watch::Receiver<Option<Push>>,
     run: &str,
     headers: &HeaderMap,
+    connection: Connection,
     place: OwnedSemaphorePermit,
 ) -> Response {
     let last = headers.get("last-event-id").and_then(|it| it.to_str().ok());
@@ -58,7 +67,9 @@ pub(crate) fn answer(
         run: run.to_owned(),
         had,
         has_hole,
+        trouble: None,
         until: Instant::now() + AT_MOST,
+        connection,
         _place: place,
     };
     let mut response = Response::new(Body::from_stream(watcher.events()));
@@ -83,23 +94,40 @@ impl Watcher {
         if Instant::now() >= self.until {
             return None;
         }
-        let had = self.had;
-        let is_new = |push: &Option<Push>| push.as_ref().is_some_and(|it| had != Some(it.number));
-        let push = match timeout(SIGN_OF_LIFE, self.pushes.wait_for(is_new)).await {
-            Err(_) => return Some(Bytes::from_static(b"event: beat\ndata: {}\n\n")),
-            Ok(Err(_)) => return None,
-            Ok(Ok(push)) => push.clone()?,
+        let (had, told) = (self.had, self.trouble.clone());
+        let is_new = |push: &Option<Push>| {
+            push.as_ref().is_some_and(|it| {
+                (it.fleet.is_some() && had != Some(it.number)) || (it.trouble.is_some() && it.trouble != told)
+            })
         };
-        let missed = self.had.is_some_and(|had| push.number != had + 1);
-        self.had = Some(push.number);
-        let mut event = Vec::with_capacity(push.json.len() + 100);
-        if missed || std::mem::take(&mut self.has_hole) {
-            event.extend_from_slice(b"event: hole\ndata: {}\n\n");
+        let push = tokio::select! {
+            biased;
+            () = self.connection.stopping() => return None,
+            push = timeout(SIGN_OF_LIFE, self.pushes.wait_for(is_new)) => match push {
+                Err(_) => return Some(Bytes::from_static(b"event: beat\ndata: {}\n\n")),
+                Ok(Err(_)) => return None,
+                Ok(Ok(push)) => push.clone()?,
+            },
+        };
+        let mut event = Vec::new();
+        if let Some(fleet) = push.fleet.filter(|_| self.had != Some(push.number)) {
+            let missed = self.had.is_some_and(|had| push.number != had + 1);
+            self.had = Some(push.number);
+            if missed || std::mem::take(&mut self.has_hole) {
+                event.extend_from_slice(b"event: hole\ndata: {}\n\n");
+            }
+            event.extend_from_slice(
+                format!("id: {}-{}\nevent: fleet\ndata: ", self.run, push.number).as_bytes(),
+            );
+            // JSON has no line feeds within.
+            event.extend_from_slice(&fleet);
+            event.extend_from_slice(b"\n\n");
         }
-        event.extend_from_slice(format!("id: {}-{}\nevent: fleet\ndata: ", self.run, push.number).as_bytes());
-        // JSON has no line feeds within.
-        event.extend_from_slice(&push.json);
-        event.extend_from_slice(b"\n\n");
+        if let Some(trouble) = &push.trouble {
+            let data = json!({ "error": **trouble });
+            event.extend_from_slice(format!("event: trouble\ndata: {data}\n\n").as_bytes());
+        }
+        self.trouble = push.trouble;
         Some(event.into())
     }
 }

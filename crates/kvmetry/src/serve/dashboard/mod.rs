@@ -23,11 +23,11 @@ mod vm;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{MethodRouter, get};
+use axum::{Extension, Router};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
@@ -40,7 +40,7 @@ pub(crate) use self::types::JournalState;
 #[cfg(feature = "store")]
 pub(crate) use self::types::StoreState;
 use crate::clock::Clock;
-use crate::http::{BUSY_RETRY, Mount, Needs, Problem, READ, Turns, json};
+use crate::http::{BUSY_RETRY, Connection, Mount, Needs, Problem, READ, Turns, json};
 
 /// Browsers that watch at once: each has one stream, whatever its tabs. Beyond: 503.
 const MAX_WATCHERS: usize = 64;
@@ -163,13 +163,17 @@ async fn collector(State(dashboard): Shared) -> Result<Response, Problem> {
     Ok(json(&collector::page(board.source(), &schema, &fleet, own).await.map_err(failed)?))
 }
 
-async fn live(State(dashboard): Shared, request: Request) -> Result<Response, Problem> {
+async fn live(
+    State(dashboard): Shared,
+    Extension(connection): Extension<Connection>,
+    request: Request,
+) -> Result<Response, Problem> {
     let place = Arc::clone(&dashboard.watchers).try_acquire_owned().map_err(|_| {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many browsers watch already; close one")
             .retry_after(Duration::from_secs(10))
     })?;
     let pushes = dashboard.board.watch().await;
-    Ok(live::answer(pushes, &dashboard.run, request.headers(), place))
+    Ok(live::answer(pushes, &dashboard.run, request.headers(), connection, place))
 }
 
 fn failed(error: SourceError) -> Problem {
