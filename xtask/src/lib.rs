@@ -4,6 +4,7 @@ pub mod docs;
 pub mod fixture;
 pub mod generate;
 pub mod lab;
+pub mod pages_perf;
 pub mod perf;
 pub mod store_perf;
 pub mod tidy;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use xtask::lab::{Accel, Lab, LabOptions};
-use xtask::{docs, fixture, generate, perf, store_perf, tidy};
+use xtask::{docs, fixture, generate, pages_perf, perf, store_perf, tidy};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own tools")]
@@ -49,6 +49,12 @@ enum Task {
         /// What other servers take of the disk for the same day, instead
         #[arg(long)]
         peers: bool,
+    },
+    /// What the dashboard's answers cost: the figures of docs/PERFORMANCE.md; takes two minutes
+    PagesPerf {
+        /// The binary to measure
+        #[arg(long, default_value = "target/release/kvmetry")]
+        binary: PathBuf,
     },
     /// A data directory as this release leaves it, for the tests of all later ones; once a version of the directory
     Fixture {
@@ -160,6 +166,7 @@ fn main() -> ExitCode {
         Task::Perf { sizes, binary, store, cycles } => perf::run(&binary, &sizes, store, cycles),
         Task::StorePerf { peers: true, .. } => store_perf::peers(),
         Task::StorePerf { binary, .. } => store_perf::run(&binary),
+        Task::PagesPerf { binary } => pages_perf::run(&binary),
         Task::Fixture { binary, dir } => fixture::run(&binary, &dir),
         Task::Gen(options) => generate::run(&options),
         Task::Tidy => tidy::tidy(),

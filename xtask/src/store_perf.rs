@@ -242,7 +242,7 @@ fn buckets(server: &mut Server) -> Result<String> {
     Ok(sql + " FROM vm_totals WHERE name = '{vm}' GROUP BY bucket ORDER BY bucket")
 }
 
-fn say(line: &str) -> Result<()> {
+pub(crate) fn say(line: &str) -> Result<()> {
     writeln!(std::io::stdout(), "{line}").context("standard output cannot be written")
 }
 
@@ -345,8 +345,16 @@ impl Server {
     }
 
     pub(crate) fn post(&mut self, path: &str, body: &[u8]) -> Result<String> {
+        self.request("POST", path, body)
+    }
+
+    pub(crate) fn get(&mut self, path: &str) -> Result<String> {
+        self.request("GET", path, b"")
+    }
+
+    fn request(&mut self, method: &str, path: &str, body: &[u8]) -> Result<String> {
         let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             self.address,
             body.len()
         );
