@@ -241,7 +241,7 @@ min: Array<number | null> | null, max: Array<number | null> | null, };
  */
 export type Mark = { at: number, 
 /**
- * An event of `vm_events`, or `restarted`, `renamed`, `moved`.
+ * An event of `vm_events`, or `restarted`, `renamed`, `moved`; `state` where no event tells a change of it.
  */
 kind: string, text: string, };
 

@@ -179,6 +179,14 @@ async fn a_gap_is_a_gap_and_a_reset_is_no_spike() {
     let event = begin + 300 * SECOND_NS;
     let _ = writeln!(lines, "vm_events,{},event=device_added detail=\"vdb\" {event}", tags(UUID, "old", 3));
     pages.write(lines).await;
+    // Paused for 50 s: an event tells the beginning, and nothing the end.
+    let mut lines = String::new();
+    for n in 200..210 {
+        let _ = writeln!(lines, "vm_totals,{} state=3i {}", tags(UUID, "new", 9), begin + n * 5 * SECOND_NS);
+    }
+    let event = begin + 998 * SECOND_NS;
+    let _ = writeln!(lines, "vm_events,{},event=paused reason=\"io error\" {event}", tags(UUID, "new", 9));
+    pages.write(lines).await;
     let (from, to) = (begin / 1_000_000, end / 1_000_000);
     // Every reading.
     let query = format!("from={from}&to={to}&points=400");
@@ -215,7 +223,9 @@ async fn a_gap_is_a_gap_and_a_reset_is_no_spike() {
     assert_eq!(page["names"], json!(["new", "old"]));
     let marks: Vec<&str> =
         page["marks"].as_array().unwrap().iter().map(|it| it["kind"].as_str().unwrap()).collect();
-    assert_eq!(marks, ["device_added", "restarted", "renamed"]);
+    assert_eq!(marks, ["device_added", "restarted", "renamed", "paused", "state"]);
+    let last = &page["marks"][4];
+    assert_eq!((&last["at"], &last["text"]), (&json!(from + 1_050_000), &json!("running, before paused")));
     // The SQL can be asked as it is.
     let sql = line["sql"].as_str().expect("SQL");
     let asked = pages.get(&format!("/api/v3/query_sql?db=kvmetry&q={}", percent(sql))).await;

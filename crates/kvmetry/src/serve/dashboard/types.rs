@@ -223,7 +223,7 @@ pub(crate) struct Series {
 #[cfg_attr(test, derive(ts_rs::TS))]
 pub(crate) struct Mark {
     pub(crate) at: i64,
-    /// An event of `vm_events`, or `restarted`, `renamed`, `moved`.
+    /// An event of `vm_events`, or `restarted`, `renamed`, `moved`; `state` where no event tells a change of it.
     pub(crate) kind: String,
     pub(crate) text: String,
 }

@@ -45,6 +45,8 @@ const POINTS: std::ops::RangeInclusive<i64> = 50..=4_000;
 const DEFAULT_POINTS: i64 = 800;
 /// Marks on a chart: more than these nobody can tell apart. The newest are shown.
 const MAX_MARKS: usize = 500;
+/// Events that tell a change of state.
+const OF_STATE: [&str; 6] = ["started", "stopped", "paused", "resumed", "crashed", "suspended"];
 /// Devices with charts.
 const MAX_DEVICES: usize = 64;
 /// Widths of buckets that fit a part, seconds.
@@ -526,6 +528,7 @@ struct Rows {
     devices: Vec<Row>,
     events: Vec<EventRow>,
     lives: Vec<Life>,
+    states: Vec<StateRow>,
 }
 
 /// How each was read in the end.
@@ -533,6 +536,15 @@ struct Readings {
     totals: Reading,
     features: Reading,
     devices: Reading,
+}
+
+/// A reading whose state is another than that of the reading before.
+#[derive(Debug, Deserialize)]
+struct StateRow {
+    at: i64,
+    since: i64,
+    state: i64,
+    before: i64,
 }
 
 /// The charts; `None` where no such VM was read in that time. `told`: how many parts are done.
@@ -556,7 +568,7 @@ pub(crate) async fn page(
         let ask = Ask { source, schema, wanted: &part, interval: fleet.interval, is_whole };
         readings = ask.part(&mut all, first).await?;
     }
-    let Rows { totals, features, devices, events, lives } = all;
+    let Rows { totals, features, devices, events, lives, states } = all;
     let (reading, of_features, of_devices) = (readings.totals, readings.features, readings.devices);
     let lives = joined(lives);
     let now = fleet.vms.iter().find(|it| it.uuid == wanted.uuid).cloned();
@@ -608,7 +620,7 @@ pub(crate) async fn page(
         }
     });
     let host = now.as_ref().map(|it| it.host.clone()).or_else(|| lives.last()?.host.clone());
-    let marks = marks(&lives, events, wanted.from);
+    let marks = marks(&lives, events, &states, wanted.from);
     Ok(Some(VmPage {
         uuid: wanted.uuid,
         names,
@@ -658,8 +670,13 @@ impl Ask<'_> {
             self.charts("vm_devices", &[NIC, DISK], first),
             self.rows::<EventRow>("vm_events", &of_events),
         )?;
-        let of_lives = lives(totals, self.wanted, self.schema);
-        all.lives.extend(self.rows::<Life>(&name_of("vm_totals", totals.table), &of_lives).await?);
+        let table = name_of("vm_totals", totals.table);
+        let (of_lives, of_states) =
+            (lives(totals, self.wanted, self.schema), states(totals, self.wanted, self.schema));
+        let (lives, states) =
+            try_join!(self.rows(&table, &of_lives), self.rows::<StateRow>(&table, &of_states))?;
+        all.lives.extend::<Vec<Life>>(lives);
+        all.states.extend(states);
         all.totals.extend(of_vm);
         all.features.extend(trends);
         all.devices.extend(of_devices);
@@ -833,6 +850,25 @@ fn lives(reading: Reading, wanted: &Wanted, schema: &Schema) -> String {
     )
 }
 
+/// Asks for the newest changes of the VM's state between two readings of one start of it.
+fn states(reading: Reading, wanted: &Wanted, schema: &Schema) -> String {
+    let (table, field) = match reading.table {
+        Table::Raw => ("vm_totals".to_owned(), "state"),
+        of => (name_of("vm_totals", of), "state_last"),
+    };
+    let (uuid, host) = (schema.uuid(&table), schema.tag(&table, &["host"]));
+    format!(
+        "WITH readings AS (SELECT {host} AS host, \"VMID\" AS vmid, time, {} AS state FROM {table} \
+         WHERE {uuid} = $uuid AND {}), \
+         steps AS (SELECT time, state, lag(time) OVER one AS since, lag(state) OVER one AS before FROM readings \
+         WINDOW one AS (PARTITION BY host, vmid ORDER BY time)) \
+         SELECT CAST(time AS BIGINT) AS at, CAST(since AS BIGINT) AS since, CAST(state AS BIGINT) AS state, \
+         CAST(before AS BIGINT) AS before FROM steps WHERE state <> before ORDER BY time DESC LIMIT {MAX_MARKS}",
+        schema.field(&table, field),
+        within(wanted)
+    )
+}
+
 fn events(wanted: &Wanted, schema: &Schema) -> String {
     let table = "vm_events";
     let uuid = schema.uuid(table);
@@ -850,7 +886,37 @@ fn within(wanted: &Wanted) -> String {
     format!("{} AND {}", since(wanted.from), before(wanted.to))
 }
 
-fn marks(lives: &[Life], events: Vec<EventRow>, from: i64) -> Vec<Mark> {
+/// What libvirt calls a state (`virDomainState`).
+fn name_of_state(state: i64) -> String {
+    const NAMES: [&str; 8] = [
+        "no state",
+        "running",
+        "blocked",
+        "paused",
+        "shutting down",
+        "shut off",
+        "crashed",
+        "suspended by the guest",
+    ];
+    let name = usize::try_from(state).ok().and_then(|it| NAMES.get(it));
+    name.map_or_else(|| format!("state {state}"), |it| (*it).to_owned())
+}
+
+fn marks(lives: &[Life], events: Vec<EventRow>, states: &[StateRow], from: i64) -> Vec<Mark> {
+    // An event tells the moment, and why. Where none came, the readings tell.
+    let is_told = |it: &&StateRow| {
+        let is_of_state = |event: &EventRow| OF_STATE.contains(&event.event.as_deref().unwrap_or_default());
+        !events.iter().any(|event| is_of_state(event) && (it.since..=it.at).contains(&event.at))
+    };
+    let states: Vec<Mark> = states
+        .iter()
+        .filter(is_told)
+        .map(|it| Mark {
+            at: it.at / MS,
+            kind: "state".to_owned(),
+            text: format!("{}, before {}", name_of_state(it.state), name_of_state(it.before)),
+        })
+        .collect();
     let mut marks: Vec<Mark> = events
         .into_iter()
         .map(|it| {
@@ -877,6 +943,7 @@ fn marks(lives: &[Life], events: Vec<EventRow>, from: i64) -> Vec<Mark> {
             add("renamed", format!("renamed from {} to {}", text(&before.name), text(&now.name)));
         }
     }
+    marks.extend(states);
     marks.sort_by_key(|it| it.at);
     let surplus = marks.len().saturating_sub(MAX_MARKS);
     marks.drain(..surplus);
