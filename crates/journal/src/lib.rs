@@ -219,6 +219,8 @@ pub struct Stats {
     pub entry_bytes: u64,
     /// Bytes on disk, without the damaged segment that is kept aside.
     pub file_bytes: u64,
+    /// When the oldest entry was appended, nanoseconds since 1970; `None` where there is none, or none that can be read.
+    pub oldest_at: Option<i64>,
     /// Files.
     pub segments: usize,
     /// Files that were found damaged and are still kept, each with what is wrong.
@@ -378,6 +380,8 @@ struct Segment {
     first: Seq,
     /// Sums up to the entry before the first.
     before: Totals,
+    /// When its first entry was appended; `None` as long as it has none.
+    first_at: Option<i64>,
     /// When its last entry was appended.
     last_at: i64,
     /// On disk; of the active one what it was at the last commit.
@@ -571,6 +575,7 @@ impl Journal {
                 path: active.path.clone(),
                 first: start + 1,
                 before,
+                first_at: None,
                 last_at: now_ns,
                 bytes: 0,
                 damage: None,
@@ -580,6 +585,7 @@ impl Journal {
         if let Some(segment) = shared.segments.last_mut() {
             segment.bytes = active.handle.bytes();
             if !entries.is_empty() {
+                segment.first_at.get_or_insert(now_ns);
                 segment.last_at = now_ns;
             }
         }
@@ -1018,6 +1024,7 @@ impl Journal {
                 .bytes
                 .wrapping_sub(shared.segments.first().map_or(shared.totals.bytes, |it| it.before.bytes)),
             file_bytes: shared.bytes(),
+            oldest_at: shared.segments.iter().find_map(|it| it.first_at),
             segments: shared.segments.len(),
             damage: shared.damage(),
             readers: readers.collect(),

@@ -84,6 +84,7 @@ impl Journal {
                 path: entry.path,
                 first: first.max(1),
                 before: Totals::default(),
+                first_at: None,
                 last_at: i64::MIN,
                 bytes: entry.taken,
                 damage: None,
@@ -139,7 +140,7 @@ impl Journal {
         lock(&self.shared).segments.iter().any(|it| it.serial == serial && it.damage.is_some())
     }
 
-    /// Finds the sums at the ends of each segment, and when its last entry was appended.
+    /// Finds the sums at the ends of each segment, and when its first and last entry were appended.
     ///
     /// `at_end`: the sums up to the last entry, if that is known otherwise.
     fn find_sums(&self, at_end: Option<Totals>) -> Result<(), JournalError> {
@@ -180,6 +181,7 @@ impl Journal {
             }
             let mut shared = lock(&self.shared);
             shared.segments[index].before = totals;
+            shared.segments[index].first_at = first.or(end).map(|it| it.at);
             if let Some(header) = end.or(first) {
                 totals = header.totals();
                 sums_up_to = header.seq;

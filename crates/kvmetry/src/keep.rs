@@ -252,7 +252,7 @@ impl Kept {
                     entries: stats.last + 1 - stats.first,
                     bytes: stats.file_bytes,
                     max,
-                    oldest: None,
+                    oldest: stats.oldest_at.map(|ns| ns / 1_000_000),
                 }),
                 deliveries: figures.now(),
                 #[cfg(feature = "store")]

@@ -57,6 +57,28 @@ fn what_is_appended_is_read_in_order_also_after_a_restart() {
 }
 
 #[test]
+fn the_age_of_the_oldest_entry_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(dir.path(), &["a"]);
+    assert_eq!(journal.stats().oldest_at, None);
+    // States are no entries.
+    journal.append(&[], &[("schema", b"one")], SECOND).unwrap();
+    assert_eq!(journal.stats().oldest_at, None);
+    journal.append(&[entry(1, 10)], &[], 2 * SECOND).unwrap();
+    journal.append(&[entry(2, 10)], &[], 3 * SECOND).unwrap();
+    assert_eq!(journal.stats().oldest_at, Some(2 * SECOND));
+    drop(journal);
+    // A new segment begins; the first one stays until it is read.
+    let (journal, _) = open(dir.path(), &["a"]);
+    assert_eq!(journal.stats().oldest_at, Some(2 * SECOND));
+    journal.append(&[entry(3, 10)], &[], 4 * SECOND).unwrap();
+    assert_eq!((journal.stats().segments, journal.stats().oldest_at), (2, Some(2 * SECOND)));
+    journal.advance("a", 2);
+    journal.maintain(5 * SECOND).unwrap();
+    assert_eq!((journal.stats().segments, journal.stats().oldest_at), (1, Some(4 * SECOND)));
+}
+
+#[test]
 fn a_reader_goes_on_where_it_was_and_a_new_one_begins_with_the_oldest() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(dir.path(), &["a", "b"]);
