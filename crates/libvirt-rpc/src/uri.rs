@@ -208,6 +208,19 @@ impl Uri {
         self.user.as_deref()
     }
 
+    /// The text for whoever may look, not only those who configure it: what is for the driver, and `name=`, a URI of its
+    /// own, may hold a password, so their values are `***`.
+    pub fn redacted(&self) -> String {
+        let Some((before, query)) = self.text.split_once('?') else { return self.text.clone() };
+        let shown = pairs(query).map(|(key, value)| match value {
+            Some(value) if key != "name" && PARAMETERS.contains(&key) => format!("{key}={value}"),
+            Some(_) => format!("{key}=***"),
+            // A password that is cut by a ; goes on here.
+            None => "***".to_owned(),
+        });
+        format!("{before}?{}", shown.collect::<Vec<_>>().join("&"))
+    }
+
     /// True where libvirt asks the user's own daemon when it is not root: `/session`, and the test driver
     /// with a transport written out (`remoteGetURIDaemonInfo` in `remote_sockets.c`).
     pub(crate) fn wants_user_daemon(&self) -> bool {
@@ -410,20 +423,27 @@ fn parse_port(port: &str) -> Result<u16, String> {
 
 type HandedOn = Vec<(String, String)>;
 
-fn parse_query(mut query: &str) -> Result<(Params, HandedOn), String> {
-    let mut params = Params::default();
-    let mut handed_on = Vec::new();
-    while !query.is_empty() {
+/// Parameters as they are written, and their values if they have one.
+fn pairs(mut query: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
+    std::iter::from_fn(move || {
+        if query.is_empty() {
+            return None;
+        }
         // As `virURIParseParams` does: & separates; ; does where no & follows.
         let end = query.find('&').or_else(|| query.find(';')).unwrap_or(query.len());
         let pair = &query[..end];
         query = query.get(end + 1..).unwrap_or("");
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if key.is_empty() {
-            continue;
-        }
+        Some(pair.split_once('=').map_or((pair, None), |(key, value)| (key, Some(value))))
+    })
+    .filter(|(key, _)| !key.is_empty())
+}
+
+fn parse_query(query: &str) -> Result<(Params, HandedOn), String> {
+    let mut params = Params::default();
+    let mut handed_on = Vec::new();
+    for (key, value) in pairs(query) {
         let key = decode("parameter", key)?;
-        let value = decode(&format!("parameter {key:?}"), value)?;
+        let value = decode(&format!("parameter {key:?}"), value.unwrap_or(""))?;
         match PARAMETERS.iter().find(|known| known.eq_ignore_ascii_case(&key)) {
             Some(known) => set_parameter(&mut params, known, value)?,
             None => {
@@ -786,6 +806,23 @@ mod tests {
             let error = text.parse::<Uri>().expect_err(text).to_string();
             assert!(!error.contains("secret"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_may_be_secret_is_not_shown_to_all() {
+        let check = |text: &str, expect: &str| {
+            assert_eq!(text.parse::<Uri>().expect(text).redacted(), expect);
+        };
+        check("qemu:///system", "qemu:///system");
+        let open = "qemu+ssh://root@h/system?socket=/s&keyfile=/k&no_verify=1";
+        check(open, open);
+        check("test:///default?key=secret&flag&socket=/s", "test:///default?key=***&***&socket=/s");
+        check("test:///default?socket=/s;key=sec;ret", "test:///default?socket=/s&key=***&***");
+        check("test:///default?key=sec;ret&flag", "test:///default?key=***&***");
+        // Not decoded, so not known.
+        check("test:///default?s%6fcket=/s", "test:///default?s%6fcket=***");
+        check("remote+ssh://h/?name=esx://u:secret@vc/dc", "remote+ssh://h/?name=***");
+        check("remote+ssh://h/?NAME=esx://u:secret@vc/dc", "remote+ssh://h/?NAME=***");
     }
 
     #[test]
