@@ -41,7 +41,12 @@ pub(super) async fn connect(
     let fail = |what: String, retryable, e| Error::connection(label(uri), what, retryable, e);
     let addresses: Vec<SocketAddr> = match lookup_host((host, port)).await {
         Ok(addresses) => addresses.collect(),
-        Err(e) => return Err(fail(format!("cannot find the address of host {host:?}"), true, Some(e))),
+        Err(e) => {
+            let what = format!(
+                "cannot find the address of host {host:?}: is its name right, and does DNS or /etc/hosts know it?"
+            );
+            return Err(fail(what, true, Some(e)));
+        }
     };
     let mut last = None;
     for (i, address) in addresses.iter().enumerate() {
@@ -124,7 +129,9 @@ mod tests {
         check("127.0.0.1", &format!("tcp:127.0.0.1:PORT: nobody listens on 127.0.0.1:PORT: {advice}")).await;
         // Longer than a label may be (63 bytes): refused without asking any name server.
         let long = "h".repeat(64);
-        check(&long, &format!("tcp:{long}:PORT: cannot find the address of host {long:?}")).await;
+        let advice = "is its name right, and does DNS or /etc/hosts know it?";
+        let expect = format!("tcp:{long}:PORT: cannot find the address of host {long:?}: {advice}");
+        check(&long, &expect).await;
     }
 
     /// A server that takes the connection and says nothing: with TLS, dialing itself has to end.
