@@ -265,9 +265,17 @@ points: number | null, warnings: Array<Warning>, };
 /**
  * How one hypervisor is read.
  */
-export type Hypervisor = { host: string, uri: string | null, connectedSince: number | null, 
+export type Hypervisor = { host: string, 
 /**
- * libvirt's version there.
+ * As configured, without what may be secret; null of a hypervisor that another collector reads.
+ */
+uri: string | null, 
+/**
+ * Null while there is no connection, or another collector's.
+ */
+connectedSince: number | null, 
+/**
+ * libvirt's version there, when it was connected last.
  */
 libvirt: string | null, 
 /**
@@ -287,7 +295,7 @@ failures: number,
  */
 cacheHits: number | null, 
 /**
- * Why it cannot be read.
+ * Why it was not read in its last cycle.
  */
 problem: string | null, };
 

@@ -12,7 +12,7 @@ use disk::{Disk as _, RealDisk};
 
 use crate::cli::print;
 use crate::clock::{Clock, SystemClock};
-use crate::collect::{Host, HostNames, Settings};
+use crate::collect::{Host, HostNames, Settings, Statuses};
 use crate::config::Config;
 use crate::datadir::{self, Held};
 use crate::{deliver, http, logging};
@@ -37,7 +37,8 @@ pub(crate) async fn check(config: &Config) -> anyhow::Result<bool> {
     let names = HostNames::default();
     for (place, hypervisor) in config.hypervisors.iter().enumerate() {
         page.head(&hypervisor.uri)?;
-        let mut host = Host::new(Settings::of(config, hypervisor)?, place, names.clone(), Arc::clone(&clock));
+        let (settings, statuses) = (Settings::of(config, hypervisor)?, Statuses::default());
+        let mut host = Host::new(settings, place, names.clone(), statuses, Arc::clone(&clock));
         check_host(&mut host, &hypervisor.uri, &*clock, &mut page).await?;
         host.close().await;
     }

@@ -25,6 +25,7 @@ use crate::backoff::Pauses;
 #[cfg(feature = "store")]
 use crate::backup;
 use crate::clock::Clock;
+use crate::collect::Statuses;
 use crate::config::Config;
 #[cfg(feature = "store")]
 use crate::config::DATABASE;
@@ -62,11 +63,16 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// Opens the data directory and starts all that is configured.
+    /// Opens the data directory and starts all that is configured. `statuses`: those of the hypervisors that this process
+    /// reads.
     ///
     /// # Errors
     /// A directory, port or server that cannot be used.
-    pub(crate) async fn open(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
+    pub(crate) async fn open(
+        config: &Config,
+        statuses: &Statuses,
+        clock: &Arc<dyn Clock>,
+    ) -> anyhow::Result<Self> {
         let dir = DataDir::open(&config.data_dir)?;
         let disk: Arc<dyn Disk> = Arc::new(dir.disk());
         let mut readers: Vec<_> = config.influxdb.iter().map(deliver::reader).collect();
@@ -155,7 +161,7 @@ impl Kept {
             watch: tokio::spawn(watch(dir.disk())),
             dir,
         };
-        kept.open_port(config).await?;
+        kept.open_port(config, statuses).await?;
         let dir = kept.dir.path().display();
         if config.store.enabled {
             tracing::info!(%dir, "keeping every point; ask with kvmetry query 'SHOW TABLES'");
@@ -165,7 +171,7 @@ impl Kept {
         Ok(kept)
     }
 
-    async fn open_port(&mut self, config: &Config) -> anyhow::Result<()> {
+    async fn open_port(&mut self, config: &Config, statuses: &Statuses) -> anyhow::Result<()> {
         let Some(listen) = config.http.listen else { return Ok(()) };
         let served = Served {
             writer: self.writer.clone(),
@@ -186,6 +192,7 @@ impl Kept {
             base_path: config.http.base_path.clone(),
             turns: Arc::clone(&turns),
             threads: thread.handle(),
+            statuses: statuses.clone(),
             own: Box::new(self.own(config)),
         });
         #[cfg(feature = "store")]
@@ -242,6 +249,7 @@ impl Kept {
         let (journal, figures, max) =
             (Arc::clone(&self.journal), self.deliveries.figures(), config.journal.max_size);
         let since = self.clock.wall_ns() / 1_000_000;
+        let rejects = self.dir.path().join("rejects");
         #[cfg(feature = "store")]
         let store = self.embedded.as_ref().map(Embedded::store);
         move || {
@@ -255,6 +263,7 @@ impl Kept {
                     oldest: stats.oldest_at.map(|ns| ns / 1_000_000),
                 }),
                 deliveries: figures.now(),
+                rejects: rejects.clone(),
                 #[cfg(feature = "store")]
                 store: store.as_ref().and_then(|store| {
                     let (stats, bounds) = (store.stats(), store.bounds().ok()?);

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cli::{Format, print};
 use crate::clock::{Clock, SystemClock};
-use crate::collect::{Host, HostNames, Settings};
+use crate::collect::{Host, HostNames, Settings, Statuses};
 use crate::config::Config;
 use crate::{logging, table};
 
@@ -32,7 +32,8 @@ pub(crate) async fn once(config: &Config, format: Format) -> anyhow::Result<()> 
     let mut hosts = Vec::new();
     let names = HostNames::default();
     for (place, hypervisor) in config.hypervisors.iter().enumerate() {
-        hosts.push(Host::new(Settings::of(config, hypervisor)?, place, names.clone(), Arc::clone(&clock)));
+        let (settings, statuses) = (Settings::of(config, hypervisor)?, Statuses::default());
+        hosts.push(Host::new(settings, place, names.clone(), statuses, Arc::clone(&clock)));
     }
     let (first, mut unread) = cycle(&mut hosts, &clock).await;
     let printed = match format {

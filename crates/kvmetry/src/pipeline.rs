@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::clock::{Clock, SystemClock};
-use crate::collect::{self, Host, HostNames, Report, Settings};
+use crate::collect::{self, Host, HostNames, Report, Settings, Statuses};
 use crate::config::{Config, Hypervisor};
 use crate::keep::Kept;
 use crate::logging::OncePerCause;
@@ -42,12 +42,15 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 /// An output, port or data directory that cannot be used, or standard output that failed.
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let sinks = Arc::new(Sinks::start(&config, &clock).await?);
+    let statuses = Statuses::default();
+    let sinks = Arc::new(Sinks::start(&config, &statuses, &clock).await?);
     let (stop, stopping) = watch::channel(false);
     let mut hosts = JoinSet::new();
     let names = HostNames::default();
     for (place, hypervisor) in config.hypervisors.iter().enumerate() {
-        let host = HostTask::new(&config, (place, hypervisor), &names, &clock, &sinks)?;
+        let settings = Settings::of(&config, hypervisor)?;
+        let host = Host::new(settings, place, names.clone(), statuses.clone(), Arc::clone(&clock));
+        let host = HostTask::new(host, &config, hypervisor, &clock, &sinks);
         hosts.spawn(host.run(stopping.clone()));
         tracing::info!(uri = hypervisor.uri, interval = ?hypervisor.interval, "reading");
     }
@@ -73,7 +76,7 @@ pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let sinks = Sinks {
         outputs: Outputs::start(&[], Arc::clone(&clock))?,
-        kept: Some(Kept::open(&config, &clock).await?),
+        kept: Some(Kept::open(&config, &Statuses::default(), &clock).await?),
     };
     until_told(config, Arc::new(sinks), JoinSet::new(), watch::Sender::new(false)).await
 }
@@ -130,10 +133,10 @@ struct Sinks {
 }
 
 impl Sinks {
-    async fn start(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
+    async fn start(config: &Config, statuses: &Statuses, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
         let outputs = Outputs::start(&config.outputs, Arc::clone(clock))?;
         let is_read = !config.influxdb.is_empty() || config.store.enabled;
-        let kept = if is_read { Some(Kept::open(config, clock).await?) } else { None };
+        let kept = if is_read { Some(Kept::open(config, statuses, clock).await?) } else { None };
         Ok(Self { outputs, kept })
     }
 
@@ -196,21 +199,21 @@ struct HostTask {
 
 impl HostTask {
     fn new(
+        host: Host,
         config: &Config,
-        (place, hypervisor): (usize, &Hypervisor),
-        names: &HostNames,
+        hypervisor: &Hypervisor,
         clock: &Arc<dyn Clock>,
         sinks: &Arc<Sinks>,
-    ) -> anyhow::Result<Self> {
+    ) -> Self {
         let name = hypervisor.name.as_deref().unwrap_or(&hypervisor.uri);
-        Ok(Self {
-            host: Host::new(Settings::of(config, hypervisor)?, place, names.clone(), Arc::clone(clock)),
+        Self {
+            host,
             schedule: Schedule::new(hypervisor.interval, config.hypervisors.len(), name),
             interval: hypervisor.interval,
             clock: Arc::clone(clock),
             sinks: Arc::clone(sinks),
             told: OncePerCause::default(),
-        })
+        }
     }
 
     async fn run(mut self, mut stopping: watch::Receiver<bool>) {

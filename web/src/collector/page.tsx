@@ -94,7 +94,7 @@ function Hypervisors({ list, now }: { list: Hypervisor[]; now: number }) {
                 <th scope="col" class="num" title="device names found in the cache">Cache hits</th>
               </tr>
             </thead>
-            <tbody>{sorted.map((one) => <HypervisorRow key={one.host} one={one} now={now} />)}</tbody>
+            <tbody>{sorted.map((one) => <HypervisorRow key={`${one.host} ${one.uri}`} one={one} now={now} />)}</tbody>
           </table>
         </div>
       )}
@@ -108,9 +108,9 @@ function HypervisorRow({ one, now }: { one: Hypervisor; now: number }) {
   return (
     <>
       <tr class={one.problem !== null ? "bad-row" : undefined}>
-        <th scope="row"><a href={link("", { host: one.host })}>{one.host}</a>{one.uri !== null && <small> {one.uri}</small>}</th>
+        <th scope="row"><a href={link("", { host: one.host })}>{one.host}</a>{one.uri !== null && one.uri !== one.host && <small> {one.uri}</small>}</th>
         <td title={fullTime(one.connectedSince)}>
-          {one.connectedSince === null ? <span class="bad">✕ not connected</span> : <>{shortTime(one.connectedSince, now)} <small>({duration(now - one.connectedSince)})</small></>}
+          {one.uri === null ? "–" : one.connectedSince === null ? <span class="bad">✕ not connected</span> : <>{shortTime(one.connectedSince, now)} <small>({duration(now - one.connectedSince)})</small></>}
         </td>
         <td>{one.libvirt ?? "–"}</td>
         <td class="num">{count(one.vms)}</td>

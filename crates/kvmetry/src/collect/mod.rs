@@ -21,6 +21,7 @@ mod live;
 mod older;
 mod round;
 mod session;
+mod status;
 mod vm;
 
 use std::collections::{BTreeSet, HashMap};
@@ -38,6 +39,7 @@ use self::failures::Failure;
 use self::live::{follow, relist};
 use self::round::{Round, Tally};
 use self::session::Session;
+pub(crate) use self::status::{Status, Statuses};
 use self::vm::{STUCK_AFTER, Turn, Vm};
 use crate::clock::Clock;
 use crate::config::{self, Config, Hypervisor};
@@ -176,6 +178,9 @@ pub(crate) struct Host {
     settings: Settings,
     place: usize,
     names: HostNames,
+    /// What others are shown, and where they find it.
+    status: Status,
+    statuses: Statuses,
     clock: Arc<dyn Clock>,
     budget: Budget,
     session: Option<Session>,
@@ -209,8 +214,15 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// A hypervisor, not connected yet: the one at `place` of all that this process reads, whose names are `names`.
-    pub(crate) fn new(settings: Settings, place: usize, names: HostNames, clock: Arc<dyn Clock>) -> Self {
+    /// A hypervisor, not connected yet: the one at `place` of all that this process reads, whose names are `names` and who
+    /// tell in `statuses` how they fare.
+    pub(crate) fn new(
+        settings: Settings,
+        place: usize,
+        names: HostNames,
+        statuses: Statuses,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let mut tracker = HostTracker::new(settings.tracker.clone());
         // Until the daemon has told its name, the URI's is the best there is.
         let host = settings.name.as_deref().or(settings.uri.host()).unwrap_or("localhost");
@@ -218,9 +230,21 @@ impl Host {
         if let Some(name) = &settings.name {
             names.claim(name, place);
         }
+        let status = Status {
+            name: settings.name.clone().unwrap_or_else(|| settings.uri.redacted()),
+            tag: settings.name.clone().map(|name| if settings.host_tag { name } else { String::new() }),
+            uri: settings.uri.redacted(),
+            interval: settings.interval,
+            max_abandoned: settings.max_abandoned,
+            sets_balloons: !settings.balloon_period.is_zero(),
+            ..Status::default()
+        };
+        statuses.publish(place, status.clone());
         Self {
             place,
             names,
+            status,
+            statuses,
             budget: Budget::new(settings.max_abandoned),
             clock,
             session: None,
@@ -276,6 +300,7 @@ impl Host {
         self.encode(timestamp_ns, begun, began_ns, out, &mut report);
         self.tell_health(&report);
         report.took = listed.elapsed();
+        self.publish(&report);
         let collector = Collector {
             cycle_ns: u64::try_from(report.took.as_nanos()).unwrap_or(u64::MAX),
             lines: u64::from(report.lines),
@@ -432,6 +457,10 @@ impl Host {
                     "{}", if self.was_connected { "connected again" } else { "connected" }
                 );
                 self.was_connected = true;
+                self.status.connected_ns = Some(self.clock.wall_ns());
+                self.status.libvirt = Some(session.version);
+                self.status.problem = None;
+                self.statuses.publish(self.place, self.status.clone());
                 self.down = None;
                 self.told.over_all(DOWN);
                 self.backoff.reset();
@@ -446,19 +475,43 @@ impl Host {
         }
     }
 
+    /// Shows others what a cycle came to.
+    fn publish(&mut self, report: &Report) {
+        let Totals { failures, cache_hits, cache_misses, .. } = self.totals;
+        self.status = Status {
+            problem: report.down.clone(),
+            cycle: report.down.is_none().then_some(report.took),
+            vms: report.vms,
+            stuck: report.stuck,
+            abandoned: self.budget.abandoned(),
+            failures,
+            hit_rate: (cache_hits + cache_misses > 0).then(|| self.totals.hit_rate()),
+            ..std::mem::take(&mut self.status)
+        };
+        self.statuses.publish(self.place, self.status.clone());
+    }
+
     /// Sets the tag `host`. The name may turn out to be another hypervisor's, which connected later.
     fn take_name(&mut self) {
         let Some(session) = &self.session else { return };
-        if !self.settings.host_tag || self.settings.name.is_some() {
+        if self.settings.name.is_some() {
             return;
         }
         let name = &session.hostname;
+        self.status.name = name.clone();
+        if !self.settings.host_tag {
+            self.status.tag = Some(String::new());
+            return;
+        }
         if self.names.claim(name, self.place) {
             self.tracker.set_host(name);
+            self.status.tag = Some(name.clone());
             return;
         }
         let uri = self.settings.uri.to_string();
         self.tracker.set_host(&uri);
+        self.status.tag = Some(uri.clone());
+        self.status.name = uri.clone();
         if self.told.tell("host name", self.clock.monotonic()).is_some() {
             tracing::error!(
                 host = name,
@@ -476,6 +529,9 @@ impl Host {
             // Events that came before it broke are as good as ever.
             self.take_events();
             self.session = None;
+            self.status.connected_ns = None;
+            self.status.problem = Some(text.clone());
+            self.statuses.publish(self.place, self.status.clone());
             let wait = self.backoff.next_wait();
             self.connect_at = Instant::now() + wait;
             tracing::debug!(uri = %self.settings.uri, ?wait, "before the next try to connect");

@@ -24,6 +24,7 @@ use super::schema::Schema;
 use super::source::{Params, Source, SourceError};
 use super::types::{Fleet, FleetHistory};
 use crate::clock::Clock;
+use crate::collect::Statuses;
 use crate::http::{Turn, Turns};
 
 /// The fleet is asked for no more often than this.
@@ -62,6 +63,8 @@ pub(crate) struct Board {
     clock: Arc<dyn Clock>,
     /// How often hypervisors are read as far as is known, until readings show it.
     interval: Duration,
+    /// The hypervisors that this process reads.
+    statuses: Statuses,
     state: Mutex<State>,
     pushes: watch::Sender<Option<Push>>,
     /// Among all that ask the store.
@@ -102,11 +105,12 @@ impl Board {
         source: Source,
         clock: Arc<dyn Clock>,
         interval: Duration,
+        statuses: Statuses,
         turns: Arc<Turns>,
         threads: Handle,
     ) -> Self {
         let (state, pushes) = (Mutex::default(), watch::Sender::new(None));
-        Self { source, clock, interval, state, pushes, turns, threads }
+        Self { source, clock, interval, statuses, state, pushes, turns, threads }
     }
 
     pub(crate) fn source(&self) -> &Source {
@@ -222,7 +226,7 @@ impl Board {
         for vm in &mut vms {
             vm.add(state.slow.faults.get(&vm.uuid), growth.get(&vm.uuid).copied().flatten());
         }
-        Ok(fleet::fleet(vms, cycles, &before, &paces, self.now_ms()))
+        Ok(fleet::fleet(vms, cycles, &before, &paces, &self.statuses.now(), self.now_ms()))
     }
 
     async fn look(&self, slow: &mut Slow) -> Result<(), SourceError> {

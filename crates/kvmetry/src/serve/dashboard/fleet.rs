@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::schema::Schema;
 use super::types::{Fleet, FleetHistory, Host, Level, MemorySource, Vm, Warning};
+use crate::collect::Status;
 
 const MS: i64 = 1_000_000;
 pub(crate) const TABLE: &str = "vm_totals";
@@ -26,6 +27,9 @@ const DROPS: [&str; 2] = ["net_rxdrops", "net_txdrops"];
 pub(crate) const HISTORY_MINUTES: i64 = 15;
 /// A host that has no reading for so many intervals is silent.
 const SILENT_AFTER: i64 = 3;
+/// So many hypervisors that cannot be read are told each with its problem, the rest are counted: a switch that fails may
+/// take hundreds.
+const PROBLEMS_TOLD: usize = 10;
 
 /// A VM's last two readings.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -325,8 +329,16 @@ pub(crate) fn interval(rows: &[Row]) -> Option<i64> {
     all.get(all.len() / 2).copied()
 }
 
-/// Puts the fleet together. `before`: as it was, whose VMs stay where their host has become silent.
-pub(crate) fn fleet(mut vms: Vec<Vm>, cycles: Vec<Cycle>, before: &Fleet, paces: &Paces, now: i64) -> Fleet {
+/// Puts the fleet together. `before`: as it was, whose VMs stay where their host has become silent. `own`: the hypervisors
+/// that this process reads.
+pub(crate) fn fleet(
+    mut vms: Vec<Vm>,
+    cycles: Vec<Cycle>,
+    before: &Fleet,
+    paces: &Paces,
+    own: &[Status],
+    now: i64,
+) -> Fleet {
     let mut newest: BTreeMap<String, i64> = BTreeMap::new();
     let mut hosts: BTreeMap<String, Host> = BTreeMap::new();
     for cycle in cycles {
@@ -379,16 +391,17 @@ pub(crate) fn fleet(mut vms: Vec<Vm>, cycles: Vec<Cycle>, before: &Fleet, paces:
         host.interval = paces.of(name);
     }
     let hosts: Vec<Host> = hosts.into_values().collect();
-    let mut warnings = warnings(&vms, &hosts);
+    let mut warnings = warnings(&vms, &hosts, own);
     warnings.extend(twice);
     warnings.sort_by_key(|it| it.level);
     let at = vms.iter().map(|it| it.at).max().max(newest.into_values().max());
     Fleet { now, at, interval: paces.usual, hosts, vms, warnings }
 }
 
-fn warnings(vms: &[Vm], hosts: &[Host]) -> Vec<Warning> {
-    let mut warnings = Vec::new();
-    for host in hosts.iter().filter(|it| it.silent) {
+fn warnings(vms: &[Vm], hosts: &[Host], own: &[Status]) -> Vec<Warning> {
+    let mut warnings = problems(own);
+    let is_told = |host: &str| own.iter().any(|it| it.problem.is_some() && it.tag.as_deref() == Some(host));
+    for host in hosts.iter().filter(|it| it.silent && !is_told(&it.name)) {
         warnings.push(Warning {
             level: Level::Error,
             text: format!("{} is silent: it could not be read of late", host.name),
@@ -405,24 +418,56 @@ fn warnings(vms: &[Vm], hosts: &[Host]) -> Vec<Warning> {
             advice: Some("look for hung storage (dead NFS, full disk) on their host".to_owned()),
         });
     }
+    let sets_balloons =
+        |vm: &Vm| own.iter().any(|it| it.sets_balloons && it.tag.as_deref() == Some(&*vm.host));
     let is_blind = |it: &&Vm| it.state == Some(1) && it.source == Some(MemorySource::Rss);
-    let first = vms.iter().find(|it| is_blind(it) && is_uuid(&it.uuid));
-    let blind: Vec<&str> = vms.iter().filter(is_blind).map(|it| it.name.as_str()).collect();
-    if !blind.is_empty() {
-        warnings.push(Warning {
-            level: Level::Warning,
-            text: format!(
-                "{} do not tell the memory that they use inside: {}",
-                count(blind.len(), "VM"),
-                some(&blind)
+    let (with_period, without): (Vec<&Vm>, Vec<&Vm>) =
+        vms.iter().filter(is_blind).partition(|it| sets_balloons(it));
+    // No name: it is to be pasted into a shell.
+    let advice = without.iter().find(|it| is_uuid(&it.uuid)).map(|it| {
+        format!(
+            "with a balloon driver in the guest: virsh dommemstat {} --period 5 --live; or, for all of them, [collect] \
+             balloon_period = \"5s\"",
+            it.uuid
+        )
+    });
+    warnings.extend(blind(&without, advice));
+    let advice = "balloon_period sees to it that balloons report: what is missing is the driver in the guest \
+                  (virtio_balloon), or the VM's balloon; kvmetry check tells which VMs have none";
+    warnings.extend(blind(&with_period, Some(advice.to_owned())));
+    warnings
+}
+
+/// Hypervisors that this process cannot read. Why says what to do, as `kvmetry check` does.
+fn problems(own: &[Status]) -> Vec<Warning> {
+    let all: Vec<_> = own.iter().filter_map(|it| Some((&it.name, it.problem.as_ref()?))).collect();
+    let mut warnings: Vec<Warning> = all
+        .iter()
+        .take(PROBLEMS_TOLD)
+        .map(|(name, problem)| Warning {
+            level: Level::Error,
+            text: format!("{name} cannot be read: {problem}"),
+            advice: Some(
+                "once that is mended it is read again by itself, within half a minute; kvmetry check tells more"
+                    .to_owned(),
             ),
-            // No name: it is to be pasted into a shell.
-            advice: first.map(|it| {
-                format!("with a balloon driver in the guest: virsh dommemstat {} --period 5 --live", it.uuid)
-            }),
+        })
+        .collect();
+    if let Some(more) = all.len().checked_sub(PROBLEMS_TOLD).filter(|it| *it > 0) {
+        warnings.push(Warning {
+            level: Level::Error,
+            text: format!("{} cannot be read", count(more, "more hypervisor")),
+            advice: Some("the collector's page and kvmetry check tell why".to_owned()),
         });
     }
     warnings
+}
+
+fn blind(vms: &[&Vm], advice: Option<String>) -> Option<Warning> {
+    let names: Vec<&str> = vms.iter().map(|it| it.name.as_str()).collect();
+    let vms = count(names.len(), "VM");
+    let text = format!("the memory that guests use inside is not known of {vms}: {}", some(&names));
+    (!names.is_empty()).then_some(Warning { level: Level::Warning, text, advice })
 }
 
 /// Whether this is a UUID and nothing else.
@@ -504,4 +549,73 @@ pub(crate) fn histories(rows: &[Bucket], step_s: i64, interval: i64, now: i64) -
         line[place] = row.cpu();
     }
     FleetHistory { from, step, cpu }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn running(uuid: u8, host: &str, source: MemorySource) -> Vm {
+        Vm {
+            uuid: format!("00000000-0000-4000-8000-0000000000{uuid:02}"),
+            name: format!("vm{uuid}"),
+            host: host.to_owned(),
+            state: Some(1),
+            source: Some(source),
+            ok: true,
+            ..Vm::default()
+        }
+    }
+
+    fn host(name: &str, silent: bool) -> Host {
+        Host { name: name.to_owned(), silent, ..Host::default() }
+    }
+
+    fn own(name: &str, tag: Option<&str>, problem: Option<&str>) -> Status {
+        let (tag, problem) = (tag.map(str::to_owned), problem.map(str::to_owned));
+        Status { name: name.to_owned(), tag, problem, ..Status::default() }
+    }
+
+    fn texts(vms: &[Vm], hosts: &[Host], own: &[Status]) -> Vec<String> {
+        warnings(vms, hosts, own).into_iter().map(|it| it.text).collect()
+    }
+
+    #[test]
+    fn a_hypervisor_that_cannot_be_read_is_told_once_with_its_problem() {
+        // Never read, so nothing is written of it.
+        let never = [own("qemu:///system", None, Some("no libvirt daemon here"))];
+        assert_eq!(texts(&[], &[], &never), ["qemu:///system cannot be read: no libvirt daemon here"]);
+        let hosts = [host("kvm1", true), host("kvm2", true), host("kvm3", false)];
+        let own = [own("kvm1", Some("kvm1"), Some("it hangs")), own("kvm3", Some("kvm3"), None)];
+        let expect = ["kvm1 cannot be read: it hangs", "kvm2 is silent: it could not be read of late"];
+        assert_eq!(texts(&[], &hosts, &own), expect);
+    }
+
+    #[test]
+    fn a_switch_that_fails_does_not_fill_the_page() {
+        let all: Vec<_> = (0..12).map(|n| own(&format!("kvm{n}"), None, Some("no answer"))).collect();
+        let told = texts(&[], &[], &all[..10]);
+        assert_eq!((told.len(), &*told[9]), (10, "kvm9 cannot be read: no answer"));
+        let told = texts(&[], &[], &all);
+        assert_eq!((told.len(), &*told[10]), (11, "2 more hypervisors cannot be read"));
+    }
+
+    #[test]
+    fn advice_on_balloons_is_right_for_each_hypervisor() {
+        let sets = Status { sets_balloons: true, ..own("kvm1", Some("kvm1"), None) };
+        let vms = [
+            running(1, "kvm1", MemorySource::Rss),
+            running(2, "kvm2", MemorySource::Rss),
+            running(3, "kvm2", MemorySource::Guest),
+            Vm { state: Some(3), ..running(4, "kvm2", MemorySource::Rss) },
+        ];
+        let told = warnings(&vms, &[], &[sets, own("kvm2", Some("kvm2"), None)]);
+        let [without, with_period] = &told[..] else { panic!("{told:?}") };
+        assert_eq!(without.text, "the memory that guests use inside is not known of 1 VM: vm2");
+        let advice = without.advice.as_deref().unwrap_or_default();
+        assert!(advice.contains(&format!("virsh dommemstat {} --period 5", vms[1].uuid)), "{advice}");
+        assert_eq!(with_period.text, "the memory that guests use inside is not known of 1 VM: vm1");
+        let advice = with_period.advice.as_deref().unwrap_or_default();
+        assert!(advice.contains("virtio_balloon") && !advice.contains("virsh"), "{advice}");
+    }
 }

@@ -40,6 +40,7 @@ pub(crate) use self::types::JournalState;
 #[cfg(feature = "store")]
 pub(crate) use self::types::StoreState;
 use crate::clock::Clock;
+use crate::collect::Statuses;
 use crate::http::{BUSY_RETRY, Connection, Mount, Needs, Problem, READ, Turns, json};
 
 /// Browsers that watch at once: each has one stream, whatever its tabs. Beyond: 503.
@@ -58,6 +59,8 @@ pub(crate) struct Setup {
     pub(crate) base_path: String,
     pub(crate) turns: Arc<Turns>,
     pub(crate) threads: Handle,
+    /// The hypervisors that this process reads.
+    pub(crate) statuses: Statuses,
     /// How this process fares. It waits for the disk.
     pub(crate) own: Box<dyn Fn() -> Own + Send + Sync>,
 }
@@ -68,17 +71,19 @@ struct Dashboard {
     watchers: Arc<Semaphore>,
     /// Names this run of the program.
     run: String,
+    statuses: Statuses,
     own: Arc<dyn Fn() -> Own + Send + Sync>,
 }
 
 /// The pages and their API, for the port.
 pub(crate) fn mounts(setup: Setup) -> Vec<Mount> {
-    let Setup { source, clock, interval, base_path, turns, threads, own } = setup;
+    let Setup { source, clock, interval, base_path, turns, threads, statuses, own } = setup;
     let dashboard = Arc::new(Dashboard {
-        board: Arc::new(Board::new(source, clock, interval, turns, threads)),
+        board: Arc::new(Board::new(source, clock, interval, statuses.clone(), turns, threads)),
         assets: Assets::new(&base_path),
         watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
         run: format!("{:016x}", fastrand::u64(..)),
+        statuses,
         own: own.into(),
     });
     let mount = |prefix, needs, path: &str, handler: MethodRouter<Arc<Dashboard>>| Mount {
@@ -160,7 +165,8 @@ async fn collector(State(dashboard): Shared) -> Result<Response, Problem> {
     let board = &dashboard.board;
     let (fleet, schema) = (board.fleet().await.map_err(failed)?, board.schema().await.map_err(failed)?);
     let _turn = dashboard.board.turn().await.map_err(failed)?;
-    Ok(json(&collector::page(board.source(), &schema, &fleet, own).await.map_err(failed)?))
+    let statuses = dashboard.statuses.now();
+    Ok(json(&collector::page(board.source(), &schema, &fleet, own, &statuses).await.map_err(failed)?))
 }
 
 async fn live(

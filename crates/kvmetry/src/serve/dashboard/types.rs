@@ -253,9 +253,11 @@ pub(crate) struct Collector {
 #[cfg_attr(test, derive(ts_rs::TS))]
 pub(crate) struct Hypervisor {
     pub(crate) host: String,
+    /// As configured, without what may be secret; null of a hypervisor that another collector reads.
     pub(crate) uri: Option<String>,
+    /// Null while there is no connection, or another collector's.
     pub(crate) connected_since: Option<i64>,
-    /// libvirt's version there.
+    /// libvirt's version there, when it was connected last.
     pub(crate) libvirt: Option<String>,
     /// Wall time of the last cycle, ms.
     pub(crate) cycle: Option<f64>,
@@ -268,7 +270,7 @@ pub(crate) struct Hypervisor {
     pub(crate) failures: i64,
     /// Part of the device names that were in the cache, 0 to 1.
     pub(crate) cache_hits: Option<f64>,
-    /// Why it cannot be read.
+    /// Why it was not read in its last cycle.
     pub(crate) problem: Option<String>,
 }
 
