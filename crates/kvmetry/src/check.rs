@@ -149,19 +149,36 @@ async fn check_port(config: &Config, page: &mut Page) -> anyhow::Result<()> {
         Ok(Held::By { url, .. }) => url,
         _ => None,
     };
-    let is_ours = url.is_some_and(|url| is_at(&url, listen.port()));
+    let is_ours = url.as_deref().is_some_and(|url| is_at(url, listen.port()));
     let tokens = config.http.tokens_file(&config.data_dir);
     if let Err(error) = http::check(&config.http, listen, &tokens) {
         page.bad(logging::chain(&error))?;
     }
-    match tokio::net::TcpListener::bind(listen).await {
-        Ok(_) => page.good("free"),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_ours => {
-            page.good("open: the process that has the data directory listens there")
+    let is_free = match tokio::net::TcpListener::bind(listen).await {
+        Ok(_) => {
+            page.good("free")?;
+            true
         }
-        Err(error) => page.bad(format_args!(
-            "cannot be opened: {error}; end what listens there, or choose another with --listen"
-        )),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_ours => {
+            page.good("open: the process that has the data directory listens there")?;
+            false
+        }
+        Err(error) => {
+            page.bad(format_args!(
+                "cannot be opened: {error}; end what listens there, or choose another with --listen"
+            ))?;
+            false
+        }
+    };
+    match url {
+        Some(url) => page.good(format_args!("the dashboard is at {url}/")),
+        None if is_free && listen.port() == 0 => {
+            page.good("kvmetry run tells where the dashboard is: the system chooses the port")
+        }
+        None if is_free => {
+            page.good(format_args!("the dashboard will be at {}/ once kvmetry runs", config.http.url(listen)))
+        }
+        None => Ok(()),
     }
 }
 

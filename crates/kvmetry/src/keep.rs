@@ -7,7 +7,6 @@
 //!    └──────────── Port (HTTP) ────────┘
 //! ```
 
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 #[cfg(feature = "store")]
 use std::sync::Mutex;
@@ -212,17 +211,13 @@ impl Kept {
             threads: thread.handle(),
         })
         .await?;
-        let scheme = if config.http.tls.is_some() { "https" } else { "http" };
-        let mut address = port.address();
-        if address.ip().is_unspecified() {
-            // Whoever asks from this machine can do so over loopback.
-            address.set_ip(if address.is_ipv6() {
-                Ipv6Addr::LOCALHOST.into()
-            } else {
-                Ipv4Addr::LOCALHOST.into()
-            });
-        }
-        let url = format!("{scheme}://{address}{}", config.http.base_path);
+        let url = config.http.url(port.address());
+        let elsewhere = if port.address().ip().is_unspecified() {
+            " (from other machines, with this one's address)"
+        } else {
+            ""
+        };
+        tracing::info!("the dashboard is at {url}/{elsewhere}");
         let certificate = config.http.tls.as_ref().map(|tls| {
             let file = std::path::absolute(&tls.certificate).unwrap_or_else(|_| tls.certificate.clone());
             file.display().to_string()

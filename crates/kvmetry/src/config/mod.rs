@@ -17,7 +17,7 @@ mod layers;
 mod net;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -216,6 +216,16 @@ pub(crate) struct Http {
 }
 
 impl Http {
+    /// Where the port is that listens on this address, for whoever asks from this machine; without a slash at its end.
+    pub(crate) fn url(&self, mut address: SocketAddr) -> String {
+        if address.ip().is_unspecified() {
+            let is_ipv6 = address.is_ipv6();
+            address.set_ip(if is_ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() });
+        }
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{address}{}", self.base_path)
+    }
+
     /// The file of tokens, which is in this data directory unless it was told otherwise; absolute, so that its folder
     /// has a name.
     pub(crate) fn tokens_file(&self, data_dir: &Path) -> PathBuf {
