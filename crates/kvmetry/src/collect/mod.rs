@@ -529,7 +529,7 @@ impl Host {
             // Events that came before it broke are as good as ever.
             self.take_events();
             self.session = None;
-            self.status.connected_ns = None;
+            (self.status.connected_ns, self.status.cycle) = (None, None);
             self.status.problem = Some(text.clone());
             self.statuses.publish(self.place, self.status.clone());
             let wait = self.backoff.next_wait();

@@ -345,6 +345,19 @@ fn the_environment_goes_before_the_file() {
 }
 
 #[test]
+fn the_port_is_at_a_url_that_can_be_opened() {
+    let check = |listen: &str, base_path: &str, is_tls: bool, expect: &str| {
+        let tls = is_tls.then(|| HttpTls { certificate: "cert.pem".into(), key: "key.pem".into() });
+        let http = Http { base_path: base_path.to_owned(), tls, ..default_http() };
+        assert_eq!(http.url(listen.parse().unwrap()), expect);
+    };
+    check("127.0.0.1:8177", "", false, "http://127.0.0.1:8177");
+    check("0.0.0.0:80", "/kvmetry", false, "http://127.0.0.1:80/kvmetry");
+    check("[::]:8177", "", true, "https://[::1]:8177");
+    check("192.0.2.7:8177", "", true, "https://192.0.2.7:8177");
+}
+
+#[test]
 fn the_file_of_tokens_has_a_folder() {
     let variables = [("KVMETRY_HTTP_TOKENS".to_owned(), "tokens.json".to_owned())];
     let config = Config::from_parts(None, &variables, &Flags::default()).unwrap();

@@ -9,6 +9,7 @@
 mod balloon;
 mod commands;
 mod counting;
+mod dashboard;
 mod devices;
 mod full;
 mod harness;

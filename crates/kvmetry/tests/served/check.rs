@@ -29,6 +29,7 @@ async fn it_says_who_has_the_data_directory_and_the_port() {
     assert!(!dir.exists(), "it makes nothing");
     assert!(told.contains("  ok    the store: 0 files, 0 MiB of at most 64 MiB"), "{told}");
     assert!(told.contains("HTTP port 127.0.0.1:0\n  ok    free"), "{told}");
+    assert!(told.contains("  ok    kvmetry run tells where the dashboard is"), "{told}");
 
     let server = Server::start(&dir);
     assert_eq!(server.write("t v=1i 1000").await.expect("an answer"), 204);
@@ -39,13 +40,17 @@ async fn it_says_who_has_the_data_directory_and_the_port() {
     assert!(told.contains(&expect), "{told}");
     assert!(told.contains("  ok    the store: 1 files"), "{told}");
     assert!(told.contains("  ok    open: the process that has the data directory listens there"), "{told}");
+    assert!(told.contains(&format!("  ok    the dashboard is at {}/\n", server.url)), "{told}");
 
     // The port of another.
     let other = folder.path().join("other");
     let told = check(&other, &port);
     assert!(told.contains("  FAIL  cannot be opened: Address already in use"), "{told}");
+    assert!(!told.contains("dashboard"), "{told}");
+    let url = server.url.clone();
     server.stop();
     let told = check(&dir, &port);
+    assert!(told.contains(&format!("  ok    the dashboard will be at {url}/ once kvmetry runs\n")), "{told}");
     assert!(told.contains("  ok    no kvmetry uses it now"), "{told}");
     std::fs::write(dir.join("version"), "2\n").expect("written");
     assert!(check(&dir, &port).contains("  FAIL  "), "{told}");

@@ -50,6 +50,13 @@ impl Pages {
         Self { _dir: dir, server }
     }
 
+    /// Those of a collector.
+    fn of_run(args: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let server = Server::of::<&str>("run", dir.path(), args, &[]);
+        Self { _dir: dir, server }
+    }
+
     async fn write(&self, lines: String) {
         let url = format!("{}/api/v3/write_lp?db=kvmetry", self.server.url);
         let answer = client().post(url).body(lines).send().await.expect("an answer");
@@ -130,6 +137,42 @@ async fn the_fleet_is_what_was_written() {
     let collector = pages.json("/api/collector").await;
     assert_eq!(collector["hypervisors"][0]["cycle"], 7.0, "{collector}");
     assert!(collector["journal"]["entries"].as_u64() >= Some(1), "{collector}");
+    let oldest = collector["journal"]["oldest"].as_i64().expect("a time");
+    assert!(
+        (collector["since"].as_i64().expect("a time")..=now_ns() / 1_000_000).contains(&oldest),
+        "{collector}"
+    );
+    // Another process reads it.
+    assert_eq!(collector["hypervisors"][0]["uri"], Value::Null);
+}
+
+/// Nothing is ever written, so there is no row to know it by.
+#[tokio::test]
+async fn a_hypervisor_that_is_not_there_is_shown_with_its_problem() {
+    let uri = "qemu+unix:///system?socket=/nonexistent&key=secret";
+    let pages = Pages::of_run(&["--interval", "1s", "--uri", uri]);
+    let shown = "qemu+unix:///system?socket=/nonexistent&key=***";
+    let problem = "unix:/nonexistent: no such socket: is the daemon running, and is socket= right?";
+    let text = format!("{shown} cannot be read: {problem}");
+    let mut events = Events::of(&pages.server, None).await;
+    loop {
+        let (_, _, fleet) = events.next().await;
+        let warnings = fleet["warnings"].as_array().expect("warnings");
+        // The first push may have come before the first try.
+        if let [warning] = &warnings[..] {
+            assert_eq!((&warning["level"], &warning["text"]), (&json!("error"), &json!(text)));
+            assert!(warning["advice"].is_string(), "{warning}");
+            break;
+        }
+        assert_eq!(warnings.len(), 0, "{fleet}");
+    }
+    let collector = pages.json("/api/collector").await;
+    let [one] = &collector["hypervisors"].as_array().expect("hypervisors")[..] else { panic!("{collector}") };
+    assert_eq!((&one["host"], &one["uri"], &one["problem"]), (&json!(shown), &json!(shown), &json!(problem)));
+    assert_eq!((&one["connectedSince"], &one["libvirt"]), (&Value::Null, &Value::Null));
+    assert_eq!((&one["interval"], &one["cycle"], &one["vms"]), (&json!(1_000), &Value::Null, &json!(0)));
+    assert!(!collector.to_string().contains("secret"), "{collector}");
+    assert_eq!(collector["warnings"][0]["text"], text);
 }
 
 /// One is read every 5 s, one every minute, and one has a clock that is far ahead.

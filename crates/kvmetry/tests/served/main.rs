@@ -32,8 +32,13 @@ impl Server {
 
     /// With more arguments and variables.
     fn with<V: AsRef<OsStr>>(dir: &Path, args: &[&str], variables: &[(&str, V)]) -> Self {
+        Self::of("serve", dir, args, variables)
+    }
+
+    /// By another command that opens the port.
+    fn of<V: AsRef<OsStr>>(command: &str, dir: &Path, args: &[&str], variables: &[(&str, V)]) -> Self {
         let mut child = Command::new(KVMETRY)
-            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+            .args([command, "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(dir)
             .args(args)
             .env("KVMETRY_LOG", "info")
