@@ -19,7 +19,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 .PHONY: demo
-demo: ## telemetry of real VMs on this machine, in the foreground (DEMO_SECONDS=30 ends by itself)
+demo: ## telemetry of real VMs on this machine and the dashboard, in the foreground (DEMO_SECONDS=30 ends by itself)
 	@scripts/demo.sh
 
 .PHONY: test

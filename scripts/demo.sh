@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # `make demo`: installs what is missing, builds, and shows the telemetry of live VMs: those that libvirt has, else of
-# three that it starts and removes again.
+# three that it starts and removes again. The dashboard is there too, where Node can build its pages.
 #
 #   DEMO_SECONDS=30    ends by itself; without it, Ctrl-C ends it
 #   DEMO_ARGS='…'      more arguments for `kvmetry run`
@@ -13,6 +13,8 @@ readonly PREFIX=kvmetry-demo
 readonly VMS=3
 # `kvmetry run` ends within 2 s of being asked to.
 readonly GRACE_SECONDS=10
+# What the pages are built with, as in scripts/install-deps.sh.
+readonly NODE_MAJOR=20
 
 say() { printf '\ndemo: %s\n' "$*"; }
 
@@ -20,6 +22,17 @@ scripts/install-deps.sh demo
 PATH=$PATH:$HOME/.cargo/bin
 sudo=()
 [ "$(id -u)" = 0 ] || sudo=(sudo --)
+
+# A failure costs the pages only: npm wants the network where it has never run here.
+node_major=$({ node --version 2>/dev/null || true; } | sed 's/^v\([0-9]*\).*/\1/')
+dashboard=1
+if [ "${node_major:-0}" -lt "$NODE_MAJOR" ] || ! command -v npm >/dev/null; then
+    dashboard=
+    say "the dashboard is left out: install Node $NODE_MAJOR or newer with npm (Debian 13: nodejs and npm; else nodejs.org)"
+elif say "building the dashboard's pages" && ! make --no-print-directory web; then
+    dashboard=
+    say "the dashboard is left out: its pages could not be built, npm says why above"
+fi
 
 say "building"
 cargo build --locked --profile demo -p kvmetry -p xtask
@@ -54,8 +67,14 @@ say "kvmetry once --format table"
 "$kvmetry" once --format table
 
 data=$(mktemp -d)
+# Above a configuration file, below DEMO_ARGS.
+export KVMETRY_HTTP_LISTEN=${KVMETRY_HTTP_LISTEN:-127.0.0.1:8177}
+listen=$KVMETRY_HTTP_LISTEN
+[[ " ${DEMO_ARGS:-} " =~ \ --listen[=\ ]([^\ ]+) ]] && listen=${BASH_REMATCH[1]}
+[ "$listen" != off ] || dashboard=
 say "kvmetry run --output - (line protocol; Ctrl-C ends it). Meanwhile, in another terminal:"
 say "  $kvmetry query --data-dir $data 'SELECT time, name, memrss FROM vm_totals ORDER BY time DESC LIMIT 6'"
+[ -z "$dashboard" ] || say "  and in a browser, the dashboard: http://${listen/#0.0.0.0:/127.0.0.1:}/"
 # Words of DEMO_ARGS are arguments.
 read -r -a args <<<"${DEMO_ARGS:-}"
 command=("$kvmetry" run --output - --data-dir "$data" "${args[@]}")
