@@ -1,5 +1,5 @@
 // A value that pages watch: the one way in which what arrives reaches what is drawn.
-import { useEffect, useState } from "preact/hooks";
+import { useLayoutEffect, useState } from "preact/hooks";
 
 export class Store<T> {
   #value: T;
@@ -27,6 +27,7 @@ export class Store<T> {
 /** The store's value; the component is drawn anew at each change. */
 export function useStore<T>(store: Store<T>): T {
   const [, redraw] = useState({});
-  useEffect(() => store.watch(() => redraw({})), [store]);
+  // With the drawing: what is told between that and a later effect would be missed until the next change.
+  useLayoutEffect(() => store.watch(() => redraw({})), [store]);
   return store.value;
 }
