@@ -5,6 +5,8 @@ import { Store } from "./store.ts";
 /** Longer than the server's own time-out of a query, so that its words arrive rather than ours. */
 const TIMEOUT_MS = 60_000;
 
+const BROKE_OFF = "the answer broke off";
+
 /** What the server answered instead of what was asked for. */
 export class Refused extends Error {
   constructor(
@@ -15,15 +17,23 @@ export class Refused extends Error {
   }
 }
 
-/** The server could not be reached at all. */
+/** The server could not be reached, or went away in the middle of its answer. */
 export class Unreachable extends Error {}
 
 /** Whether a token is needed, and whether there is one. `needed` and not `login`: the login form is shown. */
 export const session = new Store<Session>({ login: true, needed: false });
 
+/** Logins and logouts of this tab: what was asked before the newest one tells nothing of the session after it. */
+let era = 0;
+
 export async function get<T>(path: string, signal?: AbortSignal): Promise<T> {
   const response = await ask(path, signal === undefined ? {} : { signal });
-  return (await response.json()) as T;
+  try {
+    return (await response.json()) as T;
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new Unreachable(BROKE_OFF);
+  }
 }
 
 export async function logIn(token: string): Promise<void> {
@@ -33,27 +43,32 @@ export async function logIn(token: string): Promise<void> {
     body: JSON.stringify({ token }),
   });
   if (!response.ok) throw new Refused(response.status, await reason(response));
+  era += 1;
   session.set({ login: true, needed: true });
 }
 
 export async function logOut(): Promise<void> {
   await send("api/session", { method: "DELETE" });
+  era += 1;
   session.set({ login: false, needed: true });
 }
 
 /** Asks whether a token is needed; a server that is gone is told by the stream, not here. */
 export async function checkSession(): Promise<void> {
+  const asked = era;
   try {
-    session.set(await get<Session>("api/session"));
+    const answer = await get<Session>("api/session");
+    if (asked === era) session.set(answer);
   } catch (error) {
     if (!(error instanceof Unreachable || error instanceof Refused)) throw error;
   }
 }
 
 async function ask(path: string, init: RequestInit): Promise<Response> {
+  const asked = era;
   const response = await send(path, init);
   if (response.ok) return response;
-  if (response.status === 401) session.set({ login: false, needed: true });
+  if (response.status === 401 && asked === era) session.set({ login: false, needed: true });
   throw new Refused(response.status, await reason(response));
 }
 
