@@ -63,6 +63,8 @@ export function useVmPage(uuid: string, range: Range, points: number): Loaded & 
 
   useEffect(() => {
     const { page } = state;
+    // Of another range: the effect before this one has just asked for the whole, and a piece would be joined to that.
+    if (state.key !== key) return;
     if (!range.live || page === null || state.loading || fleet === null || piece.current.control !== null) return;
     const pace = Math.min(LONGEST_MS, Math.max(SHORTEST_MS, (page.step ?? 0) / 4));
     // A cycle that comes a moment early is not put off to the next one.
