@@ -121,10 +121,15 @@ function Summary({ fleet, total, to }: { fleet: Fleet; total: Total; to: To }) {
 function Filters({ fleet, filter, to, shown }: { fleet: Fleet; filter: Filter; to: To; shown: number }) {
   const input = useRef<HTMLInputElement>(null);
   const typing = useRef<ReturnType<typeof setTimeout> | undefined>(undefined);
+  // When typing has paused, the rest of the address is that of then: a host may have been chosen meanwhile.
+  const latest = useRef({ filter, to });
+  latest.current = { filter, to };
   useShortcuts({ "/": () => input.current?.focus() });
   // Back and forward change the filter too; what is just being typed is ahead of the address and left alone.
   useEffect(() => {
-    if (input.current !== null && typing.current === undefined) input.current.value = filter.text;
+    if (input.current === null || typing.current !== undefined) return;
+    // The address has no spaces at the ends; a word that is to be followed by another keeps its own.
+    if (input.current.value.trim() !== filter.text) input.current.value = filter.text;
   }, [filter.text]);
   useEffect(() => () => clearTimeout(typing.current), []);
   const states = useMemo(() => [...new Set(fleet.vms.map((vm: Vm) => stateName(vm.state)))].sort(), [fleet]);
@@ -138,7 +143,8 @@ function Filters({ fleet, filter, to, shown }: { fleet: Fleet; filter: Filter; t
           clearTimeout(typing.current);
           typing.current = setTimeout(() => {
             typing.current = undefined;
-            go(to({ q: text.trim() }), { replace: filter.text !== "" && text !== "" });
+            const now = latest.current;
+            go(now.to({ q: text.trim() }), { replace: now.filter.text !== "" && text !== "" });
           }, TYPING_MS);
         }} />
       <select aria-label="Host" value={filter.host} onChange={(event) => go(to({ host: event.currentTarget.value }))}>
