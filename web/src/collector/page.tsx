@@ -52,11 +52,18 @@ function useCollector(up: boolean): { collector: Collector | null; error: string
   const [state, setState] = useState<{ collector: Collector | null; error: string | null }>({ collector: null, error: null });
   useEffect(() => {
     const control = new AbortController();
+    // One question at a time: a browser has six connections to a server, and a slow answer would not be the newest.
+    let asking = false;
     const ask = () => {
-      if (document.visibilityState !== "visible") return;
+      if (document.visibilityState !== "visible" || asking) return;
+      asking = true;
       get<Collector>("api/collector", control.signal).then(
-        (collector) => setState({ collector, error: null }),
+        (collector) => {
+          asking = false;
+          setState({ collector, error: null });
+        },
         (error: unknown) => {
+          asking = false;
           if (!control.signal.aborted) setState((old) => ({ ...old, error: error instanceof Error ? error.message : String(error) }));
         },
       );
