@@ -5,6 +5,7 @@
 //                        [--scenario normal|fresh|empty|no-vms|no-permission] [--token SECRET]
 //
 // A test steers it by requests below `mock/` (see `control`).
+import { EventEmitter } from "node:events";
 import { createServer } from "node:http";
 import { readFileSync, existsSync } from "node:fs";
 import { join, normalize, extname } from "node:path";
@@ -26,7 +27,10 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
   world.scenario = scenario;
   const readers = new Set();
   const sockets = new Set();
-  const counts = { streams: 0, opened: 0, resumed: 0, requests: {} };
+  const counts = { streams: 0, resumed: 0, requests: {} };
+  /** Says `change` whenever the counts have changed: a test waits for that. */
+  const changes = new EventEmitter();
+  const changed = () => changes.emit("change");
   let auth = token;
   let down = false;
   let event = 1;
@@ -51,15 +55,16 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
     response.write(`retry: 1000\nid: ${event}\nevent: fleet\ndata: ${body}\n\n`);
     readers.add(response);
     counts.streams += 1;
-    counts.opened += 1;
     if (request.headers["last-event-id"] !== undefined) counts.resumed += 1;
+    changed();
     response.on("close", () => {
       readers.delete(response);
       counts.streams -= 1;
+      changed();
     });
   }
 
-  /** mock/…: what a test may do to this world. Answers with the counts. */
+  /** mock/…: what a test may do to this world. Answers with the counts and the newest reading's time. */
   function control(path, query) {
     if (path === "push") cycle(Number(query.get("n") ?? 1));
     if (path === "scenario") world.scenario = query.get("name");
@@ -71,7 +76,7 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
     if (path === "hole") readers.forEach((reader) => reader.write(`id: ${event}\nevent: hole\ndata: {}\n\n`));
     if (path === "add") world.vms.push(world.makeVm(world.made++));
     if (path === "remove") world.vms = world.vms.filter((vm) => vm.uuid !== query.get("uuid"));
-    return { ...counts, now: world.now, event };
+    return { ...counts, at: JSON.parse(body).at };
   }
 
   function api(request, response, path, query) {
@@ -79,7 +84,9 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
       response.writeHead(status, { "content-type": "application/json", "cache-control": "no-store", ...headers });
       response.end(typeof value === "string" ? value : JSON.stringify(value));
     };
-    counts.requests[path.replace(/[0-9a-f-]{36}/, "*")] = (counts.requests[path.replace(/[0-9a-f-]{36}/, "*")] ?? 0) + 1;
+    const kind = path.replace(/[0-9a-f-]{36}/, "*");
+    counts.requests[kind] = (counts.requests[kind] ?? 0) + 1;
+    changed();
     const loggedIn = auth === null || (request.headers.cookie ?? "").includes(`kvmetry=${auth}`);
     if (path === "session") {
       if (request.method === "GET") return json({ login: loggedIn, needed: auth !== null });
@@ -133,6 +140,8 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
   return {
     url: `http://127.0.0.1:${server.address().port}${base}`,
     world,
+    counts,
+    changes,
     /** From now on this token is asked for; null: none. */
     setToken(token) {
       auth = token;

@@ -2,14 +2,14 @@
 // there, and the heap over a day of cycles. Times are told and never fail: they are the machine's, too.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { mockOnly, openFleet, openVm, setUp, someVm, steer, until, withPage } from "./harness.mjs";
+import { cycle, mockOnly, openFleet, openVm, setUp, someVm, until, withPage } from "./harness.mjs";
 
 const at = setUp({ vms: 1000 });
 const UPDATES = 60;
 /** A day of cycles of 5 s. */
 const DAY = 17_280;
 /** Cycles a push: the page draws at least once for each push. */
-const BATCH = 40;
+const BATCH = 120;
 /** A heap that breathes this much is flat. */
 const FLAT_BYTES = 3 * 1024 * 1024;
 
@@ -19,13 +19,6 @@ function collect() {
   new PerformanceObserver((list) => {
     for (const entry of list.getEntries()) if (entry.name === "fleet-update") globalThis.updates.push(entry.duration);
   }).observe({ type: "measure" });
-}
-
-const clock = (page) => page.locator(".link time").textContent();
-async function cycle(page, n = 1) {
-  const before = await clock(page);
-  await steer(at, `push?n=${n}`);
-  await until("the cycle is shown", async () => (await clock(page)) !== before);
 }
 
 async function metric(client, name) {
@@ -46,13 +39,17 @@ test("1,000 VMs: every cycle is drawn", mockOnly, (t) =>
     const client = await context.newCDPSession(page);
     await client.send("Performance.enable");
     // The first updates compile.
-    for (let i = 0; i < 10; i += 1) await cycle(page);
-    await page.evaluate(() => (globalThis.updates = []));
-    for (let i = 0; i < UPDATES; i += 1) await cycle(page);
-    const values = await page.evaluate(() => globalThis.updates);
+    for (let i = 0; i < 10; i += 1) await cycle(at, [page]);
+    const updates = (n) => until(page, `${n} updates are measured`, async () => {
+      const all = await page.evaluate(() => globalThis.updates);
+      return all.length >= n && all;
+    });
+    // The first of all, and these.
+    await updates(11);
+    for (let i = 0; i < UPDATES; i += 1) await cycle(at, [page]);
+    const values = (await updates(11 + UPDATES)).slice(-UPDATES);
     const { median, p95, most } = spread(values);
     t.diagnostic(`update of 1,000 VMs (parse, order, totals, draw): median ${ms(median)}, p95 ${ms(p95)}, most ${ms(most)} of ${values.length}`);
-    assert.ok(values.length >= UPDATES * 0.9);
   }));
 
 test("1,000 VMs: scrolling through all of them", mockOnly, (t) =>
@@ -82,11 +79,16 @@ test("1,000 VMs: scrolling through all of them", mockOnly, (t) =>
 test("the first page", mockOnly, (t) =>
   withPage(at, {}, async (page) => {
     await openFleet(at, page);
-    const paint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint")[0].startTime);
-    const rows = await page.evaluate(() => {
-      performance.clearMeasures();
-      return performance.now();
-    });
+    const rows = await page.evaluate(() => performance.now());
+    // The browser tells it some time after the paint.
+    const paint = await page.evaluate(() => new Promise((resolve) => {
+      new PerformanceObserver((list, observer) => {
+        for (const entry of list.getEntriesByName("first-contentful-paint")) {
+          observer.disconnect();
+          resolve(entry.startTime);
+        }
+      }).observe({ type: "paint", buffered: true });
+    }));
     t.diagnostic(`first contentful paint ${ms(paint)} after the navigation; rows of 1,000 VMs before ${ms(rows)}`);
   }));
 
@@ -115,7 +117,7 @@ test("a VM with 30 devices, all unfolded", mockOnly, (t) =>
     await client.send("Performance.enable");
     const before = await metric(client, "ScriptDuration");
     await page.evaluate(() => document.querySelectorAll(".device").forEach((device) => (device.open = true)));
-    await until("90 panels", async () => (await page.locator(".device .panel").count()) === 90);
+    await until(page, "90 panels", async () => (await page.locator(".device .panel").count()) === 90);
     const unfolded = await metric(client, "ScriptDuration");
     const most = await page.evaluate(async () => {
       let charts = 0;
@@ -134,7 +136,7 @@ test("a VM with 30 devices, all unfolded", mockOnly, (t) =>
 
 test("the heap is flat over a day of cycles", mockOnly, async (t) => {
   const { serve } = await import("../mock/server.mjs");
-  const small = await serve({ pace: 0, vms: 50 });
+  const small = await serve({ pace: 0, vms: 20 });
   t.after(() => small.close());
   const own = { ...at, url: small.url, mock: small };
   await withPage(own, { prepare: collect }, async (page, _, context) => {
@@ -147,11 +149,7 @@ test("the heap is flat over a day of cycles", mockOnly, async (t) => {
     };
     const nodes = async () => (await client.send("Memory.getDOMCounters")).nodes;
     const run = async (cycles) => {
-      for (let i = 0; i < cycles; i += BATCH) {
-        const before = await clock(page);
-        await steer(own, `push?n=${BATCH}`);
-        await until("the newest is shown", async () => (await clock(page)) !== before);
-      }
+      for (let i = 0; i < cycles; i += BATCH) await cycle(own, [page], BATCH);
     };
     await run(DAY / 8);
     await page.evaluate(() => (globalThis.updates = []));

@@ -7,6 +7,7 @@
 //
 // Tests wait for conditions, never for time to pass.
 import assert from "node:assert/strict";
+import { once } from "node:events";
 import { existsSync, mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before } from "node:test";
@@ -17,8 +18,8 @@ import { serve } from "../mock/server.mjs";
 const root = fileURLToPath(new URL("..", import.meta.url));
 /** Where pictures go: web/target/shots. */
 export const SHOTS = join(root, "target/shots");
-/** A condition that has not come true by then never will. */
-const PATIENCE_MS = 20_000;
+/** A condition that has not come true by then never will, on however busy a machine. */
+const PATIENCE_MS = 120_000;
 
 export const real = process.env.KVMETRY_URL ?? null;
 /** For tests that steer the server: `test("…", mockOnly, …)`. */
@@ -39,6 +40,7 @@ export function setUp(shape = {}) {
     at.browser = await chromium.launch({
       executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
       args: ["--no-sandbox", "--enable-precise-memory-info"],
+      timeout: PATIENCE_MS,
     });
   });
   after(async () => {
@@ -48,10 +50,17 @@ export function setUp(shape = {}) {
   return at;
 }
 
+/** A zone in which it is about noon, whenever the tests run: what a few hours before or after now is told without its day. */
+function noonZone() {
+  const ahead = 12 - new Date().getUTCHours();
+  // POSIX's sign: west is plus.
+  return ahead === 0 ? "Etc/GMT" : `Etc/GMT${ahead > 0 ? "-" : "+"}${Math.abs(ahead)}`;
+}
+
 /** Runs `use` with a page (of a browser context of its own) and fails for anything the page complained about, unless `expected` knows it. */
 export async function withPage(at, options, use) {
   const { expected, width = 1440, height = 900, scheme = "light", prepare, ...rest } = options;
-  const context = await at.browser.newContext({ viewport: { width, height }, colorScheme: scheme, reducedMotion: "reduce", ...rest });
+  const context = await at.browser.newContext({ viewport: { width, height }, colorScheme: scheme, reducedMotion: "reduce", timezoneId: noonZone(), ...rest });
   context.setDefaultTimeout(PATIENCE_MS);
   const complaints = [];
   const open = async () => {
@@ -66,6 +75,8 @@ export async function withPage(at, options, use) {
     assert.deepEqual(unexpected, [], "what the browser complained about");
   } finally {
     await context.close();
+    // What this test's worker held is not to be taken for the next one's.
+    if (at.mock !== null) await served(at, "the streams end with their browser", (counts) => counts.streams === 0);
   }
 }
 
@@ -91,15 +102,35 @@ export async function steer(at, what = "state") {
   return response.json();
 }
 
-/** Until `ask` gives something true. */
-export async function until(what, ask) {
+/** Until `ask` gives something true; asked once a frame, for a page changes with its drawing. */
+export async function until(page, what, ask) {
   const end = performance.now() + PATIENCE_MS;
   for (;;) {
     const value = await ask();
     if (value) return value;
     if (performance.now() > end) assert.fail(`never came true: ${what}`);
-    await new Promise((resolve) => setImmediate(resolve));
+    await page.evaluate(() => new Promise(requestAnimationFrame));
   }
+}
+
+/** Until the mock's counts are as `ask` wants them; asked at each change. */
+export async function served(at, what, ask) {
+  const signal = AbortSignal.timeout(PATIENCE_MS);
+  while (!ask(at.mock.counts)) {
+    await once(at.mock.changes, "change", { signal }).catch(() => assert.fail(`never came true: ${what}: ${JSON.stringify(at.mock.counts)}`));
+  }
+}
+
+/** Pushes cycles; each of the pages shows the newest one. */
+export async function cycle(at, pages, n = 1) {
+  const { at: reading } = await steer(at, `push?n=${n}`);
+  await Promise.all(pages.map((page) => showing(page, reading)));
+}
+
+async function showing(page, reading) {
+  const time = await page.evaluate((ms) => new Date(ms).toLocaleTimeString("en-GB"), reading);
+  // On a small screen it is there, but not seen.
+  await page.locator(".link time", { hasText: time }).waitFor({ state: "attached" });
 }
 
 /** The fleet page with its rows there. */

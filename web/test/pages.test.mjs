@@ -133,7 +133,7 @@ test("behind a path prefix", mockOnly, async (t) => {
   const { serve } = await import("../mock/server.mjs");
   const prefixed = await serve({ pace: 0, vms: 5, base: "/kvm/" });
   t.after(() => prefixed.close());
-  await withPage({ ...at, url: prefixed.url }, {}, async (page) => {
+  await withPage({ ...at, url: prefixed.url, mock: prefixed }, {}, async (page) => {
     await openFleet({ url: prefixed.url }, page);
     await page.locator(".vms tbody th.name a").first().click();
     await page.waitForURL(/\/kvm\/vm\/[0-9a-f-]{36}$/);

@@ -26,6 +26,8 @@ export let updateBegan = 0;
 
 let waiting: string | null = null;
 let seeding = false;
+/** History was wanted again while its answer was awaited: that one may be from before the hole. */
+let seedAgain = false;
 
 /** The server's clock, from its last word and the time that went by since. */
 export function serverNow(): number {
@@ -59,8 +61,20 @@ export async function askOnce(): Promise<void> {
 
 /** Asks for the sparklines' past; what the stream told meanwhile is put behind it. */
 export async function seed(): Promise<void> {
+  seedAgain = true;
   if (seeding) return;
   seeding = true;
+  try {
+    while (seedAgain) {
+      seedAgain = false;
+      await seedOnce();
+    }
+  } finally {
+    seeding = false;
+  }
+}
+
+async function seedOnce(): Promise<void> {
   try {
     sparks.seed(await get<FleetHistory>(`api/fleet/history?points=${POINTS}`));
     const { fleet } = view.value;
@@ -69,8 +83,6 @@ export async function seed(): Promise<void> {
   } catch (error) {
     // Sparklines then fill from the stream; a lost connection and a refusal are told elsewhere.
     if (!(error instanceof Unreachable || error instanceof Refused)) throw error;
-  } finally {
-    seeding = false;
   }
 }
 
