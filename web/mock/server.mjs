@@ -19,6 +19,7 @@ const CSP =
 const TYPES = { ".js": "text/javascript", ".css": "text/css", ".txt": "text/plain; charset=utf-8", ".html": "text/html; charset=utf-8" };
 /** Events a reader may have missed and still resume behind. */
 const RESUMABLE = 60;
+const TROUBLE = `event: trouble\ndata: ${JSON.stringify({ error: "InfluxDB at https://influx.example:8181 does not answer: <b>connection refused</b>" })}\n\n`;
 const DIST = fileURLToPath(new URL("../dist", import.meta.url));
 
 /** Starts a server; `close` ends it. With `pace: 0` time stands still until a test pushes cycles. */
@@ -33,6 +34,8 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
   const changed = () => changes.emit("change");
   let auth = token;
   let down = false;
+  /** Where the points are kept does not answer: no cycle has new values. */
+  let troubled = false;
   let event = 1;
   let body = JSON.stringify(world.fleet());
 
@@ -42,6 +45,10 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
   function cycle(times) {
     for (let i = 0; i < times; i += 1) {
       world.now += world.interval;
+      if (troubled) {
+        for (const reader of readers) reader.write(TROUBLE);
+        continue;
+      }
       event += 1;
       body = JSON.stringify(world.fleet());
       for (const reader of readers) reader.write(`id: ${event}\nevent: fleet\ndata: ${body}\n\n`);
@@ -53,6 +60,7 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
     const last = Number(request.headers["last-event-id"] ?? event);
     if (event - last > RESUMABLE) response.write(`id: ${event}\nevent: hole\ndata: {}\n\n`);
     response.write(`retry: 1000\nid: ${event}\nevent: fleet\ndata: ${body}\n\n`);
+    if (troubled) response.write(TROUBLE);
     readers.add(response);
     counts.streams += 1;
     if (request.headers["last-event-id"] !== undefined) counts.resumed += 1;
@@ -74,6 +82,10 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
     }
     if (path === "cut") readers.forEach((reader) => reader.destroy());
     if (path === "hole") readers.forEach((reader) => reader.write(`id: ${event}\nevent: hole\ndata: {}\n\n`));
+    if (path === "trouble") {
+      troubled = query.get("on") === "1";
+      if (troubled) readers.forEach((reader) => reader.write(TROUBLE));
+    }
     if (path === "add") world.vms.push(world.makeVm(world.made++));
     if (path === "remove") world.vms = world.vms.filter((vm) => vm.uuid !== query.get("uuid"));
     return { ...counts, at: JSON.parse(body).at };

@@ -8,7 +8,7 @@ import { go, route, type Page } from "./route.ts";
 import { useStore } from "./store.ts";
 import { Announcer } from "./ui/announcer.tsx";
 import { Help } from "./ui/help.tsx";
-import { LinkState, Lost } from "./ui/link.tsx";
+import { LinkState, Lost, Troubled } from "./ui/link.tsx";
 import { Login } from "./ui/login.tsx";
 import { useShortcuts } from "./ui/shortcuts.ts";
 import { VmPage } from "./vm/page.tsx";
@@ -18,7 +18,7 @@ const TITLES: Record<Page, string> = { fleet: "Fleet", vm: "VM", collector: "Col
 export function App({ reopen }: { reopen: () => void }) {
   const at = useStore(route());
   const { login, needed } = useStore(session);
-  const { up, fleet, downSince } = useStore(view);
+  const { up, fleet, downSince, trouble } = useStore(view);
   const [help, setHelp] = useState(false);
   const main = useRef<HTMLElement>(null);
   const first = useRef(true);
@@ -43,7 +43,7 @@ export function App({ reopen }: { reopen: () => void }) {
   });
 
   return (
-    <div class={`frame page-${locked ? "login" : at.page}${lost && fleet !== null ? " stale" : ""}`}>
+    <div class={`frame page-${locked ? "login" : at.page}${(lost || trouble !== null) && fleet !== null ? " stale" : ""}`}>
       <button type="button" class="skip" onClick={() => main.current?.focus()}>Skip to content</button>
       <header class="top">
         <a class="brand" href="./" aria-label="kvmetry, fleet">
@@ -63,6 +63,7 @@ export function App({ reopen }: { reopen: () => void }) {
         </div>
       </header>
       {!locked && lost && <Lost since={downSince} hasValues={fleet !== null} />}
+      {!locked && !lost && trouble !== null && <Troubled at={fleet?.at ?? null} words={trouble} />}
       <main ref={main} tabIndex={-1}>
         {locked ? <Login done={reopen} /> : <Content page={at.page} uuid={at.uuid} query={at.query} />}
       </main>

@@ -59,6 +59,38 @@ test("a broken connection is told, values stay and look old, and the stream come
     await cycle(at, [page]);
   }));
 
+test("a server without new values says so in its own words, once, until the next cycle", mockOnly, () =>
+  withPage(at, {}, async (page, open) => {
+    await openFleet(at, page);
+    await cycle(at, [page]);
+    await page.evaluate(() => {
+      globalThis.announced = [];
+      const status = document.querySelector("[role=status]");
+      new MutationObserver(() => globalThis.announced.push(status.textContent)).observe(status, { characterData: true, childList: true, subtree: true });
+    });
+    await steer(at, "trouble?on=1");
+    const bar = page.locator(".troubled");
+    await bar.waitFor();
+    assert.match(await bar.textContent(), /No new values since \d\d:\d\d:\d\d: InfluxDB at .* does not answer: <b>connection refused<\/b>$/);
+    assert.ok(await page.locator(".frame.stale").isVisible());
+    assert.ok((await page.locator(".vms tbody th.name a").count()) > 0);
+    await page.locator(".link", { hasText: "no new values" }).waitFor();
+    assert.equal(await page.locator(".lost").count(), 0, "the connection is up");
+    // Who joins late hears the trouble as it stands; each cycle tells it again.
+    const late = await open();
+    await openFleet(at, late);
+    await late.locator(".troubled").waitFor();
+    await steer(at, "push?n=3");
+    await steer(at, "trouble?on=0");
+    await cycle(at, [page, late]);
+    await bar.waitFor({ state: "detached" });
+    await late.locator(".troubled").waitFor({ state: "detached" });
+    assert.equal(await page.locator(".frame.stale").count(), 0);
+    const announced = await page.evaluate(() => globalThis.announced);
+    assert.equal(announced.length, 1, announced.join("\n"));
+    assert.match(announced[0], /No new values since/);
+  }));
+
 test("Last-Event-ID is sent after a break", mockOnly, () =>
   withPage(at, { expected: GONE }, async (page) => {
     await openFleet(at, page);

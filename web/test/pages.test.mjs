@@ -92,6 +92,18 @@ for (const scheme of ["light", "dark"]) {
       await look(page, `unknown-vm-${scheme}`);
     }));
 
+  test(`server without new values, ${scheme}`, mockOnly, () =>
+    withPage(at, { scheme }, async (page) => {
+      await openFleet(at, page);
+      await steer(at, "trouble?on=1");
+      try {
+        await page.locator(".troubled").waitFor();
+        await look(page, `troubled-${scheme}`);
+      } finally {
+        await steer(at, "trouble?on=0");
+      }
+    }));
+
   test(`server gone, ${scheme}`, mockOnly, () =>
     withPage(at, { scheme, expected: GONE }, async (page) => {
       await openFleet(at, page);

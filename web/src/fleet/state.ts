@@ -13,9 +13,11 @@ interface View {
   up: boolean;
   /** since when there is no connection, by this browser's clock */
   downSince: number | null;
+  /** why there are no new values though the connection is up, in the server's words */
+  trouble: string | null;
 }
 
-export const view = new Store<View>({ fleet: null, arrived: 0, up: false, downSince: null });
+export const view = new Store<View>({ fleet: null, arrived: 0, up: false, downSince: null, trouble: null });
 export const sparks = new Sparks();
 
 /** More than so many intervals between two cycles: the sparklines missed something. */
@@ -25,6 +27,8 @@ const MISSED_INTERVALS = 2.5;
 export let updateBegan = 0;
 
 let waiting: string | null = null;
+/** As the news has it: a cycle that waits to be drawn has ended it already. */
+let trouble: string | null = null;
 let seeding = false;
 /** History was wanted again while its answer was awaited: that one may be from before the hole. */
 let seedAgain = false;
@@ -40,6 +44,10 @@ export function hear(news: News): void {
     // Cycles that arrive faster than they can be drawn (after a pause) are drawn once.
     if (waiting === null) requestAnimationFrame(take);
     waiting = news.json;
+    trouble = null;
+  } else if (news.kind === "trouble") {
+    trouble = news.text;
+    view.set({ ...view.value, trouble });
   } else if (news.kind === "hole") {
     void seed();
   } else {
@@ -94,7 +102,7 @@ function take(): void {
   const before = view.value.fleet;
   if (before === null || missed(before, fleet)) void seed();
   sparks.add(fleet.vms);
-  view.set({ ...view.value, fleet, arrived: performance.now() });
+  view.set({ ...view.value, fleet, arrived: performance.now(), trouble });
 }
 
 function missed(before: Fleet, after: Fleet): boolean {

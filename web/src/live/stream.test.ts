@@ -1,7 +1,7 @@
 // One connection through its troubles, on a made-up EventSource and a clock that the test turns.
 import { mock, test } from "node:test";
 import assert from "node:assert/strict";
-import { RETRY_FIRST_MS, RETRY_MOST_MS, SILENCE_MS, Stream, type News } from "./stream.ts";
+import { RETRY_FIRST_MS, RETRY_MOST_MS, SILENCE_MS, Stream, TROUBLE_CHARS, type News } from "./stream.ts";
 
 class FakeSource extends EventTarget {
   static readonly CLOSED = 2;
@@ -95,4 +95,25 @@ test("who joins late hears the state and the newest cycle; what was given up is 
   assert.deepEqual(stream.recall(), []);
   mock.timers.tick(10 * SILENCE_MS);
   assert.equal(made(), 1, "nothing is opened while nobody looks");
+});
+
+test("trouble is told in the server's words, also to who joins late, until the next cycle", () => {
+  const { stream, newest, told } = start();
+  newest().opens();
+  newest().says("fleet", "1");
+  newest().says("trouble", JSON.stringify({ error: "InfluxDB: <b>refused</b>" }));
+  const trouble: News = { kind: "trouble", text: "InfluxDB: <b>refused</b>" };
+  assert.deepEqual(told[told.length - 1], trouble);
+  const up: News = { kind: "link", up: true, since: null };
+  assert.deepEqual(stream.recall(), [up, { kind: "fleet", json: "1" }, trouble]);
+  // The connection is up for as long as anything is heard.
+  mock.timers.tick(SILENCE_MS - 1);
+  newest().says("trouble", JSON.stringify({ error: "x".repeat(TROUBLE_CHARS + 1) }));
+  assert.deepEqual(told[told.length - 1], { kind: "trouble", text: `${"x".repeat(TROUBLE_CHARS)}…` });
+  mock.timers.tick(SILENCE_MS - 1);
+  newest().says("fleet", "2");
+  assert.deepEqual(stream.recall(), [up, { kind: "fleet", json: "2" }]);
+  newest().says("trouble", JSON.stringify({ error: "again" }));
+  stream.close();
+  assert.deepEqual(stream.recall(), []);
 });

@@ -6,6 +6,8 @@ export type News =
   | { kind: "fleet"; json: string }
   /** What was missed is gone: history has to be asked for. */
   | { kind: "hole" }
+  /** Where the points are kept does not answer the server, in its words; the next `fleet` ends it. */
+  | { kind: "trouble"; text: string }
   /** `since`: when the connection was lost, by this browser's clock; null while it is up. */
   | { kind: "link"; up: boolean; since: number | null };
 
@@ -13,6 +15,8 @@ export const RETRY_FIRST_MS = 1_000;
 export const RETRY_MOST_MS = 15_000;
 /** A connection can die without an error (a laptop woken elsewhere). Three beats of the server missed. */
 export const SILENCE_MS = 45_000;
+/** A server's words may come from another server: what is longer than a person reads is cut. */
+export const TROUBLE_CHARS = 500;
 
 export class Stream {
   #source: EventSource | null = null;
@@ -22,6 +26,7 @@ export class Stream {
   #up: boolean | null = null;
   #since: number | null = null;
   #last: string | null = null;
+  #trouble: string | null = null;
 
   constructor(
     readonly url: string,
@@ -33,6 +38,7 @@ export class Stream {
     const news: News[] = [];
     if (this.#up !== null) news.push({ kind: "link", up: this.#up, since: this.#since });
     if (this.#last !== null) news.push({ kind: "fleet", json: this.#last });
+    if (this.#trouble !== null) news.push({ kind: "trouble", text: this.#trouble });
     return news;
   }
 
@@ -54,7 +60,13 @@ export class Stream {
     source.addEventListener("fleet", (event: MessageEvent<string>) => {
       this.#watch();
       this.#last = event.data;
+      this.#trouble = null;
       this.tell({ kind: "fleet", json: event.data });
+    });
+    source.addEventListener("trouble", (event: MessageEvent<string>) => {
+      this.#watch();
+      this.#trouble = words(event.data);
+      this.tell({ kind: "trouble", text: this.#trouble });
     });
     source.addEventListener("beat", () => this.#watch());
     source.addEventListener("hole", () => this.tell({ kind: "hole" }));
@@ -65,6 +77,7 @@ export class Stream {
     this.#drop();
     this.#up = null;
     this.#last = null;
+    this.#trouble = null;
   }
 
   /** Now, not after the delay: somebody logged in. */
@@ -100,4 +113,11 @@ export class Stream {
     this.#since = up ? null : Date.now();
     this.tell({ kind: "link", up, since: this.#since });
   }
+}
+
+/** Of `{"error": "…"}`. */
+function words(json: string): string {
+  const { error } = JSON.parse(json) as { error: unknown };
+  const text = String(error);
+  return text.length > TROUBLE_CHARS ? `${text.slice(0, TROUBLE_CHARS)}…` : text;
 }

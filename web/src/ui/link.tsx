@@ -1,4 +1,4 @@
-// How fresh is what is shown: the state of the stream in the header, and the bar over everything when it is lost.
+// How fresh is what is shown: the state of the stream in the header, and the bar over everything when it is lost or brings nothing.
 import { useEffect, useState } from "preact/hooks";
 import { serverNow, view } from "../fleet/state.ts";
 import { useStore } from "../store.ts";
@@ -14,15 +14,15 @@ function useSecond(): void {
 }
 
 export function LinkState() {
-  const { fleet, up } = useStore(view);
+  const { fleet, up, trouble } = useStore(view);
   useSecond();
   if (fleet === null) return <span class="link"><i class="dot wait" aria-hidden="true" />connecting…</span>;
   const age = fleet.at === null ? null : serverNow() - fleet.at;
   const old = age !== null && age > 3 * fleet.interval;
-  const state = !up ? "not connected" : old ? `last reading ${duration(Math.floor(age / 1000) * 1000)} ago` : "live";
+  const state = !up ? "not connected" : trouble !== null ? "no new values" : old ? `last reading ${duration(Math.floor(age / 1000) * 1000)} ago` : "live";
   return (
     <span class="link" title={`Times are in ${zone(fleet.now)}. Hypervisors are read every ${duration(fleet.interval)}.`}>
-      <i class={`dot ${!up ? "down" : old ? "wait" : "up"}`} aria-hidden="true" />
+      <i class={`dot ${!up ? "down" : old || trouble !== null ? "wait" : "up"}`} aria-hidden="true" />
       <span>{state}</span>
       {fleet.at !== null && <time class="wide">{clock(fleet.at)}</time>}
       <span class="wide zone">{zone(fleet.now)}</span>
@@ -43,4 +43,18 @@ export function Lost({ since, hasValues }: { since: number; hasValues: boolean }
       </span>
     </div>
   );
+}
+
+/** The connection is up, but the server has no values to tell: its own words say why. */
+export function Troubled({ at, words }: { at: number | null; words: string }) {
+  return (
+    <div class="troubled">
+      <strong>▲ {silence(at)}:</strong> {words}
+    </div>
+  );
+}
+
+/** Since when nothing new came, as the bar and the announcement say it. */
+export function silence(at: number | null): string {
+  return at === null ? "No values" : `No new values since ${shortTime(at, serverNow())}`;
 }
