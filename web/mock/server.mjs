@@ -2,7 +2,7 @@
 // For developing the pages and for their tests; needs nothing but node.
 //
 //   node mock/server.mjs [--port 8178] [--vms 24] [--hosts 3] [--base /kvm/] [--seed 1] [--interval 5000]
-//                        [--scenario normal|fresh|empty|no-vms|no-permission] [--token SECRET]
+//                        [--scenario normal|fresh|empty|no-vms|no-permission] [--token SECRET] [--parts 15]
 //
 // A test steers it by requests below `mock/` (see `control`).
 import { EventEmitter } from "node:events";
@@ -22,13 +22,20 @@ const RESUMABLE = 60;
 const TROUBLE = `event: trouble\ndata: ${JSON.stringify({ error: "InfluxDB at https://influx.example:8181 does not answer: <b>connection refused</b>" })}\n\n`;
 const DIST = fileURLToPath(new URL("../dist", import.meta.url));
 
-/** Starts a server; `close` ends it. With `pace: 0` time stands still until a test pushes cycles. */
-export async function serve({ port = 0, base = "/", token = null, pace, scenario = "normal", ...shape } = {}) {
+/** Longer than this a range takes as many parts as `parts` says, if any. */
+const LONG_MS = 48 * 3_600_000;
+/** A part's time, where time goes by itself. */
+const PART_MS = 400;
+
+/** Starts a server; `close` ends it. With `pace: 0` time stands still until a test pushes cycles, and goes on with parts. */
+export async function serve({ port = 0, base = "/", token = null, pace, scenario = "normal", parts = 0, ...shape } = {}) {
   const world = new World(shape);
   world.scenario = scenario;
   const readers = new Set();
   const sockets = new Set();
-  const counts = { streams: 0, resumed: 0, requests: {} };
+  /** Answers in parts that are not whole yet. */
+  const unfinished = new Set();
+  const counts = { streams: 0, resumed: 0, requests: {}, inParts: 0, givenUp: 0 };
   /** Says `change` whenever the counts have changed: a test waits for that. */
   const changes = new EventEmitter();
   const changed = () => changes.emit("change");
@@ -40,6 +47,7 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
   let body = JSON.stringify(world.fleet());
 
   const timer = (pace ?? world.interval) > 0 ? setInterval(() => cycle(1), pace ?? world.interval) : null;
+  const partTimer = (pace ?? world.interval) > 0 && parts > 0 ? setInterval(() => goOn(1), PART_MS) : null;
   const beat = setInterval(() => readers.forEach((reader) => reader.write("event: beat\ndata: {}\n\n")), 15_000);
 
   function cycle(times) {
@@ -72,6 +80,37 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
     });
   }
 
+  /** Begins an answer in lines; `goOn` brings the rest. */
+  function inParts(response, answer) {
+    response.writeHead(200, { "content-type": "application/x-ndjson", "cache-control": "no-store" });
+    const one = { response, answer, done: 0 };
+    unfinished.add(one);
+    counts.inParts += 1;
+    response.on("close", () => {
+      if (unfinished.delete(one)) counts.givenUp += 1;
+      changed();
+    });
+    say(one);
+    changed();
+  }
+
+  function goOn(n) {
+    for (const one of unfinished) {
+      one.done = Math.min(parts, one.done + n);
+      say(one);
+      if (one.done === parts) finish(one, `${JSON.stringify(one.answer)}\n`);
+    }
+  }
+
+  function say({ response, done }) {
+    response.write(`${JSON.stringify({ done, of: parts })}\n`);
+  }
+
+  function finish(one, last) {
+    unfinished.delete(one);
+    one.response.end(last);
+  }
+
   /** mock/…: what a test may do to this world. Answers with the counts and the newest reading's time. */
   function control(path, query) {
     if (path === "push") cycle(Number(query.get("n") ?? 1));
@@ -86,6 +125,9 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
       troubled = query.get("on") === "1";
       if (troubled) readers.forEach((reader) => reader.write(TROUBLE));
     }
+    if (path === "parts") goOn(Number(query.get("n")));
+    if (path === "parts-fail") unfinished.forEach((one) => finish(one, `${JSON.stringify({ error: query.get("error") })}\n`));
+    if (path === "parts-break") unfinished.forEach((one) => finish(one, ""));
     if (path === "add") world.vms.push(world.makeVm(world.made++));
     if (path === "remove") world.vms = world.vms.filter((vm) => vm.uuid !== query.get("uuid"));
     return { ...counts, at: JSON.parse(body).at };
@@ -120,7 +162,8 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
       const vm = world.vms.find((one) => one.uuid === path.slice(3));
       if (vm === undefined || world.isBare()) return json({ error: "the store holds nothing of this VM" }, 404);
       const number = (name) => (query.has(name) ? Number(query.get(name)) : undefined);
-      return json(world.page(vm, { from: number("from"), to: number("to"), points: number("points") ?? 1000, step: number("step") }));
+      const page = world.page(vm, { from: number("from"), to: number("to"), points: number("points") ?? 1000, step: number("step") });
+      return parts > 0 && page.to - page.from > LONG_MS ? inParts(response, page) : json(page);
     }
     return json({ error: `no such address: api/${path}` }, 404);
   }
@@ -161,6 +204,7 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
     },
     close() {
       clearInterval(timer);
+      clearInterval(partTimer);
       clearInterval(beat);
       sockets.forEach((socket) => socket.destroy());
       return new Promise((resolve) => server.close(resolve));
@@ -171,11 +215,11 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const { values } = parseArgs({
     options: Object.fromEntries(
-      ["port", "vms", "hosts", "base", "seed", "interval", "scenario", "token"].map((name) => [name, { type: "string" }]),
+      ["port", "vms", "hosts", "base", "seed", "interval", "scenario", "token", "parts"].map((name) => [name, { type: "string" }]),
     ),
   });
   const numbers = Object.fromEntries(
-    ["port", "vms", "hosts", "seed", "interval"].filter((name) => values[name] !== undefined).map((name) => [name, Number(values[name])]),
+    ["port", "vms", "hosts", "seed", "interval", "parts"].filter((name) => values[name] !== undefined).map((name) => [name, Number(values[name])]),
   );
   const mock = await serve({ port: 8178, base: values.base ?? "/", token: values.token ?? null, scenario: values.scenario ?? "normal", ...numbers });
   console.log(mock.url);

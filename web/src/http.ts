@@ -5,7 +5,8 @@ import { Store } from "./store.ts";
 /** Longer than the server's own time-out of a query, so that its words arrive rather than ours. */
 const TIMEOUT_MS = 60_000;
 
-const BROKE_OFF = "the answer broke off";
+const SILENT = `the server cannot be reached: no answer within ${TIMEOUT_MS / 1000} s`;
+export const BROKE_OFF = "the answer broke off";
 
 /** What the server answered instead of what was asked for. */
 export class Refused extends Error {
@@ -26,13 +27,53 @@ export const session = new Store<Session>({ login: true, needed: false });
 /** Logins and logouts of this tab: what was asked before the newest one tells nothing of the session after it. */
 let era = 0;
 
-export async function get<T>(path: string, signal?: AbortSignal): Promise<T> {
-  const response = await ask(path, signal === undefined ? {} : { signal });
+export function get<T>(path: string, signal?: AbortSignal): Promise<T> {
+  return answered(path, signal, async (response) => (await response.json()) as T);
+}
+
+/** What `read` makes of an answer's body. It says by `heard` that more of it came; without that the whole has one time-out. */
+export async function answered<T>(
+  path: string,
+  signal: AbortSignal | undefined,
+  read: (response: Response, heard: () => void) => Promise<T>,
+): Promise<T> {
+  const patience = new Patience(signal);
   try {
-    return (await response.json()) as T;
+    return await read(await ask(path, { signal: patience.signal }), () => patience.renew());
   } catch (error) {
-    if (signal?.aborted) throw error;
-    throw new Unreachable(BROKE_OFF);
+    if (signal?.aborted || error instanceof Refused || error instanceof Unreachable) throw error;
+    throw new Unreachable(patience.over ? SILENT : BROKE_OFF);
+  } finally {
+    patience.end();
+  }
+}
+
+/** Aborts with the caller's signal, or when nothing was heard for too long. */
+class Patience {
+  readonly #control = new AbortController();
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  over = false;
+
+  constructor(outer: AbortSignal | undefined) {
+    if (outer?.aborted) this.#control.abort(outer.reason);
+    outer?.addEventListener("abort", () => this.#control.abort(outer.reason), { once: true });
+    this.renew();
+  }
+
+  get signal(): AbortSignal {
+    return this.#control.signal;
+  }
+
+  renew(): void {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => {
+      this.over = true;
+      this.#control.abort();
+    }, TIMEOUT_MS);
+  }
+
+  end(): void {
+    clearTimeout(this.#timer);
   }
 }
 
@@ -73,25 +114,12 @@ async function ask(path: string, init: RequestInit): Promise<Response> {
 }
 
 async function send(path: string, init: RequestInit): Promise<Response> {
-  const timeout = AbortSignal.timeout(TIMEOUT_MS);
-  const signal = init.signal ? anyOf(init.signal, timeout) : timeout;
+  const signal = init.signal ?? AbortSignal.timeout(TIMEOUT_MS);
   try {
     return await fetch(new URL(path, document.baseURI), { ...init, signal, credentials: "same-origin" });
-  } catch (error) {
-    if (init.signal?.aborted) throw error;
-    const why = timeout.aborted ? `no answer within ${TIMEOUT_MS / 1000} s` : "no connection";
-    throw new Unreachable(`the server cannot be reached: ${why}`);
+  } catch {
+    throw new Unreachable(signal.aborted ? SILENT : "the server cannot be reached: no connection");
   }
-}
-
-/** AbortSignal.any, which Safari 16 and Firefox 115 lack. */
-function anyOf(...signals: AbortSignal[]): AbortSignal {
-  const control = new AbortController();
-  for (const signal of signals) {
-    if (signal.aborted) control.abort(signal.reason);
-    signal.addEventListener("abort", () => control.abort(signal.reason), { once: true });
-  }
-  return control.signal;
 }
 
 async function reason(response: Response): Promise<string> {

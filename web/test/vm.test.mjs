@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
-import { cycle, mockOnly, openVm, setUp, someVm, until, withPage } from "./harness.mjs";
+import { checkAccessible, cycle, mockOnly, openVm, served, setUp, someVm, steer, until, withPage } from "./harness.mjs";
 
 const at = setUp({ vms: 24 });
 const span = (page) => page.evaluate(() => Object.fromEntries(new URLSearchParams(location.search)));
@@ -243,6 +243,52 @@ test("a series can be hidden", () =>
     await button.click();
     assert.equal(await button.getAttribute("aria-pressed"), "false");
   }));
+
+test("a long range tells how far its answer is; another range gives it up; what fails can be tried again", mockOnly, async (t) => {
+  const { serve } = await import("../mock/server.mjs");
+  const slow = await serve({ pace: 0, vms: 5, parts: 15 });
+  t.after(() => slow.close());
+  const own = { ...at, url: slow.url, mock: slow };
+  await withPage(own, {}, async (page) => {
+    const begun = (n) => served(own, `${n} answers in parts`, (counts) => counts.inParts === n);
+    const note = (text) => page.locator(".rangebar .note", { hasText: text }).waitFor();
+    await openVm(own, page, (await someVm(own, 0)).uuid);
+    await page.getByRole("link", { name: "7d" }).click();
+    await note("loading: 0 of 15 parts");
+    await steer(own, "parts?n=3");
+    await note("loading: 3 of 15 parts");
+    assert.equal(await page.locator(".rangebar progress").evaluate((bar) => bar.position), 0.2);
+    await checkAccessible(page, "a long range");
+
+    await page.getByRole("link", { name: "30d" }).click();
+    await served(own, "the first is given up", (counts) => counts.givenUp === 1);
+    await begun(2);
+    await note("loading: 0 of 15 parts");
+    await steer(own, "parts-fail?error=part+4:+<b>no+answer</b>");
+    await page.locator(".failed", { hasText: "part 4: <b>no answer</b>" }).waitFor();
+    assert.equal(await page.locator("progress").count(), 0);
+
+    await page.getByRole("button", { name: "Try again" }).click();
+    await begun(3);
+    await steer(own, "parts?n=14");
+    await note("loading: 14 of 15 parts");
+    await steer(own, "parts-break");
+    await page.locator(".failed", { hasText: "the answer broke off" }).waitFor();
+
+    await page.getByRole("button", { name: "Try again" }).click();
+    await begun(4);
+    await steer(own, "parts?n=15");
+    await loaded(page);
+    await page.locator(".note", { hasText: "A point is" }).waitFor();
+    assert.equal(await page.locator(".failed").count(), 0);
+
+    // The first one of a page has nothing else to show.
+    await page.reload();
+    await page.locator(".loading", { hasText: "Loading: 0 of 15 parts" }).waitFor();
+    await steer(own, "parts?n=15");
+    await page.locator(".chart .u-over").first().waitFor();
+  });
+});
 
 test("an unknown VM says what to do", () =>
   withPage(at, { expected: /404/ }, async (page) => {

@@ -2,7 +2,8 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import type { VmPage } from "../api.ts";
 import { serverNow, view } from "../fleet/state.ts";
-import { get, Refused, Unreachable } from "../http.ts";
+import { Refused, Unreachable } from "../http.ts";
+import { getInParts, type Progress } from "../parts.ts";
 import { useStore } from "../store.ts";
 import { joined, pieceFrom } from "./data.ts";
 import { bounds, type Range } from "./range.ts";
@@ -13,6 +14,8 @@ export interface Loaded {
   from: number;
   to: number;
   loading: boolean;
+  /** how far the answer is, where the server tells it */
+  parts: Progress | null;
   error: Error | null;
 }
 
@@ -27,7 +30,7 @@ const CLOCK_WAIT_MS = 1_000;
 export function useVmPage(uuid: string, range: Range, points: number): Loaded & { retry: () => void } {
   const { fleet, up } = useStore(view);
   const key = range.live ? range.name : `${range.from} ${range.to}`;
-  const [state, setState] = useState<Loaded & { key: string }>(() => ({ page: null, ...bounds(range, serverNow()), loading: true, error: null, key }));
+  const [state, setState] = useState<Loaded & { key: string }>(() => ({ page: null, ...bounds(range, serverNow()), loading: true, parts: null, error: null, key }));
   const [attempt, setAttempt] = useState(0);
   const [clocked, setClocked] = useState(fleet !== null);
   const piece = useRef<{ control: AbortController | null; at: number }>({ control: null, at: 0 });
@@ -48,14 +51,17 @@ export function useVmPage(uuid: string, range: Range, points: number): Loaded & 
     piece.current.control?.abort();
     piece.current.control = null;
     const span = bounds(range, serverNow());
-    setState((old) => ({ ...old, ...span, loading: true, error: null, key }));
-    get<VmPage>(address(uuid, span.from, span.to, points, null), control.signal).then(
+    setState((old) => ({ ...old, ...span, loading: true, parts: null, error: null, key }));
+    const progress = (parts: Progress) => {
+      if (!control.signal.aborted) setState((old) => ({ ...old, parts }));
+    };
+    getInParts<VmPage>(address(uuid, span.from, span.to, points, null), control.signal, progress).then(
       (page) => {
         piece.current.at = performance.now();
-        setState({ page, ...span, loading: false, error: null, key });
+        setState({ page, ...span, loading: false, parts: null, error: null, key });
       },
       (error: unknown) => {
-        if (!control.signal.aborted) setState((old) => ({ ...old, loading: false, error: known(error) }));
+        if (!control.signal.aborted) setState((old) => ({ ...old, loading: false, parts: null, error: known(error) }));
       },
     );
     return () => control.abort();
@@ -77,7 +83,8 @@ export function useVmPage(uuid: string, range: Range, points: number): Loaded & 
     }
     const control = new AbortController();
     piece.current = { control, at: performance.now() };
-    get<VmPage>(address(uuid, begin, to, points, page.step), control.signal).then(
+    // A piece comes when it comes: nobody waits for it.
+    getInParts<VmPage>(address(uuid, begin, to, points, page.step), control.signal, () => undefined).then(
       (more) => {
         release(control);
         setState((old) => (old.page === null || control.signal.aborted ? old : { ...old, page: joined(old.page, more, from, to), from, to, error: null }));
@@ -99,7 +106,7 @@ export function useVmPage(uuid: string, range: Range, points: number): Loaded & 
   }, [up]);
 
   // Effects run after the drawing: a range that was just chosen is being loaded, whatever the state still says.
-  const chosen = state.key === key ? {} : { ...bounds(range, serverNow()), loading: true, error: null };
+  const chosen = state.key === key ? {} : { ...bounds(range, serverNow()), loading: true, parts: null, error: null };
   return { ...state, ...chosen, retry: () => setAttempt(attempt + 1) };
 }
 

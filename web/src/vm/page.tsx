@@ -13,7 +13,7 @@ import { useVmPage } from "./load.ts";
 import { moved } from "./moved.ts";
 import { Panel } from "./panel.tsx";
 import { bounds, DEFAULT, fixed, parseRange, rangeQuery, RANGES, scaled, shifted, type Range } from "./range.ts";
-import { RangeBar } from "./rangebar.tsx";
+import { Parts, RangeBar } from "./rangebar.tsx";
 
 /** More devices than this are folded at first: each is three charts. */
 const OPEN_DEVICES = 4;
@@ -31,7 +31,7 @@ export function VmPage({ uuid, query }: { uuid: string; query: URLSearchParams }
   const { fleet } = useStore(view);
   const range = useMemo(() => parseRange(query), [query]);
   const [points] = useState(chartPoints);
-  const { page, from, to, loading, error, retry } = useVmPage(uuid, range, points);
+  const { page, from, to, loading, parts, error, retry } = useVmPage(uuid, range, points);
   // While a person drags, the charts are ahead of the address.
   const [dragged, setDragged] = useState<{ from: number; to: number } | null>(null);
   const now = serverNow();
@@ -76,9 +76,9 @@ export function VmPage({ uuid, query }: { uuid: string; query: URLSearchParams }
   return (
     <div class="vm">
       <Heading name={name} uuid={uuid} page={page} vm={live} />
-      <RangeBar range={range} from={from} to={to} now={now} loading={loading} link={address} change={change} toggleLive={toggleLive} />
+      <RangeBar range={range} from={from} to={to} now={now} loading={loading} parts={parts} link={address} change={change} toggleLive={toggleLive} />
       {error !== null && <p class="failed" role="alert">{error.message} <button type="button" onClick={retry}>Try again</button></p>}
-      {page === null && error === null && <p class="loading">Loading…</p>}
+      {page === null && error === null && <p class="loading">{parts === null ? "Loading…" : <>Loading: <Parts parts={parts} /></>}</p>}
       {page !== null && (
         <Content page={page} name={name} span={dragged ?? { from, to }} now={now} around={(at) => address(fixed(at - AROUND_MS, at + AROUND_MS))} zoom={zoom} pan={pan} back={back} />
       )}

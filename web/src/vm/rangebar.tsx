@@ -1,7 +1,8 @@
 // The range picker: named ranges, live, earlier and later, closer and wider, or two moments.
 import { useState } from "preact/hooks";
+import type { Progress } from "../parts.ts";
 import { Dialog } from "../ui/dialog.tsx";
-import { clock, duration, fullTime, shortTime, toLocalInput, zone } from "../units.ts";
+import { clock, count, duration, fullTime, shortTime, toLocalInput, zone } from "../units.ts";
 import { fixed, RANGES, scaled, shifted, type Range } from "./range.ts";
 
 export interface RangeBarProps {
@@ -10,13 +11,14 @@ export interface RangeBarProps {
   to: number;
   now: number;
   loading: boolean;
+  parts: Progress | null;
   /** the address of this page with another range */
   link: (range: Range) => string;
   change: (range: Range) => void;
   toggleLive: () => void;
 }
 
-export function RangeBar({ range, from, to, now, loading, link, change, toggleLive }: RangeBarProps) {
+export function RangeBar({ range, from, to, now, loading, parts, link, change, toggleLive }: RangeBarProps) {
   const [choosing, setChoosing] = useState(false);
   return (
     <div class="rangebar" role="toolbar" aria-label="Range of time">
@@ -41,10 +43,15 @@ export function RangeBar({ range, from, to, now, loading, link, change, toggleLi
       <button type="button" class="span" onClick={() => setChoosing(true)} title={`${fullTime(from)} to ${fullTime(to)}: choose other moments`}>
         {shortTime(from, now)} – {range.live ? clock(to) : shortTime(to, now)}
       </button>
-      <span class="note">{duration(to - from)} · {zone(to)}{loading ? " · loading…" : ""}</span>
+      <span class="note">{duration(to - from)} · {zone(to)}{loading && (parts === null ? " · loading…" : <> · loading: <Parts parts={parts} /></>)}</span>
       {choosing && <Moments from={from} to={to} change={change} close={() => setChoosing(false)} />}
     </div>
   );
+}
+
+/** 3 of 15 parts, and the same as a bar. */
+export function Parts({ parts: { done, of } }: { parts: Progress }) {
+  return <>{count(done)} of {count(of)} parts <progress aria-label="Parts loaded" value={done} max={of} /></>;
 }
 
 function Moments({ from, to, change, close }: { from: number; to: number; change: (range: Range) => void; close: () => void }) {
