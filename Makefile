@@ -23,7 +23,7 @@ demo: ## telemetry of real VMs on this machine and the dashboard, in the foregro
 	@scripts/demo.sh
 
 .PHONY: test
-test: deps lint pages unit real ## install what is missing, then run every check and test, real libvirt included
+test: deps lint pages browser unit real ## install what is missing, then run every check and test, real libvirt included
 
 .PHONY: deps
 deps:
@@ -42,9 +42,8 @@ web: $(NODE_MODULES) ## the dashboard's pages, into web/dist, where the next bui
 pages: web ## tests of the dashboard's pages: types, and what they compute
 	cd web && npm run --silent check && npm test --silent
 
-# Not in `test` yet: two of the 72 have been seen to fail by a race of their own.
 .PHONY: browser
-browser: web ## the pages in Debian's Chromium against a made-up server (apt-get install chromium)
+browser: web ## the pages in Chromium against a made-up server
 	cd web && npm run --silent test:browser
 
 .PHONY: lint

@@ -3,7 +3,7 @@
 #
 #   install-deps.sh demo    what `make demo` needs: compiler, QEMU, libvirt
 #   install-deps.sh test    that, and what the tests need: sshd, SASL, certificates, servers to write to, clients for
-#                           Python, Node for the dashboard, cargo-nextest, cargo-deny
+#                           Python, Node and Chromium for the dashboard, cargo-nextest, cargo-deny
 #
 # Says what it installs before it does. Needs no network, and no root, where everything is there. Uses sudo where it
 # is not root. Rust comes by rustup, only where there is no cargo; cargo's tools, the servers and the clients are
@@ -22,8 +22,12 @@ readonly DEMO_PACKAGES=(gcc libc6-dev make iproute2 procps ca-certificates
 # A Node from elsewhere brings its own npm, and Debian's cannot stand beside it.
 NODE_PACKAGES=(nodejs npm)
 if command -v npm >/dev/null; then NODE_PACKAGES=(); fi
+# The tests take another one where CHROMIUM names it.
+readonly CHROMIUM=${CHROMIUM:-chromium}
+CHROMIUM_PACKAGES=(chromium)
+if [ "$CHROMIUM" != chromium ]; then CHROMIUM_PACKAGES=(); fi
 readonly TEST_PACKAGES=(openssh-client openssh-server netcat-openbsd openssl sasl2-bin libsasl2-modules python3-venv
-    "${NODE_PACKAGES[@]}")
+    "${CHROMIUM_PACKAGES[@]}" "${NODE_PACKAGES[@]}")
 # What the dashboard's tools ask for: Debian 13 has it, older releases need one from elsewhere.
 readonly NODE_MAJOR=20
 
@@ -162,7 +166,7 @@ everything_works() {
     local command
     local commands=(gcc make ip qemu-system-x86_64 qemu-img virsh virtlogd pgrep)
     if [ "$1" = test ]; then
-        commands+=(ssh ssh-keygen sshd nc openssl saslpasswd2 python3 node npm)
+        commands+=(ssh ssh-keygen sshd nc openssl saslpasswd2 python3 node npm "$CHROMIUM")
         python3 -c 'import ensurepip, venv' 2>/dev/null || return 1
     fi
     for command in "${commands[@]}"; do
