@@ -41,10 +41,8 @@ export function serverNow(): number {
 
 export function hear(news: News): void {
   if (news.kind === "fleet") {
-    // Cycles that arrive faster than they can be drawn (after a pause) are drawn once.
-    if (waiting === null) requestAnimationFrame(take);
-    waiting = news.json;
     trouble = null;
+    put(news.json);
   } else if (news.kind === "trouble") {
     trouble = news.text;
     view.set({ ...view.value, trouble });
@@ -57,11 +55,18 @@ export function hear(news: News): void {
   }
 }
 
+/** Cycles that arrive faster than they can be drawn (after a pause) are drawn once. */
+function put(json: string): void {
+  if (waiting === null) requestAnimationFrame(take);
+  waiting = json;
+}
+
 /** For a stream that is held back on its way (a proxy that buffers): the page must not stay empty. */
 export async function askOnce(): Promise<void> {
   try {
     const fleet = await get<Fleet>("api/fleet");
-    if (view.value.fleet === null) hear({ kind: "fleet", json: JSON.stringify(fleet) });
+    // What the stream brought meanwhile is newer.
+    if (view.value.fleet === null && waiting === null) put(JSON.stringify(fleet));
   } catch (error) {
     if (!(error instanceof Unreachable || error instanceof Refused)) throw error;
   }
