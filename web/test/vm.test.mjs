@@ -185,21 +185,22 @@ test("a renamed VM is one history, under its newest name", mockOnly, () =>
     await page.locator(".events li", { hasText: "renamed" }).waitFor();
   }));
 
-/** The page's steady clock, which the test can set ahead. */
-function ahead() {
-  const now = performance.now.bind(performance);
+/** The page's steady clock stands still until the test sets it ahead. */
+function still() {
+  const start = performance.now();
   globalThis.ahead = 0;
-  performance.now = () => now() + globalThis.ahead;
+  performance.now = () => start + globalThis.ahead;
 }
 
 test("a live page asks for its newest piece only, at its own pace", mockOnly, () =>
-  withPage(at, { prepare: ahead }, async (page) => {
+  withPage(at, { prepare: still }, async (page) => {
     const asked = [];
     page.on("request", (request) => isVm(request) && asked.push(request.url()));
     await openVm(at, page, (await someVm(at, 0)).uuid, "?range=6h");
     await loaded(page);
     const shown = page.locator(".rangebar .span");
     const before = await shown.textContent();
+    await cycle(at, [page]);
     await page.evaluate(() => (globalThis.ahead = 60_000));
     await cycle(at, [page]);
     await until(page, "the piece is shown", async () => (await shown.textContent()) !== before);
