@@ -46,6 +46,12 @@ pages: web ## tests of the dashboard's pages: types, and what they compute
 browser: web ## the pages in Chromium against a made-up server
 	cd web && npm run --silent test:browser
 
+# As root where the lab's VMs need it. With KVMETRY_WRITE_DOCS=1 the pictures of docs/images are made anew.
+.PHONY: browser-real
+browser-real: web ## the pages of the real program in Chromium: VMs of a lab, made-up history, what to do where there is nothing
+	cargo build --locked -p kvmetry -p xtask
+	cd web && $(SUDO) env PATH="$$PATH" KVMETRY_WRITE_DOCS="$$KVMETRY_WRITE_DOCS" npm run --silent test:real
+
 .PHONY: lint
 lint: ## formatting, clippy, the project's own rules, licences, generated documents
 	cargo fmt --all --check
