@@ -86,7 +86,10 @@ function Hypervisors({ list, now }: { list: Hypervisor[]; now: number }) {
     <section class="card" aria-labelledby="hypervisors-title">
       <h2 id="hypervisors-title">Hypervisors</h2>
       {list.length === 0 && (
-        <p class="none">None is configured: this server keeps what others send. <code>kvmetry run --uri qemu:///system</code> reads one.</p>
+        <p class="none">
+          None has been read yet: <code>kvmetry check</code> says why. <code>kvmetry run --uri qemu:///system</code> reads one; a server
+          that only keeps what others send shows theirs here.
+        </p>
       )}
       {list.length > 0 && (
         <div class="scroll-x" tabIndex={0} role="region" aria-labelledby="hypervisors-title">
