@@ -10,6 +10,7 @@ import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
 import { SHOTS } from "../harness.mjs";
@@ -25,6 +26,9 @@ const LOG_LINES = 30;
 const POLL_MS = 50;
 /** A condition that has not come true by then never will; minutes are folded and files merged in the background. */
 const PATIENCE_MS = 120_000;
+
+/** A name that only the browser knows: it is this machine. */
+export const NAME = "kvmetry.test";
 
 export const KVMETRY = binary("KVMETRY", "kvmetry");
 export const XTASK = binary("XTASK", "xtask");
@@ -43,7 +47,7 @@ export function setUpReal() {
   const at = { browser: null, undo: [] };
   before(async () => {
     mkdirSync(SHOTS, { recursive: true });
-    at.browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox"] });
+    at.browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox", `--host-resolver-rules=MAP ${NAME} 127.0.0.1`] });
   });
   after(async () => {
     await at.browser?.close();
@@ -99,7 +103,7 @@ export async function start(at, args, { config, prefix = [], dir = folder(at), p
 }
 
 /** Ends a process of ours and waits for its end. */
-async function stop(child) {
+export async function stop(child) {
   if (child.exitCode !== null || child.signalCode !== null) return;
   const ended = new Promise((resolve) => child.once("exit", resolve));
   child.kill("SIGTERM");
@@ -113,7 +117,7 @@ export async function eventually(what, ask) {
     const value = await ask();
     if (value) return value;
     if (performance.now() > end) assert.fail(`never came true: ${what}`);
-    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    await sleep(POLL_MS);
   }
 }
 
@@ -181,7 +185,8 @@ export function feed(at, server, args, change = (line) => line) {
             await send();
             if (isPast) past.resolve({ ...told, seconds: (performance.now() - begun) / 1000 });
             isPast = false;
-            await until(moment, stopped.signal);
+            // Generated cycles come at their own pace.
+            await sleep(Math.max(0, moment - Date.now()), undefined, { signal: stopped.signal });
           }
           last = moment;
         }
@@ -204,17 +209,6 @@ export function feed(at, server, args, change = (line) => line) {
     await done;
   });
   return isIn;
-}
-
-/** Waits until the clock says so: generated cycles come at their own pace. */
-function until(moment, signal) {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, Math.max(0, moment - Date.now()));
-    signal.addEventListener("abort", () => {
-      clearTimeout(timer);
-      reject(signal.reason);
-    }, { once: true });
-  });
 }
 
 /** A VM's generated line in parts. */
