@@ -19,9 +19,9 @@ check("kib", units.kib, [
   [0, "0 KiB"], [0.5, "0.5 KiB"], [1, "1 KiB"], [1023, "1023 KiB"], [1023.6, "1 MiB"], [1024, "1 MiB"], [1536, "1.5 MiB"],
   [4 * 1024 * 1024, "4 GiB"], [1024 ** 3, "1 TiB"], [-2048, "−2 MiB"], [1e15, "909 PiB"], [null, "–"],
 ]);
-check("bytes", units.bytes, [[0, "0 B"], [999, "999 B"], [1023, "1023 B"], [1024, "1 KiB"], [5e9, "4.66 GiB"], [null, "–"]]);
+check("bytes", units.bytes, [[0, "0 B"], [100, "100 B"], [999, "999 B"], [1023, "1023 B"], [1024, "1 KiB"], [5e9, "4.66 GiB"], [null, "–"]]);
 check("byteRate", units.byteRate, [
-  [0, "0 B/s"], [0.25, "0.25 B/s"], [1.25, "1.3 B/s"], [999.4, "999 B/s"], [999.6, "1 kB/s"], [1500, "1.5 kB/s"],
+  [0, "0 B/s"], [0.25, "0.25 B/s"], [1.25, "1.3 B/s"], [10, "10 B/s"], [500, "500 B/s"], [999.4, "999 B/s"], [999.6, "1 kB/s"], [1500, "1.5 kB/s"],
   [12_345_678, "12.3 MB/s"], [1e9, "1 GB/s"], [1e24, "1000000 EB/s"], [-1500, "−1.5 kB/s"], [null, "–"],
 ]);
 check("growth", units.growth, [
@@ -32,7 +32,7 @@ check("count", units.count, [
   [1.5, "1.5"], [null, "–"],
 ]);
 check("countRate", (value) => units.countRate(value, "faults"), [
-  [0, "0 faults/s"], [0.2, "0.2 faults/s"], [12.34, "12 faults/s"], [1234, "1.23k faults/s"], [null, "–"],
+  [0, "0 faults/s"], [0.2, "0.2 faults/s"], [12.34, "12 faults/s"], [200, "200 faults/s"], [1234, "1.23k faults/s"], [null, "–"],
 ]);
 check("degrees", units.degrees, [[0, "0.0°"], [-0.01, "0.0°"], [45, "45.0°"], [-89.96, "−90.0°"], [null, "–"]]);
 check("ratio", units.ratio, [[0, "0.0%"], [0.995, "99.5%"], [1, "100%"], [null, "–"]]);

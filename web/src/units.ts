@@ -23,7 +23,8 @@ function digits(value: number): string {
 }
 
 function trim(text: string): string {
-  const short = text.replace(/\.?0+$/, "");
+  // Only after the point: 500 is not 5.
+  const short = text.includes(".") ? text.replace(/\.?0+$/, "") : text;
   return short === "-0" ? "0" : short;
 }
 
