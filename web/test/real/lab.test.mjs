@@ -4,18 +4,16 @@
 // first shows the change.
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { readFileSync, writeFileSync } from "node:fs";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { before, test } from "node:test";
-import { checkAccessible, openFleet, openVm, SHOTS, until, withPage } from "../harness.mjs";
-import { amount, assertShown, clock, eventually, folder, hasTable, setUpReal, sql, start, XTASK } from "./real.mjs";
+import { checkAccessible, openFleet, openVm, SHOTS } from "../harness.mjs";
+import { amount, assertShown, clock, eventually, folder, hasTable, PATIENCE_MS, saved, setUpReal, sql, start, visit, XTASK } from "./real.mjs";
 
 const PREFIX = `kvmetry-web-${process.pid}`;
 const [FIRST, SECOND, THIRD] = [1, 2, 3].map((number) => `${PREFIX}-000${number}`);
 const LOADED = `${PREFIX}-load`;
 const CYCLES = 2;
-/** What a page does not show by then it never shows. */
-const PATIENCE_MS = 20_000;
 
 const at = setUpReal();
 /** Set by `before`. */
@@ -38,7 +36,7 @@ before(async () => {
 test("the fleet shows each VM as virsh does", () =>
   withVms(async (page) => {
     const names = virsh("list", "--name").split("\n").filter((name) => name.startsWith(PREFIX));
-    await until("all VMs", async () => (await page.locator(".vms tbody th.name").count()) === names.length);
+    await eventually("all VMs", async () => (await page.locator(".vms tbody th.name").count()) === names.length);
     // The guests' own figures move from report to report: these make none any more.
     for (const name of [FIRST, SECOND, THIRD]) virsh("dommemstat", name, "--period", "0", "--live");
     await shownWhen(page, (time) => document.querySelector(".link time").textContent > time, clock(await cycleAfter(Date.now())));
@@ -63,7 +61,7 @@ test("the fleet shows each VM as virsh does", () =>
   }));
 
 test("the VM page shows its devices, and counts what virsh counts", () =>
-  withPage(at, { timezoneId: "UTC", height: 1600, acceptDownloads: true }, async (page) => {
+  visit(at, { height: 1600 }, async (page) => {
     const outer = { stats: domstats(FIRST), at: Date.now() };
     const first = await cycleAfter(outer.at);
     const inner = { stats: domstats(FIRST) };
@@ -119,12 +117,12 @@ test("load in one guest is at the top within two cycles", () =>
     }, LOADED);
     await within(CYCLES, done, shown, "load");
     await page.keyboard.press("r");
-    await until("it is first", async () => (await table(page))[0].VM === LOADED);
+    await eventually("it is first", async () => (await table(page))[0].VM === LOADED);
     await page.screenshot({ path: join(SHOTS, "lab-load.png") });
   }));
 
 test("a NIC that is plugged in has its charts within two cycles, and on a page that is open", () =>
-  withPage(at, { timezoneId: "UTC", height: 1600 }, async (page, open) => {
+  visit(at, { height: 1600 }, async (page, open) => {
     await openVm(at, page, uuids[FIRST], "?range=15m");
     const before = nics(FIRST);
     virsh("attach-interface", FIRST, "bridge", "kvmetry-lab0", "--model", "virtio", "--live");
@@ -163,7 +161,7 @@ test("a VM that is stopped goes from the fleet, and its page says that it is pas
 test("it goes within two cycles", { todo: "it stays until it has missed three cycles of its host" }, () => within(CYCLES, end.done, end.shown, "its end"));
 
 test("a restart is marked within two cycles; a new name comes with the next list of VMs, and it stays one history", () =>
-  withPage(at, { timezoneId: "UTC" }, async (page) => {
+  visit(at, {}, async (page) => {
     const name = `${PREFIX}-renamed`;
     virsh("destroy", THIRD);
     virsh("domrename", THIRD, name);
@@ -179,12 +177,12 @@ test("a restart is marked within two cycles; a new name comes with the next list
   }));
 
 test("the collector page shows the host and its VMs", () =>
-  withPage(at, { timezoneId: "UTC" }, async (page) => {
+  visit(at, {}, async (page) => {
     await page.goto(new URL("collector", at.url).href);
     const row = page.locator("table.plain tbody tr", { hasText: virsh("hostname").trim() });
     await row.waitFor();
     const running = virsh("list", "--uuid").trim().split("\n").length;
-    await until("as many VMs as run", async () => (await row.locator("td").nth(2).textContent()) === String(running));
+    await eventually("as many VMs as run", async () => (await row.locator("td").nth(2).textContent()) === String(running));
     assert.doesNotMatch(await row.textContent(), /not connected/);
     await checkAccessible(page, "collector");
     await page.screenshot({ path: join(SHOTS, "lab-collector.png") });
@@ -236,7 +234,7 @@ function startLoadable(dir) {
 
 /** The fleet page of this test's VMs only: others may run here too. */
 function withVms(use) {
-  return withPage(at, { timezoneId: "UTC" }, async (page, open) => {
+  return visit(at, {}, async (page, open) => {
     await openFleet(at, page, `?q=${PREFIX}`);
     await use(page, open);
   });
@@ -271,7 +269,7 @@ async function cyclesAfter(ms) {
 
 /** The first whole cycle that began after this moment. */
 function cycleAfter(ms) {
-  return until("a cycle", async () => (await cyclesAfter(ms))[0]);
+  return eventually("a cycle", async () => (await cyclesAfter(ms))[0]);
 }
 
 /** That many cycles that begin from now on are whole. */
@@ -284,11 +282,4 @@ async function within(most, done, shown, what) {
   const later = await cyclesAfter(done);
   const place = later.findIndex((it) => clock(it) === shown);
   assert.ok(place < most, `${what} was shown with cycle ${place + 1} after it`);
-}
-
-/** A chart's data as its CSV has it: moments and columns. */
-async function saved(page, title) {
-  const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: `Save ${title} as CSV`, exact: true }).click()]);
-  const rows = readFileSync(await download.path(), "utf8").trim().split("\r\n").slice(1).map((line) => line.split(","));
-  return { times: rows.map(([time]) => Date.parse(time)), columns: rows[0].slice(1).map((_, i) => rows.map((row) => Number(row[i + 1]))) };
 }

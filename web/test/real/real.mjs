@@ -6,14 +6,14 @@
 // Each server has a port of the kernel's choice and a directory of its own, and both are gone after the test, however it ends.
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
-import { SHOTS } from "../harness.mjs";
+import { SHOTS, withPage } from "../harness.mjs";
 
 const root = fileURLToPath(new URL("../../..", import.meta.url));
 /** A debug build on a busy machine takes a second or two to start; one that takes longer has hung. */
@@ -24,8 +24,8 @@ const WRITE_BYTES = 2 << 20;
 const LOG_LINES = 30;
 /** Node polls what has no event of its own at this pace. */
 const POLL_MS = 50;
-/** A condition that has not come true by then never will; minutes are folded and files merged in the background. */
-const PATIENCE_MS = 120_000;
+/** A condition that has not come true by then never will; roll-ups are made in the background, and others use this machine too. */
+export const PATIENCE_MS = 120_000;
 
 /** A name that only the browser knows: it is this machine. */
 export const NAME = "kvmetry.test";
@@ -63,6 +63,14 @@ export function setUpReal() {
     if (failures.length > 0) throw new AggregateError(failures, "not all could be taken down");
   });
   return at;
+}
+
+/** `withPage`, in UTC, and with the patience that real VMs and a million points need on a busy machine. */
+export function visit(at, options, use) {
+  return withPage(at, { timezoneId: "UTC", acceptDownloads: true, ...options }, (page, open, context) => {
+    context.setDefaultTimeout(PATIENCE_MS);
+    return use(page, open);
+  });
 }
 
 /** A directory that is gone after the tests. Others may pass through it: QEMU and `nobody` are not root. */
@@ -110,7 +118,7 @@ export async function stop(child) {
   await ended;
 }
 
-/** Until `ask` gives something true, of what happens outside of the browser. */
+/** Until `ask` gives something true. */
 export async function eventually(what, ask) {
   const end = performance.now() + PATIENCE_MS;
   for (;;) {
@@ -241,4 +249,11 @@ export function amount(text) {
 export function assertShown(text, value, what) {
   const shown = amount(text);
   assert.ok(Math.abs(shown - value) <= Math.max(0.006 * Math.abs(value), 0.051), `${what}: the page shows ${text}, it is ${value}`);
+}
+
+/** A chart's data as its CSV has it: moments and columns. */
+export async function saved(page, title) {
+  const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: `Save ${title} as CSV`, exact: true }).click()]);
+  const rows = readFileSync(await download.path(), "utf8").trim().split("\r\n").slice(1).map((line) => line.split(","));
+  return { times: rows.map(([time]) => Date.parse(time)), columns: rows[0].slice(1).map((_, i) => rows.map((row) => (row[i + 1] === "" ? null : Number(row[i + 1])))) };
 }

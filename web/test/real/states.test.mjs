@@ -6,8 +6,8 @@ import { createServer, request } from "node:http";
 import { join } from "node:path";
 import { test } from "node:test";
 import { connect } from "node:tls";
-import { checkAccessible, checkWidth, openVm, SHOTS, until, withPage } from "../harness.mjs";
-import { eventually, feed, folder, KVMETRY, NAME, setUpReal, start, stop } from "./real.mjs";
+import { checkAccessible, checkWidth, openVm, SHOTS } from "../harness.mjs";
+import { eventually, feed, folder, KVMETRY, NAME, setUpReal, start, stop, visit } from "./real.mjs";
 
 const at = setUpReal();
 const NOBODY = 65534;
@@ -16,7 +16,7 @@ const NO_VM = "00000000-0000-4000-8000-000000000000";
 
 /** Opens each of the three pages and checks that these words are in sight. */
 function pagesSay(server, name, words) {
-  return withPage({ ...at, url: server.url }, { timezoneId: "UTC", expected: /404/ }, async (page) => {
+  return visit({ ...at, url: server.url }, { expected: /404/ }, async (page) => {
     for (const [path, [heading, ...texts]] of Object.entries(words)) {
       await page.goto(new URL(path, server.url).href);
       await page.getByRole("heading", { name: heading }).first().waitFor();
@@ -107,7 +107,7 @@ test("with a token: the login, refused with words, and out again", async () => {
   const token = (scope) => execFileSync(KVMETRY, ["token", "--scope", scope, "--data-dir", join(dir, "data")], { encoding: "utf8" }).trim();
   const [reader, writer] = [token("read"), token("write")];
   const server = await start(at, ["serve"], { dir });
-  await withPage({ ...at, url: server.url }, { timezoneId: "UTC", expected: /401|403/ }, async (page) => {
+  await visit({ ...at, url: server.url }, { expected: /401|403/ }, async (page) => {
     const alert = page.getByRole("alert");
     const logIn = async (text) => {
       await page.getByLabel("Token").fill(text);
@@ -122,7 +122,7 @@ test("with a token: the login, refused with words, and out again", async () => {
     await page.goto(new URL("collector", server.url).href);
     for (const refused of ["apiv3_wrong", writer]) {
       assert.equal(await logIn(refused), 401);
-      await until("a reason", async () => /no such token may read here: kvmetry token --scope read makes one/.test(await alert.textContent()));
+      await eventually("a reason", async () => /no such token may read here: kvmetry token --scope read makes one/.test(await alert.textContent()));
     }
     await checkAccessible(page, "login");
     await page.screenshot({ path: join(SHOTS, "real-login.png") });
@@ -173,14 +173,14 @@ for (const strips of [false, true]) {
     const from = new Date(Date.now() - 60_000).toISOString();
     await feed(at, server, ["--vms", 5, "--days", 0.02, "--interval", "1s", "--start", from]);
     const { url, told } = await proxy(server, prefix, strips);
-    await withPage({ ...at, url }, { timezoneId: "UTC" }, async (page) => {
+    await visit({ ...at, url }, {}, async (page) => {
       await page.goto(url);
       await page.locator(".vms tbody th.name a").first().waitFor();
       // Pushed, not asked for: the time moves on, more than once.
       const time = () => page.locator(".link time").textContent();
       for (let i = 0; i < 2; i += 1) {
         const before = await time();
-        await until("the next cycle", async () => (await time()) !== before);
+        await eventually("the next cycle", async () => (await time()) !== before);
       }
       await page.locator(".vms tbody th.name a").first().click();
       await page.waitForURL(/\/some\/prefix\/vm\/[0-9a-f-]{36}$/);
@@ -222,7 +222,7 @@ test("over TLS, with a certificate that is replaced while it runs", async () => 
   });
   const first = await fingerprint();
   const subject = async (page) => (await (await page.goto(server.url)).securityDetails()).subjectName;
-  const secure = (use) => withPage({ ...at, url: server.url }, { ignoreHTTPSErrors: true }, use);
+  const secure = (use) => visit({ ...at, url: server.url }, { ignoreHTTPSErrors: true }, use);
   await secure(async (page) => {
     assert.equal(await subject(page), "first.test");
     await page.getByRole("heading", { name: "Nothing has been collected yet" }).waitFor();
