@@ -14,9 +14,12 @@ SUDO := sudo --
 REAL_ENV := env CARGO_TARGET_$(shell uname -m | tr a-z A-Z)_UNKNOWN_LINUX_GNU_RUNNER="sudo -E --"
 endif
 
+# Where cargo puts what it builds for debugging; asked by those who need it.
+DEBUG = $(shell cargo metadata --locked --no-deps --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/debug
+
 .PHONY: help
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 .PHONY: demo
 demo: ## telemetry of real VMs on this machine and the dashboard, in the foreground (DEMO_SECONDS=30 ends by itself)
@@ -49,8 +52,9 @@ browser: web ## the pages in Chromium against a made-up server
 # As root where the lab's VMs need it. With KVMETRY_WRITE_DOCS=1 the pictures of docs/images are made anew.
 .PHONY: browser-real
 browser-real: web ## the pages of the real program in Chromium: VMs of a lab, made-up history, what to do where there is nothing
-	cargo build --locked -p kvmetry -p xtask
-	cd web && $(SUDO) env PATH="$$PATH" KVMETRY_WRITE_DOCS="$$KVMETRY_WRITE_DOCS" npm run --silent test:real
+	cargo build --locked $(FEATURES) --bins
+	cd web && $(SUDO) env PATH="$$PATH" KVMETRY_WRITE_DOCS="$$KVMETRY_WRITE_DOCS" \
+		KVMETRY="$(DEBUG)/kvmetry" XTASK="$(DEBUG)/xtask" npm run --silent test:real
 
 .PHONY: lint
 lint: ## formatting, clippy, the project's own rules, licences, generated documents
@@ -86,4 +90,4 @@ audit: ## known security advisories against the dependencies (needs the open net
 .PHONY: clean-lab
 clean-lab: ## remove every VM that a demo, a test or `cargo xtask lab` left behind
 	cargo build --locked -p xtask
-	$(SUDO) "$$(cargo metadata --locked --no-deps --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/debug/xtask" lab down --all
+	$(SUDO) "$(DEBUG)/xtask" lab down --all

@@ -67,11 +67,14 @@ before(async () => {
   const moment = (minutes) => `${begun + minutes * MINUTE}000000`;
   await write(server, [
     `vm_events,${tags} event="device_added",detail="net2",reason="" ${moment(28)}`,
-    `vm_events,${tags} event="balloon",detail="16777216 KiB",reason="" ${moment(46)}`,
+    `vm_events,${tags} event="balloon",detail="8388608 KiB",reason="" ${moment(46)}`,
   ].join("\n"));
 });
 
-/** Opens a page and takes its picture, in 1440 x 900. */
+/** What a README's column has room for. */
+const [WIDTH, HEIGHT] = [1280, 720];
+
+/** Takes the picture of a page that is open. */
 async function picture(page, name) {
   await checkAccessible(page, name);
   const path = join(SHOTS, `${name}.png`);
@@ -97,7 +100,7 @@ async function fleet(page) {
 for (const [name, scheme] of [["fleet", "light"], ["fleet-dark", "dark"]]) {
   test(name, () =>
     // To look at a sparkline is to read its canvas.
-    visit(at, { scheme, expected: /willReadFrequently/ }, async (page) => {
+    visit(at, { scheme, width: WIDTH, height: HEIGHT, expected: /willReadFrequently/ }, async (page) => {
       await fleet(page);
       assert.equal(await page.locator(".shown").textContent(), `${HOSTS.reduce((sum, { vms }) => sum + vms, 0)} VMs`);
       await picture(page, name);
@@ -106,7 +109,7 @@ for (const [name, scheme] of [["fleet", "light"], ["fleet-dark", "dark"]]) {
 
 for (const [name, scheme] of [["vm", "light"], ["vm-dark", "dark"]]) {
   test(name, () =>
-    visit(at, { scheme }, async (page) => {
+    visit(at, { scheme, width: WIDTH, height: HEIGHT }, async (page) => {
       await openFleet(at, page, `?q=${NAMES.db[0]}`);
       await page.locator(".vms tbody th.name a").first().click();
       await page.locator(".chart .u-over").first().waitFor();
@@ -116,7 +119,7 @@ for (const [name, scheme] of [["vm", "light"], ["vm-dark", "dark"]]) {
 }
 
 test("collector", () =>
-  visit(at, {}, async (page) => {
+  visit(at, { width: WIDTH, height: 370 }, async (page) => {
     await page.goto(new URL("collector", at.url).href);
     await eventually("three hosts", async () => (await page.locator("table.plain tbody tr").count()) === HOSTS.length);
     await picture(page, "collector");
