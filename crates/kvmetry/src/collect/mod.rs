@@ -508,7 +508,8 @@ impl Host {
             self.status.tag = Some(name.clone());
             return;
         }
-        let uri = self.settings.uri.to_string();
+        // Everybody reads it who reads the points.
+        let uri = self.settings.uri.redacted();
         self.tracker.set_host(&uri);
         self.status.tag = Some(uri.clone());
         self.status.name = uri.clone();

@@ -342,6 +342,14 @@ async fn trouble_is_told_to_who_watches() {
     // Who comes now has what was known, and the trouble.
     let mut late = Events::of(&pages.pages, None).await;
     assert_eq!([late.next().await.1, late.next().await.1], ["fleet", "trouble"]);
+    // What the process knows by itself is shown all the same.
+    let collector = pages.json("/api/collector").await;
+    assert!(
+        collector["journal"]["entries"].is_u64() && collector["deliveries"][0].is_object(),
+        "{collector}"
+    );
+    let text = collector["warnings"][0]["text"].as_str().expect("a warning");
+    assert!(text.starts_with("the points cannot be had from http://127.0.0.1:"), "{text}");
     pages.warts.is_down.store(false, Ordering::Relaxed);
     assert_eq!([events.next().await.1, late.next().await.1], ["fleet", "fleet"]);
 }

@@ -1,10 +1,12 @@
 //! How this program itself fares: each hypervisor's cycles, the journal, deliveries, the store.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::fleet;
 use super::schema::Schema;
 use super::source::{Params, Source, SourceError};
 use super::types::{
@@ -35,7 +37,7 @@ pub(crate) struct Own {
 
 /// A hypervisor's last cycle.
 #[derive(Debug, Deserialize)]
-struct Row {
+pub(crate) struct Row {
     host: Option<String>,
     at: i64,
     cycle_ns: Option<i64>,
@@ -61,30 +63,44 @@ fn sql(schema: &Schema) -> String {
     )
 }
 
-/// The page. `statuses`: those of the hypervisors that this process reads.
+/// The last cycle of each hypervisor that wrote; `None` where none ever did.
 ///
 /// # Errors
 /// The source's.
-pub(crate) async fn page(
+pub(crate) async fn rows(source: &Source, schema: &Schema) -> Result<Option<Vec<Row>>, SourceError> {
+    if !schema.has_table(TABLE) {
+        return Ok(None);
+    }
+    Ok(Some(source.rows(TABLE, &sql(schema), Params::new()).await?))
+}
+
+/// The page. `written`: the fleet, and [`rows`]; where they cannot be had, the page tells what this process knows by itself.
+/// `statuses`: those of the hypervisors that this process reads.
+pub(crate) fn page(
     source: &Source,
-    schema: &Schema,
-    fleet: &Fleet,
+    written: Result<(Arc<Fleet>, Option<Vec<Row>>), SourceError>,
     own: Own,
     statuses: &[Status],
-) -> Result<Collector, SourceError> {
-    let rows: Vec<Row> = match schema.has_table(TABLE) {
-        true => source.rows(TABLE, &sql(schema), Params::new()).await?,
-        false => Vec::new(),
-    };
-    let points = rows.iter().filter_map(|it| it.lines).sum::<i64>() as f64 / 60.0;
-    let hypervisors = hypervisors(statuses, rows, fleet);
-    let mut warnings = fleet.warnings.clone();
+) -> Collector {
+    let mut warnings = Vec::new();
+    let (fleet, rows) = written.unwrap_or_else(|error| {
+        warnings.push(Warning {
+            level: Level::Error,
+            text: format!("the points cannot be had from {}: {error}", source.name()),
+            advice: Some("this page shows what this process knows by itself".to_owned()),
+        });
+        warnings.extend(fleet::problems(statuses));
+        Default::default()
+    });
+    let points = rows.as_ref().map(|rows| rows.iter().filter_map(|it| it.lines).sum::<i64>() as f64 / 60.0);
+    let hypervisors = hypervisors(statuses, rows.unwrap_or_default(), &fleet);
+    warnings.extend(fleet.warnings.iter().cloned());
     warnings.extend(hypervisors.iter().filter_map(slow));
     warnings.extend(statuses.iter().filter_map(exhausted));
     warnings.extend(own.warnings());
     warnings.sort_by_key(|it| it.level);
     let Own { since, journal, deliveries, store, .. } = own;
-    Ok(Collector {
+    Collector {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         source: source.name(),
         since,
@@ -92,9 +108,9 @@ pub(crate) async fn page(
         journal,
         deliveries: deliveries.into_iter().map(delivery).collect(),
         store,
-        points: schema.has_table(TABLE).then_some(points),
+        points,
         warnings,
-    })
+    }
 }
 
 /// This process's own, in the order of its configuration, then those of other collectors, which are known by what they

@@ -368,8 +368,8 @@ pub(crate) fn fleet(
         })
         .collect();
     vms.dedup_by(|a, b| a.uuid == b.uuid);
-    // What its host does not list any more has ended.
-    vms.retain(|vm| newest.get(&vm.host).is_none_or(|at| at - vm.at < paces.limit(&vm.host)));
+    // What two cycles of its host do not list has ended. One may be on its way in several writes.
+    vms.retain(|vm| newest.get(&vm.host).is_none_or(|at| 2 * (at - vm.at) < 3 * paces.of(&vm.host)));
     let is_silent = |host: &str| newest.get(host).is_none_or(|at| now - at >= paces.limit(host));
     let there: BTreeSet<String> = vms.iter().map(|it| it.uuid.clone()).collect();
     let lost = before
@@ -439,7 +439,7 @@ fn warnings(vms: &[Vm], hosts: &[Host], own: &[Status]) -> Vec<Warning> {
 }
 
 /// Hypervisors that this process cannot read. Why says what to do, as `kvmetry check` does.
-fn problems(own: &[Status]) -> Vec<Warning> {
+pub(crate) fn problems(own: &[Status]) -> Vec<Warning> {
     let all: Vec<_> = own.iter().filter_map(|it| Some((&it.name, it.problem.as_ref()?))).collect();
     let mut warnings: Vec<Warning> = all
         .iter()

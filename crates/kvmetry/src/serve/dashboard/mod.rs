@@ -163,10 +163,13 @@ async fn collector(State(dashboard): Shared) -> Result<Response, Problem> {
         .await
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let board = &dashboard.board;
-    let (fleet, schema) = (board.fleet().await.map_err(failed)?, board.schema().await.map_err(failed)?);
-    let _turn = dashboard.board.turn().await.map_err(failed)?;
-    let statuses = dashboard.statuses.now();
-    Ok(json(&collector::page(board.source(), &schema, &fleet, own, &statuses).await.map_err(failed)?))
+    let written = async {
+        let (fleet, schema) = (board.fleet().await?, board.schema().await?);
+        let _turn = board.turn().await?;
+        Ok((fleet, collector::rows(board.source(), &schema).await?))
+    };
+    let written = written.await;
+    Ok(json(&collector::page(board.source(), written, own, &dashboard.statuses.now())))
 }
 
 async fn live(

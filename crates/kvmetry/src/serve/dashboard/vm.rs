@@ -370,7 +370,8 @@ impl Plan {
             let parts = vec![(wanted.from, wanted.to)];
             return Ok(Self { wanted, first, parts });
         }
-        let least = first.step.unwrap_or(1).max(1);
+        // Every reading is a bucket of its own, where there are so few.
+        let least = first.step.unwrap_or(interval).max(SECOND_MS);
         let step = match wanted.step {
             Some(step) => Some(step).filter(|it| PART_MS % it == 0),
             None => PART_STEPS_S.iter().map(|it| it * SECOND_MS).find(|it| *it >= least),
