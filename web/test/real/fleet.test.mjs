@@ -23,7 +23,20 @@ before(async () => {
 
 test("1,000 VMs for 15 minutes are taken", async (t) => {
   const from = new Date(Math.floor((Date.now() - PAST) / INTERVAL) * INTERVAL).toISOString();
-  const took = await feed(at, server, ["--vms", VMS, "--nics", 1, "--disks", 1, "--days", (PAST + AHEAD) / DAY, "--interval", `${INTERVAL}ms`, "--start", from]);
+  const took = await feed(at, server, [
+    "--vms",
+    VMS,
+    "--nics",
+    1,
+    "--disks",
+    1,
+    "--days",
+    (PAST + AHEAD) / DAY,
+    "--interval",
+    `${INTERVAL}ms`,
+    "--start",
+    from,
+  ]);
   t.diagnostic(`${took.lines} lines, ${took.bytes} bytes in ${took.seconds.toFixed(1)} s`);
   const [{ vms }] = await sql(server, "SELECT count(DISTINCT uuid) AS vms FROM vm_totals");
   assert.equal(vms, VMS);
@@ -40,7 +53,12 @@ test("all rows of 1,000 are there, in order, as one scrolls", () =>
     assert.equal(await page.locator(".vms table").getAttribute("aria-rowcount"), String(VMS + 1));
     const seen = new Map();
     while (seen.size < VMS) {
-      const drawn = await page.evaluate(() => [...document.querySelectorAll(".vms tbody tr[aria-rowindex]")].map((row) => [Number(row.getAttribute("aria-rowindex")), row.querySelector("th a").textContent]));
+      const drawn = await page.evaluate(() =>
+        [...document.querySelectorAll(".vms tbody tr[aria-rowindex]")].map((row) => [
+          Number(row.getAttribute("aria-rowindex")),
+          row.querySelector("th a").textContent,
+        ]),
+      );
       const before = seen.size;
       for (const [index, name] of drawn) seen.set(index, name);
       assert.ok(seen.size > before, `nothing new after ${before} rows`);
@@ -52,17 +70,24 @@ test("all rows of 1,000 are there, in order, as one scrolls", () =>
     const names = [...seen.entries()].sort(([a], [b]) => a - b).map(([, name]) => name);
     assert.equal(names.length, VMS);
     const known = (await sql(server, "SELECT DISTINCT name FROM vm_totals")).map((row) => row.name);
-    assert.deepEqual(names, known.sort((a, b) => (a.toLowerCase() < b.toLowerCase() ? -1 : 1)));
+    assert.deepEqual(
+      names,
+      known.sort((a, b) => (a.toLowerCase() < b.toLowerCase() ? -1 : 1)),
+    );
     await page.screenshot({ path: join(SHOTS, "fleet-1000-end.png") });
   }));
 
 test("1,000 are sorted by what is shown, and a filter finds some", () =>
   withFleet({}, async (page) => {
     await openFleet({ url: server.url }, page);
-    const column = (title) => page.evaluate((wanted) => {
-      const titles = [...document.querySelectorAll(".vms thead th")].map((it) => it.textContent.replace(/[▾▴]$/, ""));
-      return [...document.querySelectorAll(".vms tbody tr[aria-rowindex]")].map((row) => row.children[titles.indexOf(wanted)].textContent);
-    }, title);
+    const column = (title) =>
+      page.evaluate((wanted) => {
+        const heads = [...document.querySelectorAll(".vms thead th")];
+        const titles = heads.map((it) => it.textContent.replace(/[▾▴]$/, ""));
+        return [...document.querySelectorAll(".vms tbody tr[aria-rowindex]")].map(
+          (row) => row.children[titles.indexOf(wanted)].textContent,
+        );
+      }, title);
     const titles = (await page.locator("thead a").allTextContents()).map((title) => title.replace(/[▾▴]$/, ""));
     for (const title of titles) {
       await page.locator("thead").getByRole("link", { name: title, exact: true }).click();
@@ -70,9 +95,16 @@ test("1,000 are sorted by what is shown, and a filter finds some", () =>
       // What moves may have moved since it was sorted.
       if (!["vCPUs", "Mem has"].includes(title)) continue;
       const values = (await column(title)).map(amount);
-      assert.deepEqual(values, [...values].sort((a, b) => b - a), title);
+      assert.deepEqual(
+        values,
+        [...values].sort((a, b) => b - a),
+        title,
+      );
     }
-    const [{ some }] = await sql(server, "SELECT count(DISTINCT uuid) AS some FROM vm_totals WHERE name LIKE '%batch%'");
+    const [{ some }] = await sql(
+      server,
+      "SELECT count(DISTINCT uuid) AS some FROM vm_totals WHERE name LIKE '%batch%'",
+    );
     await page.getByRole("searchbox").fill("batch");
     await page.locator(".shown", { hasText: `${some} of 1,000 VMs` }).waitFor();
     await page.goBack();

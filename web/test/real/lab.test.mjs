@@ -1,14 +1,28 @@
 // The pages beside what virsh says: VMs of a lab of this test's own, read by `kvmetry run`.
 //
-// "Within two cycles" counts cycles, not seconds: those that began after virsh was done, up to the one that the page shows when it
-// first shows the change.
+// "Within two cycles" counts cycles, not seconds: those that began after virsh was done, up to the one that the page shows
+// when it first shows the change.
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { before, test } from "node:test";
 import { checkAccessible, openFleet, openVm, SHOTS } from "../harness.mjs";
-import { amount, assertShown, clock, eventually, folder, hasTable, PATIENCE_MS, saved, setUpReal, sql, start, visit, XTASK } from "./real.mjs";
+import {
+  amount,
+  assertShown,
+  clock,
+  eventually,
+  folder,
+  hasTable,
+  PATIENCE_MS,
+  saved,
+  setUpReal,
+  sql,
+  start,
+  visit,
+  XTASK,
+} from "./real.mjs";
 
 const PREFIX = `kvmetry-web-${process.pid}`;
 const [FIRST, SECOND, THIRD] = [1, 2, 3].map((number) => `${PREFIX}-000${number}`);
@@ -35,11 +49,17 @@ before(async () => {
 
 test("the fleet shows each VM as virsh does", () =>
   withVms(async (page) => {
-    const names = virsh("list", "--name").split("\n").filter((name) => name.startsWith(PREFIX));
+    const names = virsh("list", "--name")
+      .split("\n")
+      .filter((name) => name.startsWith(PREFIX));
     await eventually("all VMs", async () => (await page.locator(".vms tbody th.name").count()) === names.length);
     // The guests' own figures move from report to report: these make none any more.
     for (const name of [FIRST, SECOND, THIRD]) virsh("dommemstat", name, "--period", "0", "--live");
-    await shownWhen(page, (time) => document.querySelector(".link time").textContent > time, clock(await cycleAfter(Date.now())));
+    await shownWhen(
+      page,
+      (time) => document.querySelector(".link time").textContent > time,
+      clock(await cycleAfter(Date.now())),
+    );
     const rows = await table(page);
     assert.deepEqual(rows.map((row) => row.VM).sort(), names.sort());
     for (const row of rows) {
@@ -53,7 +73,10 @@ test("the fleet shows each VM as virsh does", () =>
       const used = row.VM === LOADED ? null : (stats["balloon.available"] - stats["balloon.usable"]) * 1024;
       if (used === null) assert.match(row["Mem used"], /rss/);
       else assertShown(row["Mem used"], used, `${row.VM} uses`);
-      assert.deepEqual([row.Errors, row.Drops].map((text) => amount(text)), [faults(stats, "errs"), faults(stats, "drop")]);
+      assert.deepEqual(
+        [row.Errors, row.Drops].map((text) => amount(text)),
+        [faults(stats, "errs"), faults(stats, "drop")],
+      );
     }
     for (const name of [FIRST, SECOND, THIRD]) virsh("dommemstat", name, "--period", "1", "--live");
     await checkAccessible(page, "fleet");
@@ -74,18 +97,27 @@ test("the VM page shows its devices, and counts what virsh counts", () =>
     await page.getByRole("heading", { level: 1, name: FIRST }).waitFor();
     await page.locator(".ids", { hasText: uuids[FIRST] }).waitFor();
     const devices = await page.locator(".device summary b").allTextContents();
-    const named = (kind) => Object.entries(outer.stats).filter(([key]) => new RegExp(`^${kind}\\.\\d+\\.name$`).test(key)).map(([, value]) => value);
+    const named = (kind) =>
+      Object.entries(outer.stats)
+        .filter(([key]) => new RegExp(`^${kind}\\.\\d+\\.name$`).test(key))
+        .map(([, value]) => value);
     assert.deepEqual(devices.sort(), [...named("net"), ...named("block")].sort());
     await page.getByRole("heading", { name: `${named("net").length} NICs` }).waitFor();
     await page.getByRole("heading", { name: `${named("block").length} Disks` }).waitFor();
 
     // What the charts show between the two cycles lies between what virsh counted within and around them.
-    const steps = (await sql(server, `SELECT CAST(time AS BIGINT) / 1000000 AS at FROM vm_totals WHERE uuid = '${uuids[FIRST]}' ORDER BY time`)).map((row) => row.at);
+    const steps = (
+      await sql(
+        server,
+        `SELECT CAST(time AS BIGINT) / 1000000 AS at FROM vm_totals WHERE uuid = '${uuids[FIRST]}' ORDER BY time`,
+      )
+    ).map((row) => row.at);
     const check = async (title, counted, what) => {
       const { times, columns } = await saved(page, title);
       let sum = 0;
       times.forEach((time, i) => {
-        if (time > first && time <= last) sum += ((time - steps[steps.indexOf(time) - 1]) / 1000) * columns.reduce((all, column) => all + column[i], 0);
+        if (time > first && time <= last)
+          sum += ((time - steps[steps.indexOf(time) - 1]) / 1000) * columns.reduce((all, column) => all + column[i], 0);
       });
       const least = counted(innerEnd) - counted(inner.stats);
       const most = counted(outerEnd) - counted(outer.stats);
@@ -93,7 +125,11 @@ test("the VM page shows its devices, and counts what virsh counts", () =>
       assert.ok(sum >= least - 1 && sum <= most + 1, `${what}: the charts say ${sum}, virsh from ${least} to ${most}`);
       assert.ok(most > 0, `${what}: nothing was counted, so nothing was compared`);
     };
-    const sum = (kind, tail) => (stats) => Object.entries(stats).reduce((all, [key, value]) => (new RegExp(`^${kind}\\.\\d+\\.${tail}$`).test(key) ? all + Number(value) : all), 0);
+    const sum = (kind, tail) => (stats) =>
+      Object.entries(stats).reduce(
+        (all, [key, value]) => (new RegExp(`^${kind}\\.\\d+\\.${tail}$`).test(key) ? all + Number(value) : all),
+        0,
+      );
     await check("Network", sum("net", "(rx|tx)\\.bytes"), "bytes of NICs");
     await check("Packets", sum("net", "(rx|tx)\\.pkts"), "packets");
     await check("Disks", sum("block", "(rd|wr)\\.bytes"), "bytes of disks");
@@ -111,10 +147,16 @@ test("load in one guest is at the top within two cycles", () =>
     assert.ok(amount(idle.CPU) < 20, `idle, it takes ${idle.CPU}`);
     virsh("send-key", LOADED, "KEY_SPACE");
     const done = Date.now();
-    const shown = await shownWhen(page, (name) => {
-      const row = [...document.querySelectorAll(".vms tbody tr")].find((it) => it.querySelector("th a")?.textContent === name);
-      return parseFloat(row?.querySelectorAll("td")[2]?.textContent ?? "") > 20;
-    }, LOADED);
+    const shown = await shownWhen(
+      page,
+      (name) => {
+        const row = [...document.querySelectorAll(".vms tbody tr")].find(
+          (it) => it.querySelector("th a")?.textContent === name,
+        );
+        return parseFloat(row?.querySelectorAll("td")[2]?.textContent ?? "") > 20;
+      },
+      LOADED,
+    );
     await within(CYCLES, done, shown, "load");
     await page.keyboard.press("r");
     await eventually("it is first", async () => (await table(page))[0].VM === LOADED);
@@ -146,7 +188,11 @@ let end;
 test("a VM that is stopped goes from the fleet, and its page says that it is past", () =>
   withVms(async (page, open) => {
     // Just after a cycle, so that the VM's last reading is one of before.
-    await shownWhen(page, (time) => document.querySelector(".link time").textContent >= time, clock(await cycleAfter(Date.now())));
+    await shownWhen(
+      page,
+      (time) => document.querySelector(".link time").textContent >= time,
+      clock(await cycleAfter(Date.now())),
+    );
     virsh("destroy", SECOND);
     const done = Date.now();
     const gone = (name) => ![...document.querySelectorAll(".vms tbody th a")].some((it) => it.textContent === name);
@@ -158,9 +204,11 @@ test("a VM that is stopped goes from the fleet, and its page says that it is pas
     await second.screenshot({ path: join(SHOTS, "lab-stopped.png") });
   }));
 
-test("it goes within two cycles", { todo: "it stays until it has missed three cycles of its host" }, () => within(CYCLES, end.done, end.shown, "its end"));
+test("it goes within two cycles", { todo: "it stays until it has missed three cycles of its host" }, () =>
+  within(CYCLES, end.done, end.shown, "its end"),
+);
 
-test("a restart is marked within two cycles; a new name comes with the next list of VMs, and it stays one history", () =>
+test("a restart is marked within two cycles; a new name comes with the next list, and it stays one history", () =>
   visit(at, {}, async (page) => {
     const name = `${PREFIX}-renamed`;
     virsh("destroy", THIRD);
@@ -169,7 +217,10 @@ test("a restart is marked within two cycles; a new name comes with the next list
     await cycles(CYCLES);
     await openVm(at, page, uuids[THIRD], "?range=15m");
     await page.locator(".events li b", { hasText: /^restarted$/ }).waitFor();
-    await eventually("the new name", async () => (await sql(server, `SELECT 1 AS it FROM vm_totals WHERE name = '${name}'`)).length > 0);
+    await eventually(
+      "the new name",
+      async () => (await sql(server, `SELECT 1 AS it FROM vm_totals WHERE name = '${name}'`)).length > 0,
+    );
     await page.getByRole("heading", { level: 1, name }).waitFor();
     await page.getByText(`was called ${THIRD}`).waitFor();
     await page.locator(".events li b", { hasText: /^renamed$/ }).waitFor();
@@ -182,7 +233,10 @@ test("the collector page shows the host and its VMs", () =>
     const row = page.locator("table.plain tbody tr", { hasText: virsh("hostname").trim() });
     await row.waitFor();
     const running = virsh("list", "--uuid").trim().split("\n").length;
-    await eventually("as many VMs as run", async () => (await row.locator("td").nth(2).textContent()) === String(running));
+    await eventually(
+      "as many VMs as run",
+      async () => (await row.locator("td").nth(2).textContent()) === String(running),
+    );
     assert.doesNotMatch(await row.textContent(), /not connected/);
     await checkAccessible(page, "collector");
     await page.screenshot({ path: join(SHOTS, "lab-collector.png") });
@@ -191,20 +245,36 @@ test("the collector page shows the host and its VMs", () =>
 // ---- virsh
 
 function virsh(...args) {
-  return execFileSync("virsh", ["-c", "qemu:///system", ...args], { encoding: "utf8", env: { ...process.env, LC_ALL: "C" } });
+  return execFileSync("virsh", ["-c", "qemu:///system", ...args], {
+    encoding: "utf8",
+    env: { ...process.env, LC_ALL: "C" },
+  });
 }
 
 function domstats(name) {
-  const lines = virsh("domstats", name).split("\n").map((line) => line.trim());
-  return Object.fromEntries(lines.filter((line) => line.includes("=")).map((line) => [line.slice(0, line.indexOf("=")), line.slice(line.indexOf("=") + 1)]));
+  const lines = virsh("domstats", name)
+    .split("\n")
+    .map((line) => line.trim());
+  return Object.fromEntries(
+    lines
+      .filter((line) => line.includes("="))
+      .map((line) => [line.slice(0, line.indexOf("=")), line.slice(line.indexOf("=") + 1)]),
+  );
 }
 
 function nics(name) {
-  return virsh("domiflist", name).split("\n").slice(2).map((line) => line.trim().split(/\s+/)[0]).filter((it) => it !== "");
+  return virsh("domiflist", name)
+    .split("\n")
+    .slice(2)
+    .map((line) => line.trim().split(/\s+/)[0])
+    .filter((it) => it !== "");
 }
 
 function faults(stats, tail) {
-  return Object.entries(stats).reduce((sum, [key, value]) => (key.startsWith("net.") && key.endsWith(`.${tail}`) ? sum + Number(value) : sum), 0);
+  return Object.entries(stats).reduce(
+    (sum, [key, value]) => (key.startsWith("net.") && key.endsWith(`.${tail}`) ? sum + Number(value) : sum),
+    0,
+  );
 }
 
 function lab(command, ...args) {
@@ -221,10 +291,14 @@ function startLoadable(dir) {
   writeFileSync(disk, sector);
   const kind = /<domain type='(\w+)'/.exec(virsh("dumpxml", FIRST))[1];
   const xml = join(dir, "load.xml");
-  writeFileSync(xml, `<domain type='${kind}'><name>${LOADED}</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>
+  writeFileSync(
+    xml,
+    `<domain type='${kind}'><name>${LOADED}</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>
     <os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>
-    <devices><disk type='file'><driver name='qemu' type='raw'/><source file='${disk}'/><target dev='vda' bus='virtio'/></disk>
-    <controller type='usb' model='none'/></devices></domain>`);
+    <devices><disk type='file'><driver name='qemu' type='raw'/><source file='${disk}'/>
+    <target dev='vda' bus='virtio'/></disk>
+    <controller type='usb' model='none'/></devices></domain>`,
+  );
   // Transient: it is gone when it is stopped.
   virsh("create", xml);
   at.undo.push(() => virsh("destroy", LOADED));
@@ -244,11 +318,13 @@ function withVms(use) {
 function table(page) {
   return page.evaluate(() => {
     const titles = [...document.querySelectorAll(".vms thead th")].map((it) => it.textContent.replace(/[▾▴]$/, ""));
-    return [...document.querySelectorAll(".vms tbody tr:not(.space)")].map((row) => Object.fromEntries([...row.children].map((cell, i) => [titles[i], cell.textContent])));
+    return [...document.querySelectorAll(".vms tbody tr:not(.space)")].map((row) =>
+      Object.fromEntries([...row.children].map((cell, i) => [titles[i], cell.textContent])),
+    );
   });
 }
 
-/** When the page shows something, the time of the cycle that it shows then, HH:MM:SS: both in one look, so that no cycle comes between. */
+/** The time, HH:MM:SS, of the cycle with which the page shows something: both in one look, so that no cycle comes between. */
 function shownWhen(page, condition, name) {
   // As text by the debugger, which the page's content security policy does not bind.
   return page.evaluate(`new Promise((resolve, reject) => {
@@ -264,7 +340,9 @@ function shownWhen(page, condition, name) {
 
 /** When the cycles began, ms, that are later than this. */
 async function cyclesAfter(ms) {
-  return (await sql(server, "SELECT CAST(time AS BIGINT) / 1000000 AS at FROM kvmetry_collector ORDER BY time")).map((row) => row.at).filter((it) => it > ms);
+  return (await sql(server, "SELECT CAST(time AS BIGINT) / 1000000 AS at FROM kvmetry_collector ORDER BY time"))
+    .map((row) => row.at)
+    .filter((it) => it > ms);
 }
 
 /** The first whole cycle that began after this moment. */

@@ -1,5 +1,5 @@
-// The pictures of README and docs: a made-up site of three hosts, in the real program. They are always made, in target/shots; with
-// KVMETRY_WRITE_DOCS=1 they are also put into docs/images.
+// The pictures of README and docs: a made-up site of three hosts, in the real program. They are always made, in
+// target/shots; with KVMETRY_WRITE_DOCS=1 they are also put into docs/images.
 import assert from "node:assert/strict";
 import { copyFileSync, mkdirSync, statSync } from "node:fs";
 import { join } from "node:path";
@@ -28,7 +28,28 @@ const NAMES = {
   db: ["shop-db", "crm-db", "wiki-db", "metrics-db"],
   desktop: ["vdi-anna", "vdi-ben", "vdi-carla", "vdi-deniz"],
   batch: ["nightly-build", "video-encode", "report-batch"],
-  test: ["dns", "ldap", "mail", "git", "wiki", "vpn", "proxy", "print", "ntp", "chat", "ci-runner", "backup", "staging", "registry", "helpdesk", "forum", "syslog", "mirror", "jump", "lab"],
+  test: [
+    "dns",
+    "ldap",
+    "mail",
+    "git",
+    "wiki",
+    "vpn",
+    "proxy",
+    "print",
+    "ntp",
+    "chat",
+    "ci-runner",
+    "backup",
+    "staging",
+    "registry",
+    "helpdesk",
+    "forum",
+    "syslog",
+    "mirror",
+    "jump",
+    "lab",
+  ],
 };
 
 const at = setUpReal();
@@ -58,21 +79,47 @@ before(async () => {
       last = moment;
       // What `kvmetry run` tells of each of its cycles. It takes a little more and a little less.
       const wobble = 1 + ((moment / INTERVAL) % 7) / 20;
-      return `${changed}\nkvmetry_collector,host=${host} cycle_ns=${Math.round(cycle * wobble * 1e6)}i,vms=${vms}i,lines=${vms * 8}i,failures=0i,stuck_vms=0i,abandoned_calls=0i,cache_hits=${vms * 720}i,cache_misses=${vms * 5}i ${moment}000000`;
+      const fields = {
+        cycle_ns: Math.round(cycle * wobble * 1e6), lines: vms * 8, failures: 0, stuck_vms: 0, abandoned_calls: 0,
+        cache_hits: vms * 720, cache_misses: vms * 5,
+      };
+      const pairs = Object.entries(fields).map(([field, value]) => `${field}=${value}i`);
+      return `${changed}\nkvmetry_collector,host=${host} ${pairs.join(",")} ${moment}000000`;
     };
-    await feed(at, server, ["--host", host, "--vms", vms, "--seed", seed, "--days", (PAST + AHEAD) / 86_400_000, "--interval", `${INTERVAL}ms`, "--start", new Date(begun).toISOString()], change);
+    await feed(
+      at,
+      server,
+      [
+        "--host",
+        host,
+        "--vms",
+        vms,
+        "--seed",
+        seed,
+        "--days",
+        (PAST + AHEAD) / 86_400_000,
+        "--interval",
+        `${INTERVAL}ms`,
+        "--start",
+        new Date(begun).toISOString(),
+      ],
+      change,
+    );
   }
   const [vm] = await sql(server, `SELECT uuid, "VMID" AS vmid FROM vm_totals WHERE name = '${NAMES.db[0]}' LIMIT 1`);
   const tags = `VMID=${vm.vmid},host=${HOSTS[0].host},name=${NAMES.db[0]},uuid=${vm.uuid}`;
   const moment = (minutes) => `${begun + minutes * MINUTE}000000`;
-  await write(server, [
-    `vm_events,${tags} event="device_added",detail="net2",reason="" ${moment(28)}`,
-    `vm_events,${tags} event="balloon",detail="8388608 KiB",reason="" ${moment(46)}`,
-  ].join("\n"));
+  await write(
+    server,
+    [
+      `vm_events,${tags} event="device_added",detail="net2",reason="" ${moment(28)}`,
+      `vm_events,${tags} event="balloon",detail="8388608 KiB",reason="" ${moment(46)}`,
+    ].join("\n"),
+  );
 });
 
 /** What a README's column has room for. */
-const [WIDTH, HEIGHT] = [1280, 720];
+const [WIDTH, HEIGHT] = [1344, 700];
 
 /** Takes the picture of a page that is open. */
 async function picture(page, name) {
@@ -90,24 +137,33 @@ async function picture(page, name) {
 async function fleet(page) {
   await openFleet(at, page);
   // The sparklines' past comes after the first cycle.
-  await eventually("sparklines", () => page.evaluate(() => {
-    const canvas = document.querySelector(".vms td.spark canvas");
-    const { data } = canvas.getContext("2d").getImageData(0, 0, Math.floor(canvas.width / 2), canvas.height);
-    return data.some((value) => value !== 0);
-  }));
+  await eventually("sparklines", () =>
+    page.evaluate(() => {
+      const canvas = document.querySelector(".vms td.spark canvas");
+      const { data } = canvas.getContext("2d").getImageData(0, 0, Math.floor(canvas.width / 2), canvas.height);
+      return data.some((value) => value !== 0);
+    }),
+  );
 }
 
-for (const [name, scheme] of [["fleet", "light"], ["fleet-dark", "dark"]]) {
+for (const [name, scheme] of [
+  ["fleet", "light"],
+  ["fleet-dark", "dark"],
+]) {
   test(name, () =>
     // To look at a sparkline is to read its canvas.
     visit(at, { scheme, width: WIDTH, height: HEIGHT, expected: /willReadFrequently/ }, async (page) => {
       await fleet(page);
       assert.equal(await page.locator(".shown").textContent(), `${HOSTS.reduce((sum, { vms }) => sum + vms, 0)} VMs`);
       await picture(page, name);
-    }));
+    }),
+  );
 }
 
-for (const [name, scheme] of [["vm", "light"], ["vm-dark", "dark"]]) {
+for (const [name, scheme] of [
+  ["vm", "light"],
+  ["vm-dark", "dark"],
+]) {
   test(name, () =>
     visit(at, { scheme, width: WIDTH, height: HEIGHT }, async (page) => {
       await openFleet(at, page, `?q=${NAMES.db[0]}`);
@@ -115,7 +171,8 @@ for (const [name, scheme] of [["vm", "light"], ["vm-dark", "dark"]]) {
       await page.locator(".chart .u-over").first().waitFor();
       await page.locator(".events li", { hasText: "device added" }).waitFor();
       await picture(page, name);
-    }));
+    }),
+  );
 }
 
 test("collector", () =>

@@ -1,9 +1,10 @@
-// What the tests against the real program share: the program itself, a browser, SQL to ask what was collected, and made-up history.
+// What the tests against the real program share: the program itself, a browser, SQL to ask what was collected, and
+// made-up history.
 //
 //   KVMETRY=… XTASK=…   the binaries; else those that cargo built last (debug)
 //   CHROMIUM=…          another browser
 //
-// Each server has a port of the kernel's choice and a directory of its own, and both are gone after the test, however it ends.
+// Each server has a port of the kernel's choice and a directory of its own; both are gone after the test, however it ends.
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -24,7 +25,7 @@ const WRITE_BYTES = 2 << 20;
 const LOG_LINES = 30;
 /** Node polls what has no event of its own at this pace. */
 const POLL_MS = 50;
-/** A condition that has not come true by then never will; roll-ups are made in the background, and others use this machine too. */
+/** A condition that has not come true by then never will; roll-ups are made in the background, and the machine is shared. */
 export const PATIENCE_MS = 120_000;
 
 /** A name that only the browser knows: it is this machine. */
@@ -36,9 +37,13 @@ export const XTASK = binary("XTASK", "xtask");
 function binary(variable, name) {
   const given = process.env[variable];
   if (given) return given;
-  const metadata = execFileSync("cargo", ["metadata", "--locked", "--no-deps", "--format-version", "1"], { cwd: root, encoding: "utf8" });
+  const metadata = execFileSync("cargo", ["metadata", "--locked", "--no-deps", "--format-version", "1"], {
+    cwd: root,
+    encoding: "utf8",
+  });
   const built = join(JSON.parse(metadata).target_directory, "debug", name);
-  if (!existsSync(built)) throw new Error(`${built} is missing: make web, then cargo build -p ${name}; or set ${variable}`);
+  if (!existsSync(built))
+    throw new Error(`${built} is missing: make web, then cargo build -p ${name}; or set ${variable}`);
   return built;
 }
 
@@ -47,7 +52,10 @@ export function setUpReal() {
   const at = { browser: null, undo: [] };
   before(async () => {
     mkdirSync(SHOTS, { recursive: true });
-    at.browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox", `--host-resolver-rules=MAP ${NAME} 127.0.0.1`] });
+    at.browser = await chromium.launch({
+      executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+      args: ["--no-sandbox", `--host-resolver-rules=MAP ${NAME} 127.0.0.1`],
+    });
   });
   after(async () => {
     await at.browser?.close();
@@ -81,14 +89,24 @@ export function folder(at) {
   return path;
 }
 
-/** `kvmetry COMMAND ARGS` once it listens. `config`: the text of a configuration file; `prefix`: words before the command. */
+/** `kvmetry COMMAND ARGS` once it listens. `config`: the text of a configuration; `prefix`: words before the command. */
 export async function start(at, args, { config, prefix = [], dir = folder(at), path = "/" } = {}) {
   const file = join(dir, "kvmetry.toml");
   if (config !== undefined) writeFileSync(file, config);
   const [command, ...rest] = [
-    ...prefix, KVMETRY, ...args, "--data-dir", join(dir, "data"), "--listen", "127.0.0.1:0", ...(config === undefined ? [] : ["--config", file]),
+    ...prefix,
+    KVMETRY,
+    ...args,
+    "--data-dir",
+    join(dir, "data"),
+    "--listen",
+    "127.0.0.1:0",
+    ...(config === undefined ? [] : ["--config", file]),
   ];
-  const child = spawn(command, rest, { stdio: ["ignore", "ignore", "pipe"], env: { PATH: process.env.PATH, HOME: dir } });
+  const child = spawn(command, rest, {
+    stdio: ["ignore", "ignore", "pipe"],
+    env: { PATH: process.env.PATH, HOME: dir },
+  });
   const server = { url: null, dir, child, log: "", stop: () => stop(child) };
   at.undo.push(server.stop);
   await new Promise((resolve, reject) => {
@@ -153,14 +171,17 @@ export async function hasTable(server, table) {
 
 /** Writes line protocol (text or bytes), which the server must take whole. */
 export async function write(server, lines) {
-  const response = await fetch(new URL("api/v3/write_lp?db=kvmetry&precision=nanosecond", server.url), { method: "POST", body: lines });
+  const response = await fetch(new URL("api/v3/write_lp?db=kvmetry&precision=nanosecond", server.url), {
+    method: "POST",
+    body: lines,
+  });
   assert.equal(response.status, 204, response.status === 204 ? "" : await response.text());
 }
 
 /**
- * `xtask gen ARGS` into the server, in pieces of bounded size: what lies behind at once, what lies ahead when its time has come,
- * until the server is stopped. `change` gets each line and its moment (ms) and gives what is written in its place. Resolves when
- * the past is in, to what it took.
+ * `xtask gen ARGS` into the server, in pieces of bounded size: what lies behind at once, what lies ahead when its time
+ * has come, until the server is stopped. `change` gets each line and its moment (ms) and gives what is written in its
+ * place. Resolves when the past is in, to what it took.
  */
 export function feed(at, server, args, change = (line) => line) {
   const begun = performance.now();
@@ -223,7 +244,12 @@ export function feed(at, server, args, change = (line) => line) {
 export function parse(line) {
   const [, head, fields, time] = /^(\S+) (\S+) (\d+)$/.exec(line);
   const [table, ...tags] = head.split(",");
-  return { table, tags: Object.fromEntries(tags.map((tag) => tag.split("="))), fields: Object.fromEntries(fields.split(",").map((it) => it.split("="))), time };
+  return {
+    table,
+    tags: Object.fromEntries(tags.map((tag) => tag.split("="))),
+    fields: Object.fromEntries(fields.split(",").map((it) => it.split("="))),
+    time,
+  };
 }
 
 export function format({ table, tags, fields, time }) {
@@ -248,12 +274,25 @@ export function amount(text) {
 /** Pages show three digits. */
 export function assertShown(text, value, what) {
   const shown = amount(text);
-  assert.ok(Math.abs(shown - value) <= Math.max(0.006 * Math.abs(value), 0.051), `${what}: the page shows ${text}, it is ${value}`);
+  assert.ok(
+    Math.abs(shown - value) <= Math.max(0.006 * Math.abs(value), 0.051),
+    `${what}: the page shows ${text}, it is ${value}`,
+  );
 }
 
 /** A chart's data as its CSV has it: moments and columns. */
 export async function saved(page, title) {
-  const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: `Save ${title} as CSV`, exact: true }).click()]);
-  const rows = readFileSync(await download.path(), "utf8").trim().split("\r\n").slice(1).map((line) => line.split(","));
-  return { times: rows.map(([time]) => Date.parse(time)), columns: rows[0].slice(1).map((_, i) => rows.map((row) => (row[i + 1] === "" ? null : Number(row[i + 1])))) };
+  const [download] = await Promise.all([
+    page.waitForEvent("download"),
+    page.getByRole("button", { name: `Save ${title} as CSV`, exact: true }).click(),
+  ]);
+  const rows = readFileSync(await download.path(), "utf8")
+    .trim()
+    .split("\r\n")
+    .slice(1)
+    .map((line) => line.split(","));
+  return {
+    times: rows.map(([time]) => Date.parse(time)),
+    columns: rows[0].slice(1).map((_, i) => rows.map((row) => (row[i + 1] === "" ? null : Number(row[i + 1])))),
+  };
 }

@@ -1,4 +1,4 @@
-// What the real program's pages say where there is nothing to show, where a token is needed, behind a proxy, and over TLS.
+// What the real program's pages say where there is nothing to show, where a token is needed, behind a proxy, over TLS.
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
 import { existsSync, mkdirSync, renameSync, symlinkSync } from "node:fs";
@@ -30,8 +30,17 @@ function pagesSay(server, name, words) {
 }
 
 const NOTHING_YET = (origin) => ({
-  "": ["Nothing has been collected yet", "kvmetry check", `kvmetry run --influxdb ${origin}`, "See how the collector fares"],
-  [`vm/${NO_VM}`]: ["This VM is not known", 'kvmetry query "SELECT DISTINCT name, uuid FROM vm_totals"', "See the VMs that are"],
+  "": [
+    "Nothing has been collected yet",
+    "kvmetry check",
+    `kvmetry run --influxdb ${origin}`,
+    "See how the collector fares",
+  ],
+  [`vm/${NO_VM}`]: [
+    "This VM is not known",
+    'kvmetry query "SELECT DISTINCT name, uuid FROM vm_totals"',
+    "See the VMs that are",
+  ],
   collector: ["Hypervisors", /None has been read yet: kvmetry check says why/, "kvmetry run --uri qemu:///system"],
 });
 
@@ -49,7 +58,8 @@ async function unreadable(args, options, reason) {
 
 /** Two ways in which there is no libvirt for us. */
 const UNREADABLE = {
-  "no-libvirt": () => unreadable(["--uri", `qemu+unix:///system?socket=${join(folder(at), "no-such-sock")}`], {}, /no such socket/),
+  "no-libvirt": () =>
+    unreadable(["--uri", `qemu+unix:///system?socket=${join(folder(at), "no-such-sock")}`], {}, /no such socket/),
   "no-permission": () => {
     const dir = folder(at);
     execFileSync("chown", [String(NOBODY), dir]);
@@ -57,7 +67,11 @@ const UNREADABLE = {
     const closed = join(folder(at), "closed");
     mkdirSync(closed, { mode: 0o700 });
     symlinkSync("/run/libvirt/libvirt-sock-ro", join(closed, "libvirt-sock-ro"));
-    return unreadable(["--uri", `qemu+unix:///system?socket=${join(closed, "libvirt-sock-ro")}`], { dir, prefix: AS_NOBODY }, /permission/i);
+    return unreadable(
+      ["--uri", `qemu+unix:///system?socket=${join(closed, "libvirt-sock-ro")}`],
+      { dir, prefix: AS_NOBODY },
+      /permission/i,
+    );
   },
 };
 
@@ -70,10 +84,14 @@ for (const [name, begin] of Object.entries(UNREADABLE)) {
     await pagesSay(server, name, NOTHING_YET(new URL(server.url).origin));
   });
 
-  test(`${name}: the fleet says which hypervisor cannot be read, and why`, { todo: "the server tells the pages no problem of a host that was never read" }, async () => {
-    const { warnings } = await (await fetch(new URL("api/fleet", server.url))).json();
-    assert.match(warnings[0]?.text ?? "", /qemu\+unix/);
-  });
+  test(
+    `${name}: the fleet says which hypervisor cannot be read, and why`,
+    { todo: "the server tells the pages no problem of a host that was never read" },
+    async () => {
+      const { warnings } = await (await fetch(new URL("api/fleet", server.url))).json();
+      assert.match(warnings[0]?.text ?? "", /qemu\+unix/);
+    },
+  );
 }
 
 /** A libvirtd of nobody's own, on which nothing runs, whatever else this machine does. Gives its socket. */
@@ -83,7 +101,14 @@ async function ownLibvirt() {
   const [command, ...args] = [...AS_NOBODY, "libvirtd"];
   const daemon = spawn(command, args, {
     stdio: "ignore",
-    env: { PATH: process.env.PATH, HOME: dir, XDG_RUNTIME_DIR: dir, XDG_CONFIG_HOME: join(dir, "config"), XDG_CACHE_HOME: join(dir, "cache"), XDG_DATA_HOME: join(dir, "data") },
+    env: {
+      PATH: process.env.PATH,
+      HOME: dir,
+      XDG_RUNTIME_DIR: dir,
+      XDG_CONFIG_HOME: join(dir, "config"),
+      XDG_CACHE_HOME: join(dir, "cache"),
+      XDG_DATA_HOME: join(dir, "data"),
+    },
   });
   at.undo.push(() => stop(daemon));
   const socket = join(dir, "libvirt", "libvirt-sock");
@@ -104,14 +129,17 @@ test("a libvirt without VMs", async () => {
 
 test("with a token: the login, refused with words, and out again", async () => {
   const dir = folder(at);
-  const token = (scope) => execFileSync(KVMETRY, ["token", "--scope", scope, "--data-dir", join(dir, "data")], { encoding: "utf8" }).trim();
+  const token = (scope) =>
+    execFileSync(KVMETRY, ["token", "--scope", scope, "--data-dir", join(dir, "data")], { encoding: "utf8" }).trim();
   const [reader, writer] = [token("read"), token("write")];
   const server = await start(at, ["serve"], { dir });
   await visit({ ...at, url: server.url }, { expected: /401|403/ }, async (page) => {
     const alert = page.getByRole("alert");
     const logIn = async (text) => {
       await page.getByLabel("Token").fill(text);
-      const answered = page.waitForResponse((response) => response.url().endsWith("/api/session") && response.request().method() === "POST");
+      const answered = page.waitForResponse(
+        (response) => response.url().endsWith("/api/session") && response.request().method() === "POST",
+      );
       await page.getByRole("button", { name: "Log in" }).click();
       return (await answered).status();
     };
@@ -122,7 +150,9 @@ test("with a token: the login, refused with words, and out again", async () => {
     await page.goto(new URL("collector", server.url).href);
     for (const refused of ["apiv3_wrong", writer]) {
       assert.equal(await logIn(refused), 401);
-      await eventually("a reason", async () => /no such token may read here: kvmetry token --scope read makes one/.test(await alert.textContent()));
+      await eventually("a reason", async () =>
+        /no such token may read here: kvmetry token --scope read makes one/.test(await alert.textContent()),
+      );
     }
     await checkAccessible(page, "login");
     await page.screenshot({ path: join(SHOTS, "real-login.png") });
@@ -158,10 +188,13 @@ async function proxy(server, prefix, strips) {
     asked.pipe(behind);
   });
   await new Promise((resolve) => way.listen(0, "127.0.0.1", resolve));
-  at.undo.push(() => new Promise((resolve) => {
-    way.close(resolve);
-    way.closeAllConnections();
-  }));
+  at.undo.push(
+    () =>
+      new Promise((resolve) => {
+        way.close(resolve);
+        way.closeAllConnections();
+      }),
+  );
   return { url: `http://${NAME}:${way.address().port}${prefix}`, told };
 }
 
@@ -204,22 +237,44 @@ test("over TLS, with a certificate that is replaced while it runs", async () => 
   const [cert, key] = ["cert.pem", "key.pem"].map((name) => join(dir, name));
   const make = (name) => {
     const [newCert, newKey] = [cert, key].map((file) => `${file}.new`);
-    execFileSync("openssl", ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", `/CN=${name}`,
-      "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", newKey, "-out", newCert], { stdio: "ignore" });
+    execFileSync(
+      "openssl",
+      [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        `/CN=${name}`,
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-keyout",
+        newKey,
+        "-out",
+        newCert,
+      ],
+      { stdio: "ignore" },
+    );
     // As renewals do: each file is whole at any moment.
     renameSync(newKey, key);
     renameSync(newCert, cert);
   };
   make("first.test");
   const server = await start(at, ["serve"], { dir, config: `[http]\ntls_cert = "${cert}"\ntls_key = "${key}"\n` });
-  const fingerprint = () => new Promise((resolve, reject) => {
-    const { hostname, port } = new URL(server.url);
-    const socket = connect({ host: hostname, port, rejectUnauthorized: false }, () => {
-      resolve(socket.getPeerCertificate().fingerprint256);
-      socket.destroy();
+  const fingerprint = () =>
+    new Promise((resolve, reject) => {
+      const { hostname, port } = new URL(server.url);
+      const socket = connect({ host: hostname, port, rejectUnauthorized: false }, () => {
+        resolve(socket.getPeerCertificate().fingerprint256);
+        socket.destroy();
+      });
+      socket.on("error", reject);
     });
-    socket.on("error", reject);
-  });
   const first = await fingerprint();
   const subject = async (page) => (await (await page.goto(server.url)).securityDetails()).subjectName;
   const secure = (use) => visit({ ...at, url: server.url }, { ignoreHTTPSErrors: true }, use);
