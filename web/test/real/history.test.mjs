@@ -284,7 +284,7 @@ async function most(page, panel, label) {
   return amount(/ to (.+)$/.exec(line)[1]);
 }
 
-/** The columns of a chart, as parts of its width, in which its first line or band is within these parts of its height. */
+/** The columns of a chart, as parts of its width, that have its first line or band within these parts of its height. */
 function colouredColumns(page, id, top, bottom) {
   return page.evaluate(
     ([panel, high, low]) => {

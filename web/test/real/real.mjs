@@ -4,7 +4,7 @@
 //   KVMETRY=… XTASK=…   the binaries; else those that cargo built last (debug)
 //   CHROMIUM=…          another browser
 //
-// Each server has a port of the kernel's choice and a directory of its own; both are gone after the test, however it ends.
+// Each server has a port of the kernel's choice and a directory of its own, and is gone after the tests.
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -25,7 +25,7 @@ const WRITE_BYTES = 2 << 20;
 const LOG_LINES = 30;
 /** Node polls what has no event of its own at this pace. */
 const POLL_MS = 50;
-/** A condition that has not come true by then never will; roll-ups are made in the background, and the machine is shared. */
+/** A condition that has not come true by then never will: roll-ups are made in the background, machines are shared. */
 export const PATIENCE_MS = 120_000;
 
 /** A name that only the browser knows: it is this machine. */
@@ -89,7 +89,7 @@ export function folder(at) {
   return path;
 }
 
-/** `kvmetry COMMAND ARGS` once it listens. `config`: the text of a configuration; `prefix`: words before the command. */
+/** `kvmetry COMMAND ARGS` once it listens. `config`: a configuration's text; `prefix`: words before the command. */
 export async function start(at, args, { config, prefix = [], dir = folder(at), path = "/" } = {}) {
   const file = join(dir, "kvmetry.toml");
   if (config !== undefined) writeFileSync(file, config);
