@@ -207,7 +207,7 @@ export class Chart {
     const end = () => {
       removeEventListener("mousemove", move);
       removeEventListener("mouseup", end);
-      if (by !== 0) this.events.pan(from + by, to + by, true);
+      this.events.pan(from + by, to + by, true);
     };
     addEventListener("mousemove", move);
     addEventListener("mouseup", end);

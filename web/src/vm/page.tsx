@@ -47,8 +47,10 @@ export function VmPage({ uuid, query }: { uuid: string; query: URLSearchParams }
   const change = (next: Range) => go(address(next), { zooms: trail().zooms + 1 });
   const zoom = (begin: number, end: number) => change(fixed(begin, end));
   const pan = (begin: number, end: number, done: boolean) => {
-    setDragged({ from: begin, to: end });
-    if (done) change(fixed(begin, end));
+    // What ends where it began is no other range.
+    const isBack = done && begin === from && end === to;
+    setDragged(isBack ? null : { from: begin, to: end });
+    if (done && !isBack) change(fixed(begin, end));
   };
   const back = () => {
     if (trail().zooms > 0) history.back();
