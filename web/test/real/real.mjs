@@ -49,7 +49,7 @@ function binary(variable, name) {
 
 /** A browser for one file of tests, and what is to be undone after them, the newest first. */
 export function setUpReal() {
-  const at = { browser: null, undo: [] };
+  const at = { browser: null, mock: null, undo: [] };
   before(async () => {
     mkdirSync(SHOTS, { recursive: true });
     at.browser = await chromium.launch({
