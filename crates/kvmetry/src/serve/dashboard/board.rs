@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
+use futures_util::FutureExt as _;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, watch};
@@ -41,7 +42,7 @@ const SPARK_STEP_S: i64 = 15;
 const PACES_S: u64 = 600;
 /// The slowest pace that is looked for, ms: the longest interval that can be configured.
 const SLOWEST_MS: i64 = 3_600_000;
-/// A source that failed is not asked again for so long.
+/// A source that failed is not asked again for so long, nor one without a table for that table.
 const FAILED_FOR: Duration = Duration::from_secs(5);
 /// All that a fleet is made of is asked within this.
 const WITHIN: Duration = Duration::from_secs(20);
@@ -93,6 +94,8 @@ struct State {
 #[derive(Default)]
 struct Slow {
     asked: Option<Instant>,
+    /// When it was asked what columns there are.
+    looked: Option<Instant>,
     schema: Arc<Schema>,
     faults: HashMap<String, Faults>,
     paces: Paces,
@@ -213,13 +216,17 @@ impl Board {
             Some(interval) => long(interval.max(slowest)),
             None => long(self.interval_ms().max(slowest)).max(FIRST_LOOK_S),
         };
-        let rows: Vec<fleet::Row> = self.rows(Some(fleet::newest(&schema, seconds))).await?;
+        let (readings, cycles, growth) = tokio::try_join!(
+            self.rows(Some(fleet::newest(&schema, seconds))),
+            self.optional::<Cycle>(fleet::cycles(&schema, seconds)).map(Ok),
+            self.optional::<fleet::Growth>(fleet::growth(&schema, seconds.max(30))).map(Ok),
+        )?;
+        let rows = fleet::last_two(readings);
         state.interval = fleet::interval(&rows);
         let paces = state.slow.paces.clone().usual(state.interval.unwrap_or(self.interval_ms()));
-        let mut cycles = state.slow.hosts.clone();
-        cycles.extend(self.optional(fleet::cycles(&schema, seconds)).await.unwrap_or_default());
-        let growth: Vec<fleet::Growth> =
-            self.optional(fleet::growth(&schema, seconds.max(30))).await.unwrap_or_default();
+        let hosts = state.slow.hosts.iter().cloned();
+        let cycles = hosts.chain(cycles.unwrap_or_default()).collect();
+        let growth = growth.unwrap_or_default();
         let growth: HashMap<String, Option<f64>> =
             growth.into_iter().filter_map(|it| Some((it.uuid?, it.rate))).collect();
         let mut vms: Vec<_> = rows.into_iter().filter_map(fleet::Row::vm).collect();
@@ -230,14 +237,19 @@ impl Board {
     }
 
     async fn look(&self, slow: &mut Slow) -> Result<(), SourceError> {
-        if !slow.is_due() {
+        let is_due = slow.is_due();
+        if !is_due && !slow.is_new() {
             return Ok(());
         }
         slow.schema = match Schema::of(&self.source).await {
             Err(SourceError::Empty) => Arc::default(),
             found => Arc::new(found?),
         };
-        slow.asked = Some(Instant::now());
+        slow.looked = Some(Instant::now());
+        if !is_due {
+            return Ok(());
+        }
+        slow.asked = slow.looked;
         if let Some(faults) = self.optional::<fleet::FaultsRow>(Some(fleet::faults(&slow.schema))).await {
             slow.faults = faults.into_iter().filter_map(|it| Some((it.uuid?, it.faults))).collect();
         }
@@ -328,6 +340,12 @@ impl Board {
 impl Slow {
     fn is_due(&self) -> bool {
         self.asked.is_none_or(|it| it.elapsed() >= SLOWLY) || !self.schema.has_table("vm_totals")
+    }
+
+    /// Whether tables are still to come, as the first event's.
+    fn is_new(&self) -> bool {
+        !["vm_events", "vm_devices", "vm_features"].iter().all(|it| self.schema.has_table(it))
+            && self.looked.is_none_or(|it| it.elapsed() >= FAILED_FOR)
     }
 }
 

@@ -31,8 +31,49 @@ const SILENT_AFTER: i64 = 3;
 /// take hundreds.
 const PROBLEMS_TOLD: usize = 10;
 
+/// A reading of a VM.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Reading {
+    uuid: Option<String>,
+    name: Option<String>,
+    host: Option<String>,
+    vmid: Option<String>,
+    /// Nanoseconds.
+    at: i64,
+    /// [`GAUGES`], then [`COUNTERS`].
+    v: Vec<Option<i64>>,
+}
+
+/// Asks for all readings of the last so many seconds: two or three of each VM, of which [`last_two`] makes rows. That is half
+/// the work of having the database find them.
+pub(crate) fn newest(schema: &Schema, seconds: u64) -> String {
+    let fields = GAUGES.iter().chain(&COUNTERS);
+    let fields: Vec<_> = fields.map(|it| format!("CAST({} AS BIGINT)", schema.field(TABLE, it))).collect();
+    let (uuid, name, host) = (schema.uuid(TABLE), schema.name(TABLE), schema.tag(TABLE, &["host"]));
+    format!(
+        "SELECT {uuid} AS uuid, {name} AS name, {host} AS host, \"VMID\" AS vmid, CAST(time AS BIGINT) AS at, \
+         make_array({}) AS v FROM {TABLE} WHERE {}",
+        fields.join(", "),
+        lately(seconds)
+    )
+}
+
+/// The newest reading of each VM on each host, with the one before it of the same start.
+pub(crate) fn last_two(mut readings: Vec<Reading>) -> Vec<Row> {
+    readings.sort_by(|a, b| (&a.uuid, &a.host, a.at).cmp(&(&b.uuid, &b.host, b.at)));
+    let is_same = |a: &Reading, b: &Reading| (&a.uuid, &a.host) == (&b.uuid, &b.host);
+    let of_vm = readings.chunk_by(is_same);
+    of_vm
+        .filter_map(|readings| {
+            let (last, before) = readings.split_last()?;
+            let before = before.iter().rev().find(|it| it.vmid == last.vmid && it.at < last.at);
+            Some(Row::of(last.clone(), before))
+        })
+        .collect()
+}
+
 /// A VM's last two readings.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Row {
     uuid: Option<String>,
     name: Option<String>,
@@ -49,43 +90,15 @@ pub(crate) struct Row {
     memusable: Option<i64>,
     collect_ok: Option<i64>,
     collect_age_s: Option<i64>,
-    cputime: Option<i64>,
-    cputime_before: Option<i64>,
-    net_rxbytes: Option<i64>,
-    net_rxbytes_before: Option<i64>,
-    net_txbytes: Option<i64>,
-    net_txbytes_before: Option<i64>,
-    disk_rd_bytes: Option<i64>,
-    disk_rd_bytes_before: Option<i64>,
-    disk_wr_bytes: Option<i64>,
-    disk_wr_bytes_before: Option<i64>,
+    cputime: Counter,
+    net_rxbytes: Counter,
+    net_txbytes: Counter,
+    disk_rd_bytes: Counter,
+    disk_wr_bytes: Counter,
 }
 
-/// Asks for the newest reading of each VM within the last so many seconds, with the reading before it.
-pub(crate) fn newest(schema: &Schema, seconds: u64) -> String {
-    let mut readings = String::new();
-    let mut steps = String::new();
-    let mut shown = String::new();
-    for field in GAUGES.iter().chain(&COUNTERS) {
-        let _ = write!(readings, ", {} AS {field}", schema.field(TABLE, field));
-        let _ = write!(shown, ", {field}");
-    }
-    for field in COUNTERS {
-        let _ = write!(steps, ", lag({field}) OVER one AS {field}_before");
-        let _ = write!(shown, ", {field}_before");
-    }
-    let (uuid, name, host) = (schema.uuid(TABLE), schema.name(TABLE), schema.tag(TABLE, &["host"]));
-    format!(
-        "WITH readings AS (SELECT {uuid} AS uuid, {name} AS name, {host} AS host, \"VMID\" AS vmid, time{readings} \
-         FROM {TABLE} WHERE {}), \
-         steps AS (SELECT *, lag(time) OVER one AS before{steps}, \
-         row_number() OVER (PARTITION BY uuid, host ORDER BY time DESC) AS nth \
-         FROM readings WINDOW one AS (PARTITION BY uuid, host, vmid ORDER BY time)) \
-         SELECT uuid, name, host, vmid, CAST(time AS BIGINT) AS at, CAST(before AS BIGINT) AS before{shown} \
-         FROM steps WHERE nth = 1",
-        lately(seconds)
-    )
-}
+/// A counter, and what it was in the reading before.
+type Counter = (Option<i64>, Option<i64>);
 
 /// The last so many seconds. A clock that is ahead must not hide what is read now.
 fn lately(seconds: u64) -> String {
@@ -257,6 +270,36 @@ impl Paces {
 }
 
 impl Row {
+    fn of(last: Reading, before: Option<&Reading>) -> Self {
+        let value = |of: &Reading, name: &str| {
+            let mut names = GAUGES.iter().chain(&COUNTERS);
+            of.v.get(names.position(|it| *it == name)?).copied().flatten()
+        };
+        let gauge = |name| value(&last, name);
+        let counter = |name| (value(&last, name), before.and_then(|it| value(it, name)));
+        Self {
+            at: last.at,
+            before: before.map(|it| it.at),
+            state: gauge("state"),
+            cpus: gauge("cpus"),
+            memactual: gauge("memactual"),
+            memrss: gauge("memrss"),
+            memavailable: gauge("memavailable"),
+            memusable: gauge("memusable"),
+            collect_ok: gauge("collect_ok"),
+            collect_age_s: gauge("collect_age_s"),
+            cputime: counter("cputime"),
+            net_rxbytes: counter("net_rxbytes"),
+            net_txbytes: counter("net_txbytes"),
+            disk_rd_bytes: counter("disk_rd_bytes"),
+            disk_wr_bytes: counter("disk_wr_bytes"),
+            uuid: last.uuid,
+            name: last.name,
+            host: last.host,
+            vmid: last.vmid,
+        }
+    }
+
     /// Seconds since the reading before.
     fn step(&self) -> Option<f64> {
         let step = self.at - self.before?;
@@ -264,14 +307,14 @@ impl Row {
     }
 
     /// A counter's increase a second; unknown where it began anew.
-    fn rate(&self, now: Option<i64>, before: Option<i64>) -> Option<f64> {
+    fn rate(&self, (now, before): Counter) -> Option<f64> {
         let increase = now?.checked_sub(before?).filter(|it| *it >= 0)?;
         Some(increase as f64 / self.step()?)
     }
 
     fn cpu(&self) -> Option<f64> {
         let cpus = self.cpus.filter(|it| *it > 0)?;
-        let busy = self.rate(self.cputime, self.cputime_before)? / 1e9;
+        let busy = self.rate(self.cputime)? / 1e9;
         // The two moments are those of the readings, the counter's are a little elsewhere.
         Some((100.0 * busy / cpus as f64).clamp(0.0, 100.0))
     }
@@ -292,10 +335,10 @@ impl Row {
         let used = self.used();
         Some(Vm {
             cpu: self.cpu(),
-            rx: self.rate(self.net_rxbytes, self.net_rxbytes_before),
-            tx: self.rate(self.net_txbytes, self.net_txbytes_before),
-            rd: self.rate(self.disk_rd_bytes, self.disk_rd_bytes_before),
-            wr: self.rate(self.disk_wr_bytes, self.disk_wr_bytes_before),
+            rx: self.rate(self.net_rxbytes),
+            tx: self.rate(self.net_txbytes),
+            rd: self.rate(self.disk_rd_bytes),
+            wr: self.rate(self.disk_wr_bytes),
             at: self.at / MS,
             interval: 0,
             state: self.state,
@@ -541,8 +584,7 @@ pub(crate) fn histories(rows: &[Bucket], step_s: i64, interval: i64, now: i64) -
             at: it.at,
             before: Some(before.at).filter(|_| follows),
             cpus: it.cpus,
-            cputime: it.cputime,
-            cputime_before: before.cputime,
+            cputime: (it.cputime, before.cputime),
             ..Row::default()
         };
         let line = cpu.entry(uuid).or_insert_with(|| vec![None; buckets as usize]);

@@ -1,23 +1,24 @@
 //! Which of the contract's columns a database has: it may be filled by an older script (`tag_style = "reference"`), by a
 //! collector without `host`, or by one that does not know the newer fields.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
 use super::source::{Params, Source, SourceError};
 
-/// The columns of the tables that there are.
+/// The columns of the tables that there are, each with whether its numbers have no sign.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Schema(BTreeMap<String, BTreeSet<String>>);
+pub(crate) struct Schema(BTreeMap<String, BTreeMap<String, bool>>);
 
 #[derive(Deserialize)]
 struct Row {
     table_name: String,
     column_name: String,
+    data_type: String,
 }
 
-const COLUMNS: &str = "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'iox' \
+const COLUMNS: &str = "SELECT table_name, column_name, data_type FROM information_schema.columns WHERE table_schema = 'iox' \
                        AND (table_name LIKE 'vm_%' OR table_name LIKE 'kvmetry_%')";
 
 /// What may be in a database of its own.
@@ -45,8 +46,9 @@ impl Schema {
     }
 
     fn add(&mut self, rows: impl Iterator<Item = Row>) {
-        for Row { table_name, column_name } in rows {
-            self.0.entry(table_name).or_default().insert(column_name);
+        for Row { table_name, column_name, data_type } in rows {
+            let is_unsigned = data_type.starts_with("UInt");
+            self.0.entry(table_name).or_default().insert(column_name, is_unsigned);
         }
     }
 
@@ -57,12 +59,17 @@ impl Schema {
 
     /// Whether the table has this column.
     pub(crate) fn has(&self, table: &str, column: &str) -> bool {
-        self.0.get(table).is_some_and(|it| it.contains(column))
+        self.0.get(table).is_some_and(|it| it.contains_key(column))
     }
 
-    /// A field of whole numbers or floats as SQL; null where there is none.
+    /// A field of whole numbers or floats as SQL; null where there is none. Two of them can be subtracted.
     pub(crate) fn field(&self, table: &str, name: &str) -> String {
-        self.column(table, name).unwrap_or_else(|| "CAST(NULL AS BIGINT)".to_owned())
+        match self.0.get(table).and_then(|it| it.get(name)) {
+            None => "CAST(NULL AS BIGINT)".to_owned(),
+            Some(false) => format!("\"{name}\""),
+            // Below 0 they would begin anew at the top.
+            Some(true) => format!("CAST(\"{name}\" AS DOUBLE)"),
+        }
     }
 
     /// The VM's UUID.

@@ -47,7 +47,7 @@ const DEFAULT_POINTS: i64 = 800;
 const MAX_MARKS: usize = 500;
 /// Events that tell a change of state.
 const OF_STATE: [&str; 6] = ["started", "stopped", "paused", "resumed", "crashed", "suspended"];
-/// Devices with charts.
+/// NICs with charts, and disks.
 const MAX_DEVICES: usize = 64;
 /// Widths of buckets that fit a part, seconds.
 const PART_STEPS_S: [i64; 25] = [
@@ -241,6 +241,19 @@ const DISK: &[Chart] = &[
     },
 ];
 
+/// Charts that are asked for at once.
+struct Group {
+    table: &'static str,
+    /// Of `vm_devices` the kind of device: a chart each.
+    devices: Option<&'static str>,
+    charts: &'static [Chart],
+}
+
+const OF_VM: Group = Group { table: "vm_totals", devices: None, charts: TOTALS };
+const OF_TREND: Group = Group { table: "vm_features", devices: None, charts: FEATURES };
+const OF_NICS: Group = Group { table: "vm_devices", devices: Some("nic"), charts: NIC };
+const OF_DISKS: Group = Group { table: "vm_devices", devices: Some("disk"), charts: DISK };
+
 impl Wanted {
     /// # Errors
     /// What the client is told.
@@ -404,51 +417,45 @@ fn name_of(table: &str, of: Table) -> String {
 }
 
 /// The query of some charts. Its rows have the moment, the device where there are some, and all values in one list.
-fn sql(table: &str, charts: &[&[Chart]], reading: Reading, wanted: &Wanted, schema: &Schema) -> String {
-    let from_table = name_of(table, reading.table);
-    let (uuid, host) = (schema.uuid(&from_table), schema.tag(&from_table, &["host"]));
-    let by_device = table == "vm_devices";
-    let tags = if by_device { "devtype, device, " } else { "" };
-    let lines = charts.iter().flat_map(|it| it.iter()).flat_map(|it| it.lines);
+fn sql(group: &Group, charts: &[Chart], reading: Reading, wanted: &Wanted, schema: &Schema) -> String {
+    let table = name_of(group.table, reading.table);
+    let (uuid, host) = (schema.uuid(&table), schema.tag(&table, &["host"]));
+    let (tags, of_kind) = match group.devices {
+        Some(kind) => ("device, ", format!(" AND devtype = '{kind}'")),
+        None => ("", String::new()),
+    };
+    let has_share = charts.iter().flat_map(|it| it.lines).any(|it| it.value == Share);
     let (mut read, mut worked_out, mut list) = (String::new(), String::new(), Vec::new());
-    if !by_device {
+    if has_share {
         let cpus = if reading.table == Table::Raw { "cpus" } else { "cpus_last" };
-        let _ = write!(read, ", {} AS cpus", schema.field(&from_table, cpus));
+        let _ = write!(read, ", {} AS cpus", schema.field(&table, cpus));
     }
-    for (place, line) in lines.enumerate() {
-        let mut field = |tail: &str, name: String| {
-            let field = schema.field(&from_table, &format!("{}{tail}", line.field));
-            let _ = write!(read, ", CAST({field} AS DOUBLE) AS {name}");
-            name
-        };
+    for (place, line) in charts.iter().flat_map(|it| it.lines).enumerate() {
+        let field = |tail: &str| schema.field(&table, &format!("{}{tail}", line.field));
         if line.value == Gauge && reading.table != Table::Raw {
             // As they are: the mean of means, the least of the least.
-            let of = [("avg", "_mean", "a"), ("min", "_min", "b"), ("max", "_max", "c")];
-            for (sum, tail, letter) in of {
-                let name = field(tail, format!("f{place}{letter}"));
-                let _ = write!(worked_out, ", {name}");
-                list.push(format!("{sum}({name})"));
+            for (sum, tail, letter) in [("avg", "_mean", "a"), ("min", "_min", "b"), ("max", "_max", "c")] {
+                let _ = write!(read, ", CAST({} AS DOUBLE) AS v{place}{letter}", field(tail));
+                let _ = write!(worked_out, ", v{place}{letter}");
+                list.push(format!("{sum}(v{place}{letter})"));
             }
             continue;
         }
-        let increase = if reading.table == Table::Raw {
-            let name = field("", format!("f{place}"));
-            if line.value == Gauge { name } else { format!("{name} - lag({name}) OVER one") }
-        } else {
-            field("_increase", format!("f{place}"))
+        let _ = match (line.value, reading.table) {
+            (Gauge, _) => write!(read, ", CAST({} AS DOUBLE) AS v{place}", field("")),
+            (_, Table::Raw) => write!(read, ", {0} - lag({0}) OVER one AS d{place}", field("")),
+            _ => write!(read, ", CAST({} AS DOUBLE) AS d{place}", field("_increase")),
         };
-        // Over the time that it covers, which after a gap is more than a bucket. In a branch, as `least` takes no notice of
-        // what is unknown.
-        let known = format!("step <= {} AND {increase} >= 0", reading.step_limit);
-        let value = match line.value {
-            Gauge => increase,
-            Rate => format!("CASE WHEN {known} THEN ({increase}) / nullif(step, 0) * 1e3 END"),
-            Share => {
-                let share = format!("({increase}) / nullif(step, 0) / nullif(cpus, 0) / 1e4");
-                format!("CASE WHEN {known} THEN CASE WHEN {share} > 100 THEN 100.0 ELSE {share} END END")
-            }
+        // Over the time that it covers, which after a gap is more than a bucket.
+        let _ = match line.value {
+            Gauge => write!(worked_out, ", v{place}"),
+            Rate => write!(worked_out, ", CASE WHEN d{place} >= 0 THEN d{place} / seconds END AS v{place}"),
+            // Not `least`, which takes no notice of what is unknown.
+            Share => write!(
+                worked_out,
+                ", CASE WHEN d{place} > room THEN 100.0 WHEN d{place} >= 0 THEN 100.0 * d{place} / room END AS v{place}"
+            ),
         };
-        let _ = write!(worked_out, ", {value} AS v{place}");
         match reading.step {
             Some(_) => list.extend(["avg", "min", "max"].map(|it| format!("{it}(v{place})"))),
             None => list.push(format!("v{place}")),
@@ -459,10 +466,10 @@ fn sql(table: &str, charts: &[&[Chart]], reading: Reading, wanted: &Wanted, sche
         Some(step) => format!("date_bin(INTERVAL '{step} milliseconds', time)"),
         None => "time".to_owned(),
     };
-    let grouped = match (reading.step, by_device) {
+    let grouped = match (reading.step, group.devices) {
         (None, _) => "",
-        (Some(_), true) => " GROUP BY 1, 2, 3",
-        (Some(_), false) => " GROUP BY 1",
+        (Some(_), Some(_)) => " GROUP BY 1, 2",
+        (Some(_), None) => " GROUP BY 1",
     };
     // Of the bucket that goes on there is a part only.
     let whole = match reading.table {
@@ -470,17 +477,25 @@ fn sql(table: &str, charts: &[&[Chart]], reading: Reading, wanted: &Wanted, sche
         Table::Minutes => " AND time < date_bin(INTERVAL '1 minute', now())",
         Table::Hours => " AND time < date_bin(INTERVAL '1 hour', now())",
     };
+    // The time that its vCPUs had, ns.
+    let (steps, rated) = match has_share {
+        true => ("rated", "rated AS (SELECT *, seconds * nullif(cpus, 0) * 1e9 AS room FROM timed), "),
+        false => ("timed", ""),
+    };
+    // `ntile` is 1 for every row. It needs all of a start at once, and so `lag` is worked out by columns, not row by row.
     format!(
-        "WITH readings AS (SELECT {tags}{host} AS host, \"VMID\" AS vmid, time{read} FROM {from_table} \
-         WHERE {uuid} = $uuid AND {} AND {}{whole}), \
-         timed AS (SELECT *, (CAST(time AS BIGINT) - CAST(lag(time) OVER one AS BIGINT)) / {MS} AS step \
-         FROM readings WINDOW one AS (PARTITION BY {tags}host, vmid ORDER BY time)), \
-         steps AS (SELECT {tags}time{worked_out} FROM timed \
-         WINDOW one AS (PARTITION BY {tags}host, vmid ORDER BY time)) \
-         SELECT CAST({at} AS BIGINT) AS at, {tags}make_array({list}) AS v FROM steps WHERE {}{grouped} ORDER BY 1",
+        "WITH readings AS (SELECT {tags}time{read}, \
+         CAST(time AS BIGINT) - CAST(lag(time) OVER one AS BIGINT) AS step, ntile(1) OVER one AS one_start \
+         FROM {table} WHERE {uuid} = $uuid{of_kind} AND {} AND {}{whole} \
+         WINDOW one AS (PARTITION BY {tags}{host}, \"VMID\" ORDER BY time)), \
+         timed AS (SELECT *, CASE WHEN step > 0 AND step <= {} THEN CAST(step AS DOUBLE) / 1e9 END AS seconds \
+         FROM readings WHERE {} AND one_start = 1), \
+         {rated}steps AS (SELECT {tags}time{worked_out} FROM {steps}) \
+         SELECT CAST({at} AS BIGINT) AS at, {tags}make_array({list}) AS v FROM steps{grouped} ORDER BY 1",
         // The first step needs the reading before.
         since(wanted.from.saturating_sub(reading.step_limit)),
         before(wanted.to),
+        reading.step_limit.saturating_mul(MS),
         since(wanted.from),
     )
 }
@@ -497,8 +512,6 @@ fn before(ms: i64) -> String {
 #[derive(Debug, Deserialize)]
 struct Row {
     at: i64,
-    #[serde(default)]
-    devtype: Option<String>,
     #[serde(default)]
     device: Option<String>,
     v: Vec<Option<f64>>,
@@ -526,7 +539,8 @@ struct EventRow {
 struct Rows {
     totals: Vec<Row>,
     features: Vec<Row>,
-    devices: Vec<Row>,
+    nics: Vec<Row>,
+    disks: Vec<Row>,
     events: Vec<EventRow>,
     lives: Vec<Life>,
     states: Vec<StateRow>,
@@ -536,7 +550,8 @@ struct Rows {
 struct Readings {
     totals: Reading,
     features: Reading,
-    devices: Reading,
+    nics: Reading,
+    disks: Reading,
 }
 
 /// A reading whose state is another than that of the reading before.
@@ -560,7 +575,7 @@ pub(crate) async fn page(
     told: impl Fn(usize),
 ) -> Result<Option<VmPage>, SourceError> {
     let Plan { wanted, first, parts } = plan;
-    let mut readings = Readings { totals: first, features: first, devices: first };
+    let mut readings = Readings { totals: first, features: first, nics: first, disks: first };
     let mut all = Rows::default();
     let is_whole = parts.len() == 1;
     for (done, part) in parts.into_iter().enumerate() {
@@ -569,44 +584,37 @@ pub(crate) async fn page(
         let ask = Ask { source, schema, wanted: &part, interval: fleet.interval, is_whole };
         readings = ask.part(&mut all, first).await?;
     }
-    let Rows { totals, features, devices, events, lives, states } = all;
-    let (reading, of_features, of_devices) = (readings.totals, readings.features, readings.devices);
+    let Rows { totals, features, nics, disks, events, lives, states } = all;
+    let reading = readings.totals;
     let lives = joined(lives);
     let now = fleet.vms.iter().find(|it| it.uuid == wanted.uuid).cloned();
     if totals.is_empty() && now.is_none() && lives.is_empty() {
         return Ok(None);
     }
     let mut panels = Vec::new();
-    let shown = |table: &str, chart: &Chart, reading: Reading| {
-        let sql = sql(table, &[std::slice::from_ref(chart)], reading, &wanted, schema);
-        sql.replace("$uuid", &format!("'{}'", wanted.uuid))
+    let mut add = |group: &Group, prefix: &str, rows: &[Row], reading: Reading| {
+        let shown = |chart: &Chart| {
+            let sql = sql(group, std::slice::from_ref(chart), reading, &wanted, schema);
+            sql.replace("$uuid", &format!("'{}'", wanted.uuid))
+        };
+        charts(&mut panels, prefix, group.charts, rows, reading, &wanted, &shown);
     };
-    let show = |table: &'static str, reading: Reading| move |chart: &Chart| shown(table, chart, reading);
-    charts(&mut panels, "", TOTALS, 0, &totals, reading, &wanted, &show("vm_totals", reading));
-    charts(&mut panels, "", FEATURES, 0, &features, of_features, &wanted, &show("vm_features", of_features));
+    add(&OF_VM, "", &totals, reading);
+    add(&OF_TREND, "", &features, readings.features);
     let mut notes = Vec::new();
-    let mut by_device: BTreeMap<(bool, String), Vec<Row>> = BTreeMap::new();
-    for row in devices {
-        let is_disk = row.devtype.as_deref() == Some("disk");
-        let device = row.device.clone().unwrap_or_default();
-        by_device.entry((is_disk, device)).or_default().push(row);
-    }
-    if by_device.len() > MAX_DEVICES {
-        notes.push(format!("there are more devices; {MAX_DEVICES} of them are shown"));
-    }
-    let of_nic = NIC.iter().map(|it| it.lines.len()).sum();
-    for ((is_disk, device), rows) in by_device.iter().take(MAX_DEVICES) {
-        let (kind, lines, skip) = if *is_disk { ("disk", DISK, of_nic) } else { ("nic", NIC, 0) };
-        charts(
-            &mut panels,
-            &format!("{kind}:{device}:"),
-            lines,
-            skip,
-            rows,
-            of_devices,
-            &wanted,
-            &show("vm_devices", of_devices),
-        );
+    for (group, kind, rows, reading) in
+        [(OF_NICS, "nic", nics, readings.nics), (OF_DISKS, "disk", disks, readings.disks)]
+    {
+        let mut by_device: BTreeMap<String, Vec<Row>> = BTreeMap::new();
+        for row in rows {
+            by_device.entry(row.device.clone().unwrap_or_default()).or_default().push(row);
+        }
+        if by_device.len() > MAX_DEVICES {
+            notes.push(format!("there are more {kind}s; {MAX_DEVICES} of them are shown"));
+        }
+        for (device, rows) in by_device.iter().take(MAX_DEVICES) {
+            add(&group, &format!("{kind}:{device}:"), rows, reading);
+        }
     }
     let mut names: Vec<String> = lives.iter().rev().filter_map(|it| it.name.clone()).collect();
     names.extend(now.iter().map(|it| it.name.clone()));
@@ -665,39 +673,45 @@ impl Ask<'_> {
     /// Adds the rows of this part.
     async fn part(&self, all: &mut Rows, first: Reading) -> Result<Readings, SourceError> {
         let of_events = events(self.wanted, self.schema);
-        let ((totals, of_vm), (features, trends), (devices, of_devices), events) = try_join!(
-            self.charts("vm_totals", &[TOTALS], first),
-            self.charts("vm_features", &[FEATURES], first),
-            self.charts("vm_devices", &[NIC, DISK], first),
+        let ((totals, of_vm), (features, trends), (nics, of_nics), (disks, of_disks), events, episodes) = try_join!(
+            self.charts(&OF_VM, first),
+            self.charts(&OF_TREND, first),
+            self.charts(&OF_NICS, first),
+            self.charts(&OF_DISKS, first),
             self.rows::<EventRow>("vm_events", &of_events),
+            self.episodes(first),
         )?;
-        let table = name_of("vm_totals", totals.table);
-        let (of_lives, of_states) =
-            (lives(totals, self.wanted, self.schema), states(totals, self.wanted, self.schema));
-        let (lives, states) =
-            try_join!(self.rows(&table, &of_lives), self.rows::<StateRow>(&table, &of_states))?;
-        all.lives.extend::<Vec<Life>>(lives);
+        let (lives, states) = match totals.table == first.table {
+            true => episodes,
+            // What was asked for is there no more.
+            false => self.episodes(totals).await?,
+        };
+        all.lives.extend(lives);
         all.states.extend(states);
         all.totals.extend(of_vm);
         all.features.extend(trends);
-        all.devices.extend(of_devices);
+        all.nics.extend(of_nics);
+        all.disks.extend(of_disks);
         all.events.extend(events);
-        Ok(Readings { totals, features, devices })
+        Ok(Readings { totals, features, nics, disks })
+    }
+
+    /// The starts of the VM, and the changes of its state.
+    async fn episodes(&self, reading: Reading) -> Result<(Vec<Life>, Vec<StateRow>), SourceError> {
+        let table = name_of("vm_totals", reading.table);
+        let (of_lives, of_states) =
+            (lives(reading, self.wanted, self.schema), states(reading, self.wanted, self.schema));
+        try_join!(self.rows(&table, &of_lives), self.rows(&table, &of_states))
     }
 
     /// The points of some charts, from the first table that still has some: coarser ones are kept longer.
-    async fn charts(
-        &self,
-        table: &str,
-        charts: &[&[Chart]],
-        mut reading: Reading,
-    ) -> Result<(Reading, Vec<Row>), SourceError> {
+    async fn charts(&self, group: &Group, mut reading: Reading) -> Result<(Reading, Vec<Row>), SourceError> {
         loop {
-            let mut sql = sql(table, charts, reading, self.wanted, self.schema);
-            if table == "vm_devices" {
+            let mut sql = sql(group, group.charts, reading, self.wanted, self.schema);
+            if group.devices.is_some() {
                 sql = some_devices(&sql);
             }
-            let rows = self.rows(&name_of(table, reading.table), &sql).await?;
+            let rows = self.rows(&name_of(group.table, reading.table), &sql).await?;
             match reading.coarser(self.wanted, self.interval, self.schema) {
                 // A piece of a page goes with the rest of it.
                 Some(coarser) if rows.is_empty() && self.is_whole && self.wanted.step.is_none() => {
@@ -726,19 +740,17 @@ impl Ask<'_> {
 /// The same rows, of no more devices than are shown, and of one more that tells so.
 fn some_devices(sql: &str) -> String {
     format!(
-        "SELECT at, devtype, device, v FROM (SELECT *, dense_rank() OVER (ORDER BY devtype DESC, device) AS nth \
+        "SELECT at, device, v FROM (SELECT *, dense_rank() OVER (ORDER BY device) AS nth \
          FROM ({sql})) WHERE nth <= {} ORDER BY at",
         MAX_DEVICES + 1
     )
 }
 
-/// Adds the charts of these rows, which are those of one device or have none. `skip`: values of other charts come first.
-#[expect(clippy::too_many_arguments, reason = "what is shown, of what, as it was asked")]
+/// Adds the charts of these rows, which are those of one device or have none.
 fn charts(
     panels: &mut Vec<Panel>,
     prefix: &str,
     charts: &[Chart],
-    skip: usize,
     rows: &[Row],
     reading: Reading,
     wanted: &Wanted,
@@ -747,7 +759,7 @@ fn charts(
 ) {
     let (times, places) = moments(rows, reading, wanted);
     let width = if reading.step.is_some() { 3 } else { 1 };
-    let mut at = skip * width;
+    let mut at = 0;
     for chart in charts {
         let mut series = Vec::new();
         for line in chart.lines {
