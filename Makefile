@@ -26,7 +26,7 @@ demo: ## telemetry of real VMs on this machine and the dashboard, in the foregro
 	@scripts/demo.sh
 
 .PHONY: test
-test: deps lint pages browser unit real ## install what is missing, then run every check and test, real libvirt included
+test: deps lint pages browser unit real browser-real ## install what is missing, then run every check and test, real libvirt included
 
 .PHONY: deps
 deps:

@@ -12,6 +12,8 @@ import { eventually, feed, folder, KVMETRY, NAME, setUpReal, start, stop, visit 
 const at = setUpReal();
 const NOBODY = 65534;
 const AS_NOBODY = ["setpriv", `--reuid=${NOBODY}`, `--regid=${NOBODY}`, "--clear-groups"];
+// Root that is bound by permissions: another user might not reach the program and its pages, in a home.
+const WITHIN_PERMISSIONS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"];
 const NO_VM = "00000000-0000-4000-8000-000000000000";
 
 /** Opens each of the three pages and checks that these words are in sight. */
@@ -61,15 +63,14 @@ const UNREADABLE = {
   "no-libvirt": () =>
     unreadable(["--uri", `qemu+unix:///system?socket=${join(folder(at), "no-such-sock")}`], {}, /no such socket/),
   "no-permission": () => {
-    const dir = folder(at);
-    execFileSync("chown", [String(NOBODY), dir]);
     // What a socket of mode 0660 is for who is not in its group: some systems' own is open to all.
     const closed = join(folder(at), "closed");
     mkdirSync(closed, { mode: 0o700 });
     symlinkSync("/run/libvirt/libvirt-sock-ro", join(closed, "libvirt-sock-ro"));
+    execFileSync("chown", [String(NOBODY), closed]);
     return unreadable(
       ["--uri", `qemu+unix:///system?socket=${join(closed, "libvirt-sock-ro")}`],
-      { dir, prefix: AS_NOBODY },
+      { prefix: WITHIN_PERMISSIONS },
       /permission/i,
     );
   },
