@@ -540,3 +540,116 @@ async fn each_cycle_is_pushed_and_a_hole_is_said() {
         assert_ne!(kind, "trouble");
     }
 }
+
+/// A name as a tag's value in line protocol.
+fn escaped(name: &str) -> String {
+    name.chars().fold(String::new(), |mut all, it| {
+        if matches!(it, ',' | ' ' | '=') {
+            all.push('\\');
+        }
+        all.push(it);
+        all
+    })
+}
+
+/// Whatever a VM and its host are called, they are shown so, and nothing of it is SQL.
+#[tokio::test]
+async fn any_name_is_shown_as_it_is() {
+    let seed = fastrand::u64(..);
+    eprintln!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut names: Vec<String> = [
+        "<img src=x onerror=alert(1)>",
+        "'; DROP TABLE vm_totals; --",
+        "\" OR \"1\"=\"1",
+        "$uuid",
+        "{{vm}} %s ${1}",
+        "a,b=c d",
+        "\u{202e}gnp.exe",
+        "vm\u{0}1",
+        "🦀 prod",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    // No line feed can be in a tag, and a backslash at its end would escape what follows.
+    let of_random = |random: &mut fastrand::Rng| -> String {
+        let length = random.usize(1..40);
+        let chars =
+            std::iter::repeat_with(|| random.char(' '..)).filter(|it| !it.is_control() && *it != '\\');
+        chars.take(length).collect()
+    };
+    names.extend((0..40).map(|_| of_random(&mut random)));
+    let pages = Pages::open();
+    let (at, mut lines) = (now_ns() - SECOND_NS, String::new());
+    for (n, name) in names.iter().enumerate() {
+        let name = escaped(name);
+        let tags = format!("VMID=1,name={name},uuid=00000000-0000-4000-8000-{n:012},host={name}");
+        for step in [0, 1] {
+            reading(&mut lines, &tags, step * 5, at - (1 - step) * 5 * SECOND_NS);
+        }
+    }
+    pages.write(lines).await;
+    let fleet = pages.json("/api/fleet").await;
+    let vms = fleet["vms"].as_array().expect("a list");
+    assert_eq!(vms.len(), names.len());
+    for (n, name) in names.iter().enumerate() {
+        let uuid = format!("00000000-0000-4000-8000-{n:012}");
+        let vm = vms.iter().find(|it| it["uuid"] == *uuid).expect("it is there");
+        assert_eq!(
+            (&vm["name"], &vm["host"], &vm["cpu"]),
+            (&json!(name), &json!(name), &json!(25.0)),
+            "{name:?}"
+        );
+        if n < 9 {
+            let page = pages.json(&format!("/api/vm/{uuid}")).await;
+            assert_eq!((&page["names"], &page["host"]), (&json!([name]), &json!(name)), "{name:?}");
+        }
+    }
+}
+
+/// Any range and any number of points gives charts whose lines fit their moments, or a refusal.
+#[tokio::test]
+async fn any_range_is_answered() {
+    let seed = fastrand::u64(..);
+    eprintln!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let pages = Pages::open();
+    let (now, mut lines) = (now_ns() - SECOND_NS, String::new());
+    for n in 0..600 {
+        reading(&mut lines, &tags(UUID, "a", 3), n * 10, now - (600 - n) * 10 * SECOND_NS);
+    }
+    pages.write(lines).await;
+    let (now, mut charts) = (now / 1_000_000, 0);
+    for _ in 0..30 {
+        let from = now - random.i64(-1_000_000..20_000_000);
+        let to = from + random.i64(-100_000..20_000_000) * if random.u8(..4) == 0 { 1_000 } else { 1 };
+        let mut path = format!("/api/vm/{UUID}?from={from}&to={to}&points={}", random.i64(-10..6_000));
+        if random.u8(..4) == 0 {
+            let _ = write!(path, "&step={}", random.i64(-1..5_000_000));
+        }
+        let answer = pages.get(&path).await;
+        let (status, text) = (answer.status(), answer.text().await.expect("a text"));
+        if status != 200 {
+            assert_eq!(status, 400, "{path}: {text}");
+            continue;
+        }
+        let page: Value = serde_json::from_str(&text).expect("JSON");
+        let step = page["step"].as_i64().unwrap_or(0);
+        for panel in page["panels"].as_array().expect("charts") {
+            let times: Vec<i64> = serde_json::from_value(panel["times"].clone()).expect("times");
+            assert!(times.is_sorted_by(|a, b| a < b), "{path}: {times:?}");
+            assert!(times.iter().all(|it| (from - step..to).contains(it)), "{path}: {times:?}");
+            for line in panel["series"].as_array().expect("lines") {
+                for part in ["mean", "min", "max"] {
+                    let Some(values) = line[part].as_array() else { continue };
+                    assert_eq!(values.len(), times.len(), "{path}: {}", line["id"]);
+                    charts += usize::from(values.iter().any(|it| !it.is_null()));
+                }
+                let rates = line["max"].as_array().filter(|_| line["id"] == "net_rxbytes");
+                let rates: Vec<f64> = rates.into_iter().flatten().filter_map(Value::as_f64).collect();
+                assert!(rates.iter().all(|it| (it - 1_000.0).abs() < 1e-6), "{path}: {rates:?}");
+            }
+        }
+    }
+    assert!(charts > 50, "only {charts} lines had a value");
+}
