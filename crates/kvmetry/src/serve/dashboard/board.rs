@@ -216,8 +216,10 @@ impl Board {
             Some(interval) => long(interval.max(slowest)),
             None => long(self.interval_ms().max(slowest)).max(FIRST_LOOK_S),
         };
+        // All are read at much the same pace.
+        let are_few = state.interval.is_some_and(|it| 2 * it >= slowest);
         let (readings, cycles, growth) = tokio::try_join!(
-            self.rows(Some(fleet::newest(&schema, seconds))),
+            self.rows(Some(fleet::newest(&schema, seconds, are_few))),
             self.optional::<Cycle>(fleet::cycles(&schema, seconds)).map(Ok),
             self.optional::<fleet::Growth>(fleet::growth(&schema, seconds.max(30))).map(Ok),
         )?;

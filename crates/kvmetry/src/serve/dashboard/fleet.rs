@@ -44,17 +44,24 @@ pub(crate) struct Reading {
     v: Vec<Option<i64>>,
 }
 
-/// Asks for all readings of the last so many seconds: two or three of each VM, of which [`last_two`] makes rows. That is half
-/// the work of having the database find them.
-pub(crate) fn newest(schema: &Schema, seconds: u64) -> String {
+/// Asks for the readings of the last so many seconds, of which [`last_two`] makes rows. `are_few`: there are three or four of
+/// each VM in that time. To read them all is half the work of having the database find the last two.
+pub(crate) fn newest(schema: &Schema, seconds: u64, are_few: bool) -> String {
     let fields = GAUGES.iter().chain(&COUNTERS);
     let fields: Vec<_> = fields.map(|it| format!("CAST({} AS BIGINT)", schema.field(TABLE, it))).collect();
     let (uuid, name, host) = (schema.uuid(TABLE), schema.name(TABLE), schema.tag(TABLE, &["host"]));
-    format!(
+    let all = format!(
         "SELECT {uuid} AS uuid, {name} AS name, {host} AS host, \"VMID\" AS vmid, CAST(time AS BIGINT) AS at, \
          make_array({}) AS v FROM {TABLE} WHERE {}",
         fields.join(", "),
         lately(seconds)
+    );
+    if are_few {
+        return all;
+    }
+    format!(
+        "SELECT uuid, name, host, vmid, at, v FROM (SELECT *, row_number() OVER (PARTITION BY uuid, host ORDER BY at DESC) \
+         AS nth FROM ({all})) WHERE nth <= 2"
     )
 }
 
