@@ -24,7 +24,12 @@ function Item({ warning }: { warning: Warning }) {
     <li class={warning.level}>
       <span class="level">{warning.level === "error" ? "✕ Error" : "▲ Warning"}</span>
       <span>{warning.text}</span>
-      {warning.advice !== null && <span class="advice">{warning.advice}</span>}
+      {warning.advice !== null && <span class="advice">{linked(warning.advice)}</span>}
     </li>
   );
+}
+
+/** The same text, a VM's page in it as a link. */
+function linked(text: string) {
+  return text.split(/(vm\/[0-9a-f-]{36})/).map((part, i) => (i % 2 === 1 ? <a href={part}>{part}</a> : part));
 }

@@ -377,6 +377,71 @@ async fn one_uuid_on_two_hosts() {
     assert_eq!(text, format!("kvm1 and kvm2 both have a VM {UUID} (kvm1)"));
 }
 
+/// A VM that ended, a host whose clock is ahead, and a number that no column of ours has: told, and all else is shown.
+#[tokio::test]
+async fn what_is_out_of_the_ordinary_is_told() {
+    let pages = Pages::open();
+    let (at, mut lines) = (now_ns() - SECOND_NS, String::new());
+    for step in [0, 1] {
+        let at = at - (1 - step) * 5 * SECOND_NS;
+        let _ =
+            writeln!(lines, "vm_totals,{} net_rxbytes={}u,memrss=7u {at}", tags(UUID, "a", 3), step * 5_000);
+    }
+    let _ =
+        writeln!(lines, "vm_totals,{} net_rxbytes=18446744073709551615u,memrss=8u {at}", tags(OTHER, "b", 4));
+    let gone = "00000000-0000-4000-8000-00000000000f";
+    let event = |name: &str| format!("vm_events,VMID=7,name=gone,uuid={gone},host=kvm1,event={name}");
+    let _ = writeln!(lines, "{} reason=\"booted\" {}", event("started"), at - 120 * SECOND_NS);
+    let _ = writeln!(lines, "{} reason=\"panicked\" {}", event("crashed"), at - 60 * SECOND_NS);
+    let _ = writeln!(
+        lines,
+        "{} reason=\"destroyed\" {}",
+        event("stopped").replace(gone, UUID),
+        at - 60 * SECOND_NS
+    );
+    let _ = writeln!(lines, "kvmetry_collector,host=early cycle_ns=1i,lines=1i {}", at + 600 * SECOND_NS);
+    pages.write(lines).await;
+    let fleet = pages.json("/api/fleet").await;
+    let vms: Vec<_> =
+        fleet["vms"].as_array().unwrap().iter().map(|it| (&it["name"], &it["rx"], &it["used"])).collect();
+    let expect = [(&json!("a"), &json!(1_000.0), &json!(7)), (&json!("b"), &Value::Null, &json!(8))];
+    assert_eq!(vms, expect);
+    let told: Vec<&str> =
+        fleet["warnings"].as_array().unwrap().iter().map(|it| it["text"].as_str().unwrap()).collect();
+    assert!(
+        told.iter().any(|it| it.starts_with("gone crashed at ") && it.ends_with(" UTC (panicked)")),
+        "{told:?}"
+    );
+    // It was started again.
+    assert!(!told.iter().any(|it| it.contains("stopped")), "{told:?}");
+    assert!(
+        told.iter().any(|it| it.starts_with("the clock of early is more than a minute ahead")),
+        "{told:?}"
+    );
+}
+
+/// Where readings are kept, roll-ups do not fill a gap; a long range of a new VM shows what there is.
+#[tokio::test]
+async fn other_tables_are_asked_only_where_they_know_more() {
+    let pages = Pages::open();
+    let (now, mut lines) = (now_ns() - SECOND_NS, String::new());
+    for n in (0..60).filter(|it| !(20..50).contains(it)) {
+        reading(&mut lines, &tags(UUID, "a", 3), n * 10, now - (60 - n) * 10 * SECOND_NS);
+    }
+    pages.write(lines).await;
+    let now = now / 1_000_000;
+    // Within the five minutes of which there is nothing.
+    let page = pages.json(&format!("/api/vm/{UUID}?from={}&to={}", now - 380_000, now - 120_000)).await;
+    assert_eq!(page["table"], "raw");
+    let values = page["panels"].as_array().unwrap().iter().flat_map(|it| it["series"].as_array().unwrap());
+    let mut values = values.flat_map(|it| it["mean"].as_array().unwrap());
+    assert!(values.all(Value::is_null), "{page}");
+    // Its hour is not over.
+    let page = pages.json(&format!("/api/vm/{UUID}?from={}&to={now}", now - 30 * 86_400_000)).await;
+    let cpu = page["panels"][0]["series"][0]["mean"].as_array().unwrap();
+    assert!(cpu.iter().any(|it| !it.is_null()), "{}: {}", page["table"], page["notes"]);
+}
+
 /// Who has no token gets the page and the login, and nothing else.
 #[tokio::test]
 async fn a_login_reads_and_does_not_write() {

@@ -101,6 +101,8 @@ struct Slow {
     paces: Paces,
     /// The hypervisors of the last day.
     hosts: Vec<Cycle>,
+    /// Those whose clock is ahead.
+    ahead: Vec<Cycle>,
 }
 
 impl Board {
@@ -218,10 +220,11 @@ impl Board {
         };
         // All are read at much the same pace.
         let are_few = state.interval.is_some_and(|it| 2 * it >= slowest);
-        let (readings, cycles, growth) = tokio::try_join!(
+        let (readings, cycles, growth, ended) = tokio::try_join!(
             self.rows(Some(fleet::newest(&schema, seconds, are_few))),
             self.optional::<Cycle>(fleet::cycles(&schema, seconds)).map(Ok),
             self.optional::<fleet::Growth>(fleet::growth(&schema, seconds.max(30))).map(Ok),
+            self.optional::<fleet::Ended>(fleet::ended(&schema)).map(Ok),
         )?;
         let rows = fleet::last_two(readings);
         state.interval = fleet::interval(&rows);
@@ -235,7 +238,11 @@ impl Board {
         for vm in &mut vms {
             vm.add(state.slow.faults.get(&vm.uuid), growth.get(&vm.uuid).copied().flatten());
         }
-        Ok(fleet::fleet(vms, cycles, &before, &paces, &self.statuses.now(), self.now_ms()))
+        let mut fleet = fleet::fleet(vms, cycles, &before, &paces, &self.statuses.now(), self.now_ms());
+        let gone = fleet::gone(&ended.unwrap_or_default(), &fleet.vms);
+        fleet.warnings.extend(fleet::astray(&state.slow.ahead).chain(gone));
+        fleet.warnings.sort_by_key(|it| it.level);
+        Ok(fleet)
     }
 
     async fn look(&self, slow: &mut Slow) -> Result<(), SourceError> {
@@ -257,6 +264,9 @@ impl Board {
         }
         if let Some(hosts) = self.optional(fleet::hosts_of_a_day(&slow.schema)).await {
             slow.hosts = hosts;
+        }
+        if let Some(ahead) = self.optional(fleet::ahead(&slow.schema)).await {
+            slow.ahead = ahead;
         }
         if let Some(mut paces) = self.optional::<fleet::Pace>(fleet::paces(&slow.schema, PACES_S)).await {
             // Those that are read more seldom than that.

@@ -52,8 +52,9 @@ pub(crate) struct Row {
 
 fn sql(schema: &Schema) -> String {
     let fields = ["cycle_ns", "stuck_vms", "abandoned_calls", "failures", "cache_hits", "cache_misses"];
-    let last =
-        fields.map(|it| format!("last_value({} ORDER BY time) AS {it}", schema.field(TABLE, it))).join(", ");
+    let last = fields
+        .map(|it| format!("last_value({} ORDER BY time) AS {it}", fleet::whole(schema.field(TABLE, it))))
+        .join(", ");
     format!(
         "SELECT {} AS host, CAST(max(time) AS BIGINT) AS at, {last}, \
          CAST(sum(CASE WHEN time >= now() - INTERVAL '1 minute' THEN {} ELSE 0 END) AS BIGINT) AS lines \

@@ -25,6 +25,8 @@ const FAULTS: [&str; 3] = ["net_rxerrors", "net_txerrors", "disk_errors"];
 const DROPS: [&str; 2] = ["net_rxdrops", "net_txdrops"];
 /// The span of sparklines, errors and drops.
 pub(crate) const HISTORY_MINUTES: i64 = 15;
+/// Warnings of one kind.
+const MAX_TOLD: usize = 10;
 /// A host that has no reading for so many intervals is silent.
 const SILENT_AFTER: i64 = 3;
 /// So many hypervisors that cannot be read are told each with its problem, the rest are counted: a switch that fails may
@@ -44,11 +46,16 @@ pub(crate) struct Reading {
     v: Vec<Option<i64>>,
 }
 
+/// As a whole number; unknown where it is none that can be.
+pub(crate) fn whole(field: String) -> String {
+    format!("TRY_CAST({field} AS BIGINT)")
+}
+
 /// Asks for the readings of the last so many seconds, of which [`last_two`] makes rows. `are_few`: there are three or four of
 /// each VM in that time. To read them all is half the work of having the database find the last two.
 pub(crate) fn newest(schema: &Schema, seconds: u64, are_few: bool) -> String {
     let fields = GAUGES.iter().chain(&COUNTERS);
-    let fields: Vec<_> = fields.map(|it| format!("CAST({} AS BIGINT)", schema.field(TABLE, it))).collect();
+    let fields: Vec<_> = fields.map(|it| whole(schema.field(TABLE, it))).collect();
     let (uuid, name, host) = (schema.uuid(TABLE), schema.name(TABLE), schema.tag(TABLE, &["host"]));
     let all = format!(
         "SELECT {uuid} AS uuid, {name} AS name, {host} AS host, \"VMID\" AS vmid, CAST(time AS BIGINT) AS at, \
@@ -190,7 +197,7 @@ pub(crate) struct Cycle {
 
 /// Asks for the last cycle of each hypervisor in the last so many seconds.
 pub(crate) fn cycles(schema: &Schema, seconds: u64) -> Option<String> {
-    let (host, cycle) = (schema.tag(COLLECTOR, &["host"]), schema.field(COLLECTOR, "cycle_ns"));
+    let (host, cycle) = (schema.tag(COLLECTOR, &["host"]), whole(schema.field(COLLECTOR, "cycle_ns")));
     schema.has_table(COLLECTOR).then(|| {
         format!(
             "SELECT {host} AS host, CAST(max(time) AS BIGINT) AS at, last_value({cycle} ORDER BY time) AS cycle_ns \
@@ -206,6 +213,79 @@ pub(crate) struct Pace {
     host: Option<String>,
     /// Nanoseconds between two cycles, as most are; null where there was one in that time.
     step: Option<f64>,
+}
+
+/// A VM that has ended.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Ended {
+    uuid: Option<String>,
+    name: Option<String>,
+    event: Option<String>,
+    reason: Option<String>,
+    at: i64,
+}
+
+/// Asks for the VMs that stopped or crashed in the last minutes, the newest first.
+pub(crate) fn ended(schema: &Schema) -> Option<String> {
+    let table = "vm_events";
+    let text = |name: &str| schema.tag(table, &[name]);
+    schema.has(table, "event").then(|| {
+        format!(
+            "SELECT {} AS uuid, {} AS name, event, {} AS reason, CAST(time AS BIGINT) AS at FROM {table} \
+             WHERE event IN ('stopped', 'crashed') AND {} ORDER BY time DESC LIMIT 1000",
+            schema.uuid(table),
+            schema.name(table),
+            text("reason"),
+            lately((HISTORY_MINUTES * 60).unsigned_abs())
+        )
+    })
+}
+
+/// Who is gone, for whoever looks for it in vain.
+pub(crate) fn gone(ended: &[Ended], vms: &[Vm]) -> Vec<Warning> {
+    let mut told: BTreeSet<&str> = vms.iter().map(|it| it.uuid.as_str()).collect();
+    let mut warnings = Vec::new();
+    for it in ended {
+        let Some(uuid) = it.uuid.as_deref().filter(|it| told.insert(it)) else { continue };
+        let (event, name) = (it.event.as_deref().unwrap_or("stopped"), it.name.as_deref().unwrap_or(uuid));
+        let seconds = (it.at / 1_000_000_000).rem_euclid(86_400);
+        let reason = it.reason.as_deref().filter(|it| !it.is_empty());
+        let reason = reason.map(|it| format!(" ({it})")).unwrap_or_default();
+        warnings.push(Warning {
+            level: if event == "crashed" { Level::Error } else { Level::Warning },
+            text: format!("{name} {event} at {:02}:{:02} UTC{reason}", seconds / 3_600, seconds / 60 % 60),
+            advice: Some(format!("its past is at vm/{uuid}")),
+        });
+    }
+    warnings.truncate(MAX_TOLD);
+    warnings
+}
+
+/// Asks for the hypervisors whose clock is so far ahead that they are not shown.
+pub(crate) fn ahead(schema: &Schema) -> Option<String> {
+    let (table, name) = match schema.has_table(COLLECTOR) {
+        true => (COLLECTOR, "host"),
+        false => (TABLE, "host"),
+    };
+    let host = schema.tag(table, &[name]);
+    schema.has_table(table).then(|| {
+        format!(
+            "SELECT {host} AS host, CAST(max(time) AS BIGINT) AS at, CAST(NULL AS BIGINT) AS cycle_ns FROM {table} \
+             WHERE time >= now() + INTERVAL '1 minute' AND time < now() + INTERVAL '1 day' GROUP BY 1"
+        )
+    })
+}
+
+/// Hosts that are not shown for their clock.
+pub(crate) fn astray(ahead: &[Cycle]) -> impl Iterator<Item = Warning> + '_ {
+    ahead.iter().take(MAX_TOLD).map(|it| Warning {
+        level: Level::Error,
+        text: format!(
+            "the clock of {} is more than a minute ahead: it is not shown before its time has come",
+            it.host.as_deref().filter(|it| !it.is_empty()).unwrap_or("a host")
+        ),
+        advice: Some("set the clock where it is read (chrony, systemd-timesyncd)".to_owned()),
+    })
 }
 
 /// Asks for the pace of each hypervisor in the last so many seconds.
@@ -404,7 +484,10 @@ pub(crate) fn fleet(
     }
     // A VM that went from host to host is on the one that still lists it. Two that do have a clone each: the same is shown
     // every time.
-    let is_listed = |vm: &Vm| newest.get(&vm.host).is_none_or(|at| vm.at >= *at);
+    let is_listed = |vm: &Vm| {
+        let (pace, at) = (paces.of(&vm.host), newest.get(&vm.host).copied().unwrap_or(vm.at));
+        2 * (at - vm.at) < pace.max(1) && now - at < 2 * pace
+    };
     let order =
         |vm: &Vm| if is_listed(vm) { (false, 0, vm.host.clone()) } else { (true, -vm.at, String::new()) };
     vms.sort_by(|a, b| (&a.uuid, order(a)).cmp(&(&b.uuid, order(b))));
@@ -562,7 +645,7 @@ pub(crate) struct Bucket {
 /// Asks for the last reading of each VM in each bucket of so many seconds, and in the one before the first.
 pub(crate) fn history(schema: &Schema, step_s: i64) -> String {
     let uuid = schema.uuid(TABLE);
-    let (cputime, cpus) = (schema.field(TABLE, "cputime"), schema.field(TABLE, "cpus"));
+    let (cputime, cpus) = (whole(schema.field(TABLE, "cputime")), whole(schema.field(TABLE, "cpus")));
     let host = schema.tag(TABLE, &["host"]);
     // The first step needs the reading before.
     let seconds = (HISTORY_MINUTES * 60 + 10 * step_s).unsigned_abs();

@@ -265,7 +265,8 @@ impl Wanted {
         let mut number = |name: &str, default: i64| match params.take(name) {
             None => Ok(default),
             Some(text) => text.parse::<i64>().map_err(|_| {
-                Problem::wrong(format!("{name} must be a whole number: milliseconds since 1970 for a time"))
+                let of = if matches!(name, "from" | "to") { ": milliseconds since 1970" } else { "" };
+                Problem::wrong(format!("{name} must be a whole number{of}"))
             }),
         };
         let to = number("to", now)?;
@@ -311,7 +312,7 @@ struct Reading {
     table: Table,
     /// The width of a bucket, ms; `None`: every reading.
     step: Option<i64>,
-    /// A longer step gives no rate, ms.
+    /// A longer step gives no rate, ms. So far before the span is looked for the reading before its first.
     step_limit: i64,
 }
 
@@ -327,14 +328,16 @@ impl Reading {
         Self::from(table, wanted, interval)
     }
 
-    /// From the next coarser table, which is kept longer.
-    fn coarser(self, wanted: &Wanted, interval: i64, schema: &Schema) -> Option<Self> {
-        let table = match self.table {
-            Table::Raw => Table::Minutes,
-            Table::Minutes => Table::Hours,
-            Table::Hours => return None,
+    /// From the tables that are asked where this one has nothing: coarser ones are kept longer, finer ones have what is not
+    /// rolled up yet.
+    fn others(self, wanted: &Wanted, interval: i64, schema: &Schema) -> Vec<Self> {
+        let tables = match self.table {
+            Table::Raw => [Table::Minutes, Table::Hours],
+            Table::Minutes => [Table::Raw, Table::Hours],
+            Table::Hours => [Table::Minutes, Table::Raw],
         };
-        schema.has_table(&name_of("vm_totals", table)).then(|| Self::from(table, wanted, interval))
+        let there = tables.into_iter().filter(|it| schema.has_table(&name_of("vm_totals", *it)));
+        there.map(|it| Self::from(it, wanted, interval)).collect()
     }
 
     fn from(table: Table, wanted: &Wanted, interval: i64) -> Self {
@@ -344,7 +347,11 @@ impl Reading {
             Table::Minutes => MINUTE_MS,
             Table::Hours => HOUR_MS,
         };
-        let step_limit = STEP_LIMIT_MS.max(3 * interval).max(if table == Table::Raw { 0 } else { 3 * least });
+        // Of roll-ups: a step of more than an hour is in none, so that the bucket before a shorter one is always seen.
+        let step_limit = match table.width() {
+            None => STEP_LIMIT_MS.max(3 * interval),
+            Some(width) => HOUR_MS + 2 * width,
+        };
         if let Some(step) = wanted.step {
             return Self { table, step: Some(step), step_limit };
         }
@@ -404,6 +411,17 @@ impl Plan {
     /// How many questions after another it takes.
     pub(crate) fn parts(&self) -> usize {
         self.parts.len()
+    }
+}
+
+impl Table {
+    /// Of its buckets, ms; `None`: it has readings.
+    fn width(self) -> Option<i64> {
+        match self {
+            Self::Raw => None,
+            Self::Minutes => Some(MINUTE_MS),
+            Self::Hours => Some(HOUR_MS),
+        }
     }
 }
 
@@ -482,20 +500,29 @@ fn sql(group: &Group, charts: &[Chart], reading: Reading, wanted: &Wanted, schem
         true => ("rated", "rated AS (SELECT *, seconds * nullif(cpus, 0) * 1e9 AS room FROM timed), "),
         false => ("timed", ""),
     };
+    // The increase over a bucket that follows a gap has that of the gap in it.
+    let (is_known, covered) = match reading.table.width() {
+        None => (
+            format!("step > 0 AND step <= {}", reading.step_limit.saturating_mul(MS)),
+            "CAST(step AS DOUBLE)".to_owned(),
+        ),
+        Some(width) => (format!("step IS NULL OR step = {}", width * MS), format!("{}.0", width * MS)),
+    };
     // `ntile` is 1 for every row. It needs all of a start at once, and so `lag` is worked out by columns, not row by row.
     format!(
         "WITH readings AS (SELECT {tags}time{read}, \
          CAST(time AS BIGINT) - CAST(lag(time) OVER one AS BIGINT) AS step, ntile(1) OVER one AS one_start \
          FROM {table} WHERE {uuid} = $uuid{of_kind} AND {} AND {}{whole} \
          WINDOW one AS (PARTITION BY {tags}{host}, \"VMID\" ORDER BY time)), \
-         timed AS (SELECT *, CASE WHEN step > 0 AND step <= {} THEN CAST(step AS DOUBLE) / 1e9 END AS seconds \
+         timed AS (SELECT *, CASE WHEN {} THEN {} / 1e9 END AS seconds \
          FROM readings WHERE {} AND one_start = 1), \
          {rated}steps AS (SELECT {tags}time{worked_out} FROM {steps}) \
          SELECT CAST({at} AS BIGINT) AS at, {tags}make_array({list}) AS v FROM steps{grouped} ORDER BY 1",
         // The first step needs the reading before.
         since(wanted.from.saturating_sub(reading.step_limit)),
         before(wanted.to),
-        reading.step_limit.saturating_mul(MS),
+        is_known,
+        covered,
         since(wanted.from),
     )
 }
@@ -515,6 +542,13 @@ struct Row {
     #[serde(default)]
     device: Option<String>,
     v: Vec<Option<f64>>,
+}
+
+/// That there is a reading.
+#[derive(Debug, Deserialize)]
+struct At {
+    #[serde(rename = "at")]
+    _at: i64,
 }
 
 /// A start of the VM, as a name on a host.
@@ -602,6 +636,9 @@ pub(crate) async fn page(
     add(&OF_VM, "", &totals, reading);
     add(&OF_TREND, "", &features, readings.features);
     let mut notes = Vec::new();
+    if reading.table == Table::Hours && wanted.to > fleet.now - HOUR_MS {
+        notes.push("the hour that goes on is not shown in so long a range".to_owned());
+    }
     for (group, kind, rows, reading) in
         [(OF_NICS, "nic", nics, readings.nics), (OF_DISKS, "disk", disks, readings.disks)]
     {
@@ -704,22 +741,39 @@ impl Ask<'_> {
         try_join!(self.rows(&table, &of_lives), self.rows(&table, &of_states))
     }
 
-    /// The points of some charts, from the first table that still has some: coarser ones are kept longer.
-    async fn charts(&self, group: &Group, mut reading: Reading) -> Result<(Reading, Vec<Row>), SourceError> {
-        loop {
-            let mut sql = sql(group, group.charts, reading, self.wanted, self.schema);
-            if group.devices.is_some() {
-                sql = some_devices(&sql);
-            }
-            let rows = self.rows(&name_of(group.table, reading.table), &sql).await?;
-            match reading.coarser(self.wanted, self.interval, self.schema) {
-                // A piece of a page goes with the rest of it.
-                Some(coarser) if rows.is_empty() && self.is_whole && self.wanted.step.is_none() => {
-                    reading = coarser;
-                }
-                _ => return Ok((reading, rows)),
+    /// The points of some charts, from the first table that has some.
+    async fn charts(&self, group: &Group, first: Reading) -> Result<(Reading, Vec<Row>), SourceError> {
+        let rows = self.points(group, first).await?;
+        // A piece of a page goes with the rest of it.
+        let is_all = !rows.is_empty() || !self.is_whole || self.wanted.step.is_some();
+        if is_all || (first.table == Table::Raw && self.is_kept(group).await?) {
+            return Ok((first, rows));
+        }
+        for reading in first.others(self.wanted, self.interval, self.schema) {
+            let rows = self.points(group, reading).await?;
+            if !rows.is_empty() {
+                return Ok((reading, rows));
             }
         }
+        Ok((first, Vec::new()))
+    }
+
+    async fn points(&self, group: &Group, reading: Reading) -> Result<Vec<Row>, SourceError> {
+        let mut sql = sql(group, group.charts, reading, self.wanted, self.schema);
+        if group.devices.is_some() {
+            sql = some_devices(&sql);
+        }
+        self.rows(&name_of(group.table, reading.table), &sql).await
+    }
+
+    /// Whether there are older readings of the VM: then those of the span are not gone, but never were.
+    async fn is_kept(&self, group: &Group) -> Result<bool, SourceError> {
+        let (table, uuid) = (group.table, self.schema.uuid(group.table));
+        let sql = format!(
+            "SELECT CAST(time AS BIGINT) AS at FROM {table} WHERE {uuid} = $uuid AND {} LIMIT 1",
+            before(self.wanted.from)
+        );
+        Ok(!self.rows::<At>(table, &sql).await?.is_empty())
     }
 
     async fn rows<T: serde::de::DeserializeOwned>(
