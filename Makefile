@@ -49,10 +49,11 @@ pages: web ## tests of the dashboard's pages: types, and what they compute
 browser: web ## the pages in Chromium against a made-up server
 	cd web && npm run --silent test:browser
 
+# With the programs that the other tests are built with: to build them alone would compile DataFusion once more.
 # As root where the lab's VMs need it. With KVMETRY_WRITE_DOCS=1 the pictures of docs/images are made anew.
 .PHONY: browser-real
 browser-real: web ## the pages of the real program in Chromium: VMs of a lab, made-up history, what to do where there is nothing
-	cargo build --locked $(FEATURES) --bins
+	cargo nextest run --locked $(FEATURES) --no-run
 	cd web && $(SUDO) env PATH="$$PATH" KVMETRY_WRITE_DOCS="$$KVMETRY_WRITE_DOCS" \
 		KVMETRY="$(DEBUG)/kvmetry" XTASK="$(DEBUG)/xtask" npm run --silent test:real
 
