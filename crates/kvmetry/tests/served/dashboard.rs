@@ -277,7 +277,9 @@ async fn a_gap_is_a_gap_and_a_reset_is_no_spike() {
     let day = 86_400_000;
     for (span, table) in [(7 * day, "1m"), (300 * day, "1h")] {
         let page = pages.json(&format!("/api/vm/{UUID}?from={}&to={to}", to - span)).await;
-        assert_eq!(page["table"], table);
+        // Of an hour that is not over the minutes are shown.
+        let is_of_hours = table == "1h" && page["table"] == "1m";
+        assert!(page["table"] == table || is_of_hours, "{table}: {}", page["table"]);
         let cpu = page["panels"][0]["series"][0]["max"].as_array().expect("numbers").clone();
         let cpu: Vec<f64> = cpu.iter().filter_map(Value::as_f64).collect();
         // An hour that is not over, and the first one, are not told.

@@ -120,7 +120,13 @@ impl Drop for Leaves<'_> {
 fn span(sql: &str) -> i64 {
     let moments = sql.split("arrow_cast(").skip(1);
     let moments: Vec<i64> = moments.filter_map(|it| it.split(',').next()?.trim().parse().ok()).collect();
-    moments.iter().max().unwrap_or(&0) - moments.iter().min().unwrap_or(&0)
+    let first = match sql.contains("time >=") {
+        true => *moments.iter().min().unwrap_or(&0),
+        // All that there is.
+        false if moments.is_empty() => return 0,
+        false => 0,
+    };
+    moments.iter().max().unwrap_or(&0) - first
 }
 
 /// Where the points are, and who shows them.

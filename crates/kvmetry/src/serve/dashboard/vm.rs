@@ -745,11 +745,15 @@ impl Ask<'_> {
     async fn charts(&self, group: &Group, first: Reading) -> Result<(Reading, Vec<Row>), SourceError> {
         let rows = self.points(group, first).await?;
         // A piece of a page goes with the rest of it.
-        let is_all = !rows.is_empty() || !self.is_whole || self.wanted.step.is_some();
-        if is_all || (first.table == Table::Raw && self.is_kept(group).await?) {
+        if !rows.is_empty() || !self.is_whole || self.wanted.step.is_some() {
             return Ok((first, rows));
         }
-        for reading in first.others(self.wanted, self.interval, self.schema) {
+        let others = first.others(self.wanted, self.interval, self.schema);
+        // A server without roll-ups is not asked: it might have to read all its files.
+        if others.is_empty() || (first.table == Table::Raw && self.is_kept(group).await?) {
+            return Ok((first, rows));
+        }
+        for reading in others {
             let rows = self.points(group, reading).await?;
             if !rows.is_empty() {
                 return Ok((reading, rows));
