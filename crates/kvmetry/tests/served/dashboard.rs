@@ -74,6 +74,16 @@ impl Pages {
         serde_json::from_str(&text).expect("JSON")
     }
 
+    /// The fleet, once it has a VM: the first answer may be as old as a second.
+    async fn fleet(&self) -> Value {
+        loop {
+            let fleet = self.json("/api/fleet").await;
+            if fleet["vms"].as_array().is_some_and(|it| !it.is_empty()) {
+                return fleet;
+            }
+        }
+    }
+
     /// A chart's line: its means, least and greatest.
     async fn series(&self, query: &str, panel: &str, id: &str) -> Value {
         let page = self.json(&format!("/api/vm/{UUID}?{query}")).await;
@@ -104,13 +114,7 @@ async fn the_fleet_is_what_was_written() {
     // A host that has been silent for a while.
     let _ = writeln!(lines, "kvmetry_collector,host=kvm2 cycle_ns=1i,lines=8i {}", at - 600 * SECOND_NS);
     pages.write(lines).await;
-    // The first answer may be as old as a second.
-    let fleet = loop {
-        let fleet = pages.json("/api/fleet").await;
-        if fleet["vms"].as_array().is_some_and(|it| !it.is_empty()) {
-            break fleet;
-        }
-    };
+    let fleet = pages.fleet().await;
     assert_eq!((&fleet["at"], &fleet["interval"]), (&json!(at / 1_000_000), &json!(5_000)));
     let vm =
         |uuid: &str| fleet["vms"].as_array().unwrap().iter().find(|it| it["uuid"] == uuid).unwrap().clone();
@@ -367,12 +371,7 @@ async fn one_uuid_on_two_hosts() {
         cycle(OTHER, if step < 2 { "kvm1" } else { "kvm2" }, step, at - before + SECOND_NS / 2 * (step / 2));
     }
     pages.write(lines).await;
-    let fleet = loop {
-        let fleet = pages.json("/api/fleet").await;
-        if fleet["vms"].as_array().is_some_and(|it| !it.is_empty()) {
-            break fleet;
-        }
-    };
+    let fleet = pages.fleet().await;
     let vms: Vec<_> = fleet["vms"].as_array().unwrap().iter().map(|it| (&it["uuid"], &it["host"])).collect();
     assert_eq!(vms, [(&json!(UUID), &json!("kvm1")), (&json!(OTHER), &json!("kvm2"))]);
     let text = fleet["warnings"][0]["text"].as_str().expect("a warning");
