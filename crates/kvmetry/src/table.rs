@@ -113,21 +113,18 @@ pub(crate) fn render(rows: &[Row], colours: bool) -> String {
     text
 }
 
+/// What a person calls a domain's state (`virDomainState`).
+pub(crate) fn state_name(state: i64) -> Option<&'static str> {
+    const NAMES: [&str; 8] =
+        ["no state", "running", "blocked", "paused", "shutting down", "shut off", "crashed", "suspended"];
+    NAMES.get(usize::try_from(state).ok()?).copied()
+}
+
 fn cells(row: &Row) -> [String; 11] {
     let gap = || "-".to_owned();
     let bytes = |bytes: Option<f64>| bytes.map_or_else(gap, human);
     let kib = |kib: Option<i64>| bytes(kib.map(|kib| kib as f64 * 1024.0));
-    let state = match row.state {
-        Some(0) => "no state",
-        Some(1) => "running",
-        Some(2) => "blocked",
-        Some(3) => "paused",
-        Some(4) => "shutting down",
-        Some(5) => "shut off",
-        Some(6) => "crashed",
-        Some(7) => "suspended",
-        _ => "-",
-    };
+    let state = row.state.and_then(state_name).unwrap_or("-");
     // Control characters in a name must not reach the terminal, and one long name must not push all columns away.
     let clean = |name: &str| {
         let shown = if name.chars().count() > MAX_NAME { MAX_NAME - 1 } else { MAX_NAME };

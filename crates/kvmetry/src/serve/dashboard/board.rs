@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout};
 
 use super::fleet::{self, Cycle, Faults, Paces};
 use super::schema::Schema;
-use super::source::{Params, Source, SourceError};
+use super::source::{Params, Source, SourceError, some};
 use super::types::{Fleet, FleetHistory};
 use crate::clock::Clock;
 use crate::collect::Statuses;
@@ -370,12 +370,4 @@ fn remembered<T>(
         *failed = Some((Instant::now(), error.to_string()));
     }
     asked
-}
-
-/// Nothing written is no rows.
-fn some<T>(rows: Result<Vec<T>, SourceError>) -> Result<Vec<T>, SourceError> {
-    match rows {
-        Err(SourceError::Empty) => Ok(Vec::new()),
-        rows => rows,
-    }
 }

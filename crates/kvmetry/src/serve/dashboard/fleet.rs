@@ -25,13 +25,10 @@ const FAULTS: [&str; 3] = ["net_rxerrors", "net_txerrors", "disk_errors"];
 const DROPS: [&str; 2] = ["net_rxdrops", "net_txdrops"];
 /// The span of sparklines, errors and drops.
 pub(crate) const HISTORY_MINUTES: i64 = 15;
-/// Warnings of one kind.
-const MAX_TOLD: usize = 10;
 /// A host that has no reading for so many intervals is silent.
 const SILENT_AFTER: i64 = 3;
-/// So many hypervisors that cannot be read are told each with its problem, the rest are counted: a switch that fails may
-/// take hundreds.
-const PROBLEMS_TOLD: usize = 10;
+/// Warnings of one kind that are told each: a switch that fails may take hundreds of hypervisors.
+const MAX_TOLD: usize = 10;
 
 /// A reading of a VM.
 #[derive(Clone, Debug, Deserialize)]
@@ -263,17 +260,8 @@ pub(crate) fn gone(ended: &[Ended], vms: &[Vm]) -> Vec<Warning> {
 
 /// Asks for the hypervisors whose clock is so far ahead that they are not shown.
 pub(crate) fn ahead(schema: &Schema) -> Option<String> {
-    let (table, name) = match schema.has_table(COLLECTOR) {
-        true => (COLLECTOR, "host"),
-        false => (TABLE, "host"),
-    };
-    let host = schema.tag(table, &[name]);
-    schema.has_table(table).then(|| {
-        format!(
-            "SELECT {host} AS host, CAST(max(time) AS BIGINT) AS at, CAST(NULL AS BIGINT) AS cycle_ns FROM {table} \
-             WHERE time >= now() + INTERVAL '1 minute' AND time < now() + INTERVAL '1 day' GROUP BY 1"
-        )
-    })
+    let table = if schema.has_table(COLLECTOR) { COLLECTOR } else { TABLE };
+    hosts(schema, table, "time >= now() + INTERVAL '1 minute' AND time < now() + INTERVAL '1 day'")
 }
 
 /// Hosts that are not shown for their clock.
@@ -305,12 +293,16 @@ pub(crate) fn paces(schema: &Schema, seconds: u64) -> Option<String> {
 pub(crate) fn hosts_of_a_day(schema: &Schema) -> Option<String> {
     let rolled = "kvmetry_collector_1m";
     let table = if schema.has_table(rolled) { rolled } else { COLLECTOR };
+    hosts(schema, table, &lately(86_400))
+}
+
+/// Asks for the hypervisors that wrote into this table, and when last.
+fn hosts(schema: &Schema, table: &str, span: &str) -> Option<String> {
     let host = schema.tag(table, &["host"]);
     schema.has_table(table).then(|| {
         format!(
             "SELECT {host} AS host, CAST(max(time) AS BIGINT) AS at, CAST(NULL AS BIGINT) AS cycle_ns FROM {table} \
-             WHERE {} GROUP BY 1",
-            lately(86_400)
+             WHERE {span} GROUP BY 1"
         )
     })
 }
@@ -576,7 +568,7 @@ pub(crate) fn problems(own: &[Status]) -> Vec<Warning> {
     let all: Vec<_> = own.iter().filter_map(|it| Some((&it.name, it.problem.as_ref()?))).collect();
     let mut warnings: Vec<Warning> = all
         .iter()
-        .take(PROBLEMS_TOLD)
+        .take(MAX_TOLD)
         .map(|(name, problem)| Warning {
             level: Level::Error,
             text: format!("{name} cannot be read: {problem}"),
@@ -586,7 +578,7 @@ pub(crate) fn problems(own: &[Status]) -> Vec<Warning> {
             ),
         })
         .collect();
-    if let Some(more) = all.len().checked_sub(PROBLEMS_TOLD).filter(|it| *it > 0) {
+    if let Some(more) = all.len().checked_sub(MAX_TOLD).filter(|it| *it > 0) {
         warnings.push(Warning {
             level: Level::Error,
             text: format!("{} cannot be read", count(more, "more hypervisor")),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::source::{Params, Source, SourceError};
+use super::source::{Params, Source, SourceError, some};
 
 /// The columns of the tables that there are, each with whether its numbers have no sign.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,10 +33,7 @@ impl Schema {
         let is_of_device = |it: &Row| it.table_name.starts_with(DEVICES);
         if source.keeps_devices_apart() {
             // That database may be there later than the other.
-            let devices = match of(DEVICES).await {
-                Err(SourceError::Empty) => Vec::new(),
-                rows => rows?,
-            };
+            let devices = some(of(DEVICES).await)?;
             schema.add(devices.into_iter().filter(is_of_device));
             schema.add(of("").await?.into_iter().filter(|it| !is_of_device(it)));
         } else {

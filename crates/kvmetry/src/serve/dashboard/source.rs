@@ -212,3 +212,11 @@ impl From<QuestionError> for SourceError {
         }
     }
 }
+
+/// Nothing written is no rows.
+pub(crate) fn some<T>(rows: Result<Vec<T>, SourceError>) -> Result<Vec<T>, SourceError> {
+    match rows {
+        Err(SourceError::Empty) => Ok(Vec::new()),
+        rows => rows,
+    }
+}

@@ -9,21 +9,27 @@
 //! one that is too long. A bucket without a reading is a gap. So that a spike never disappears, each bucket has the least
 //! and the greatest beside the mean.
 //!
-//! A server that makes no roll-ups is asked for a long span part by part; buckets never lie across two.
+//! What there is to draw stands in [`charts`](mod@charts). A server that makes no roll-ups is asked for a long span part by part; buckets never lie across two.
+
+mod charts;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use axum::http::Uri;
 use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::json;
 use tokio::try_join;
 
+use self::charts::Value::{Gauge, Rate, Share};
+use self::charts::{CPU, Chart, Group, OF_DISKS, OF_NICS, OF_TREND, OF_VM};
 use super::fleet::is_uuid;
 use super::schema::Schema;
-use super::source::{MAX_PARTS, PART_MS, Params, Source, SourceError};
+use super::source::{MAX_PARTS, PART_MS, Params, Source, SourceError, some};
 use super::types::{Fleet, Mark, Panel, Series, Table, Unit, VmPage};
 use crate::http::{Params as UrlParams, Problem};
+use crate::table::state_name;
 
 const MS: i64 = 1_000_000;
 const SECOND_MS: i64 = 1_000;
@@ -65,194 +71,6 @@ pub(crate) struct Wanted {
     /// The width of a bucket that is wanted, ms.
     step: Option<i64>,
 }
-
-/// How a line of a chart comes from a field.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Value {
-    /// As it is.
-    Gauge,
-    /// A counter's increase a second.
-    Rate,
-    /// A counter of nanoseconds as percent of all vCPUs.
-    Share,
-}
-
-/// A line of a chart.
-struct Line {
-    field: &'static str,
-    label: &'static str,
-    value: Value,
-}
-
-/// A chart.
-struct Chart {
-    id: &'static str,
-    title: &'static str,
-    unit: Unit,
-    lines: &'static [Line],
-}
-
-const fn line(field: &'static str, label: &'static str, value: Value) -> Line {
-    Line { field, label, value }
-}
-
-use Value::{Gauge, Rate, Share};
-
-/// The chart whose parts are worked out, see [`parts_of_cpu`].
-const CPU: &str = "cpu";
-
-const TOTALS: &[Chart] = &[
-    Chart {
-        id: CPU,
-        title: "CPU",
-        unit: Unit::Percent,
-        lines: &[
-            line("cputime", "all", Share),
-            line("timeusr", "user", Share),
-            line("timesys", "system", Share),
-        ],
-    },
-    Chart {
-        id: "memory",
-        title: "Memory",
-        unit: Unit::Kib,
-        lines: &[
-            line("memactual", "assigned", Gauge),
-            line("memrss", "resident on the host", Gauge),
-            line("memavailable", "seen by the guest", Gauge),
-            line("memusable", "usable in the guest", Gauge),
-            line("memdisk_cache", "disk cache in the guest", Gauge),
-        ],
-    },
-    Chart {
-        id: "swap",
-        title: "Swap of the guest",
-        unit: Unit::KibPerSecond,
-        lines: &[line("memswap_in", "in", Rate), line("memswap_out", "out", Rate)],
-    },
-    Chart {
-        id: "faults",
-        title: "Page faults of the guest",
-        unit: Unit::CountPerSecond,
-        lines: &[line("memmajor_fault", "major", Rate), line("memminor_fault", "minor", Rate)],
-    },
-    Chart {
-        id: "net",
-        title: "Network",
-        unit: Unit::BytesPerSecond,
-        lines: &[line("net_rxbytes", "received", Rate), line("net_txbytes", "sent", Rate)],
-    },
-    Chart {
-        id: "net-packets",
-        title: "Packets",
-        unit: Unit::CountPerSecond,
-        lines: &[line("net_rxpackets", "received", Rate), line("net_txpackets", "sent", Rate)],
-    },
-    Chart {
-        id: "net-faults",
-        title: "Network errors and drops",
-        unit: Unit::CountPerSecond,
-        lines: &[
-            line("net_rxerrors", "receive errors", Rate),
-            line("net_txerrors", "send errors", Rate),
-            line("net_rxdrops", "receive drops", Rate),
-            line("net_txdrops", "send drops", Rate),
-        ],
-    },
-    Chart {
-        id: "disk",
-        title: "Disks",
-        unit: Unit::BytesPerSecond,
-        lines: &[line("disk_rd_bytes", "read", Rate), line("disk_wr_bytes", "written", Rate)],
-    },
-    Chart {
-        id: "disk-requests",
-        title: "Disk requests",
-        unit: Unit::CountPerSecond,
-        lines: &[line("disk_rd_req", "reads", Rate), line("disk_wr_reqs", "writes", Rate)],
-    },
-    Chart {
-        id: "disk-errors",
-        title: "Disk errors",
-        unit: Unit::CountPerSecond,
-        lines: &[line("disk_errors", "errors", Rate)],
-    },
-];
-
-const FEATURES: &[Chart] = &[
-    Chart {
-        id: "trend",
-        title: "Memory trend",
-        unit: Unit::KibPerSecond,
-        lines: &[line("memory_rate_kb_per_sec", "growth", Gauge)],
-    },
-    Chart {
-        id: "angle",
-        title: "Memory trend as an angle",
-        unit: Unit::Degrees,
-        lines: &[line("memory_angle_deg", "angle", Gauge)],
-    },
-];
-
-const NIC: &[Chart] = &[
-    Chart {
-        id: "bytes",
-        title: "bytes",
-        unit: Unit::BytesPerSecond,
-        lines: &[line("rxbytes", "received", Rate), line("txbytes", "sent", Rate)],
-    },
-    Chart {
-        id: "packets",
-        title: "packets",
-        unit: Unit::CountPerSecond,
-        lines: &[line("rxpackets", "received", Rate), line("txpackets", "sent", Rate)],
-    },
-    Chart {
-        id: "faults",
-        title: "errors and drops",
-        unit: Unit::CountPerSecond,
-        lines: &[
-            line("rxerrors", "receive errors", Rate),
-            line("txerrors", "send errors", Rate),
-            line("rxdrops", "receive drops", Rate),
-            line("txdrops", "send drops", Rate),
-        ],
-    },
-];
-
-const DISK: &[Chart] = &[
-    Chart {
-        id: "bytes",
-        title: "bytes",
-        unit: Unit::BytesPerSecond,
-        lines: &[line("rd_bytes", "read", Rate), line("wr_bytes", "written", Rate)],
-    },
-    Chart {
-        id: "requests",
-        title: "requests",
-        unit: Unit::CountPerSecond,
-        lines: &[line("rd_req", "reads", Rate), line("wr_reqs", "writes", Rate)],
-    },
-    Chart {
-        id: "errors",
-        title: "errors",
-        unit: Unit::CountPerSecond,
-        lines: &[line("errors", "errors", Rate)],
-    },
-];
-
-/// Charts that are asked for at once.
-struct Group {
-    table: &'static str,
-    /// Of `vm_devices` the kind of device: a chart each.
-    devices: Option<&'static str>,
-    charts: &'static [Chart],
-}
-
-const OF_VM: Group = Group { table: "vm_totals", devices: None, charts: TOTALS };
-const OF_TREND: Group = Group { table: "vm_features", devices: None, charts: FEATURES };
-const OF_NICS: Group = Group { table: "vm_devices", devices: Some("nic"), charts: NIC };
-const OF_DISKS: Group = Group { table: "vm_devices", devices: Some("disk"), charts: DISK };
 
 impl Wanted {
     /// # Errors
@@ -342,11 +160,7 @@ impl Reading {
 
     fn from(table: Table, wanted: &Wanted, interval: i64) -> Self {
         let interval = interval.max(SECOND_MS);
-        let least = match table {
-            Table::Raw => interval,
-            Table::Minutes => MINUTE_MS,
-            Table::Hours => HOUR_MS,
-        };
+        let least = table.width().unwrap_or(interval);
         // Of roll-ups: a step of more than an hour is in none, so that the bucket before a shorter one is always seen.
         let step_limit = match table.width() {
             None => STEP_LIMIT_MS.max(3 * interval),
@@ -542,13 +356,6 @@ struct Row {
     #[serde(default)]
     device: Option<String>,
     v: Vec<Option<f64>>,
-}
-
-/// That there is a reading.
-#[derive(Debug, Deserialize)]
-struct At {
-    #[serde(rename = "at")]
-    _at: i64,
 }
 
 /// A start of the VM, as a name on a host.
@@ -774,24 +581,17 @@ impl Ask<'_> {
     async fn is_kept(&self, group: &Group) -> Result<bool, SourceError> {
         let (table, uuid) = (group.table, self.schema.uuid(group.table));
         let sql = format!(
-            "SELECT CAST(time AS BIGINT) AS at FROM {table} WHERE {uuid} = $uuid AND {} LIMIT 1",
+            "SELECT 1 AS there FROM {table} WHERE {uuid} = $uuid AND {} LIMIT 1",
             before(self.wanted.from)
         );
-        Ok(!self.rows::<At>(table, &sql).await?.is_empty())
+        Ok(!self.rows::<IgnoredAny>(table, &sql).await?.is_empty())
     }
 
-    async fn rows<T: serde::de::DeserializeOwned>(
-        &self,
-        table: &str,
-        sql: &str,
-    ) -> Result<Vec<T>, SourceError> {
+    async fn rows<T: DeserializeOwned>(&self, table: &str, sql: &str) -> Result<Vec<T>, SourceError> {
         if !self.schema.has_table(table) {
             return Ok(Vec::new());
         }
-        match self.source.rows(table, sql, self.wanted.params()).await {
-            Err(SourceError::Empty) => Ok(Vec::new()),
-            rows => rows,
-        }
+        some(self.source.rows(table, sql, self.wanted.params()).await)
     }
 }
 
@@ -923,10 +723,8 @@ fn lives(reading: Reading, wanted: &Wanted, schema: &Schema) -> String {
 
 /// Asks for the newest changes of the VM's state between two readings of one start of it.
 fn states(reading: Reading, wanted: &Wanted, schema: &Schema) -> String {
-    let (table, field) = match reading.table {
-        Table::Raw => ("vm_totals".to_owned(), "state"),
-        of => (name_of("vm_totals", of), "state_last"),
-    };
+    let table = name_of("vm_totals", reading.table);
+    let field = if reading.table == Table::Raw { "state" } else { "state_last" };
     let (uuid, host) = (schema.uuid(&table), schema.tag(&table, &["host"]));
     format!(
         "WITH readings AS (SELECT {host} AS host, \"VMID\" AS vmid, time, {} AS state FROM {table} \
@@ -957,35 +755,20 @@ fn within(wanted: &Wanted) -> String {
     format!("{} AND {}", since(wanted.from), before(wanted.to))
 }
 
-/// What libvirt calls a state (`virDomainState`).
-fn name_of_state(state: i64) -> String {
-    const NAMES: [&str; 8] = [
-        "no state",
-        "running",
-        "blocked",
-        "paused",
-        "shutting down",
-        "shut off",
-        "crashed",
-        "suspended by the guest",
-    ];
-    let name = usize::try_from(state).ok().and_then(|it| NAMES.get(it));
-    name.map_or_else(|| format!("state {state}"), |it| (*it).to_owned())
-}
-
 fn marks(lives: &[Life], events: Vec<EventRow>, states: &[StateRow], from: i64) -> Vec<Mark> {
     // An event tells the moment, and why. Where none came, the readings tell.
     let is_told = |it: &&StateRow| {
         let is_of_state = |event: &EventRow| OF_STATE.contains(&event.event.as_deref().unwrap_or_default());
         !events.iter().any(|event| is_of_state(event) && (it.since..=it.at).contains(&event.at))
     };
+    let name = |state: i64| state_name(state).map_or_else(|| format!("state {state}"), str::to_owned);
     let states: Vec<Mark> = states
         .iter()
         .filter(is_told)
         .map(|it| Mark {
             at: it.at / MS,
             kind: "state".to_owned(),
-            text: format!("{}, before {}", name_of_state(it.state), name_of_state(it.before)),
+            text: format!("{}, before {}", name(it.state), name(it.before)),
         })
         .collect();
     let mut marks: Vec<Mark> = events
