@@ -162,7 +162,7 @@ export async function serve({ port = 0, base = "/", token = null, pace, scenario
       const vm = world.vms.find((one) => one.uuid === path.slice(3));
       if (vm === undefined || world.isBare()) return json({ error: "the store holds nothing of this VM" }, 404);
       const number = (name) => (query.has(name) ? Number(query.get(name)) : undefined);
-      const page = world.page(vm, { from: number("from"), to: number("to"), points: number("points") ?? 1000, step: number("step") });
+      const page = world.page(vm, { from: number("from"), to: number("to"), span: number("span"), points: number("points") ?? 1000, step: number("step") });
       return parts > 0 && page.to - page.from > LONG_MS ? inParts(response, page) : json(page);
     }
     return json({ error: `no such address: api/${path}` }, 404);

@@ -234,8 +234,8 @@ export class World {
   }
 
   page(vm, query) {
-    const to = Math.round(query.to);
-    const from = Math.round(query.from);
+    const to = Math.round(query.to ?? this.now);
+    const from = Math.round(query.from ?? to - query.span);
     const points = Math.max(MIN_POINTS, Math.min(MAX_POINTS, query.points));
     const step = query.step ?? ((to - from) / this.interval > points ? Math.ceil((to - from) / points / this.interval) * this.interval : null);
     const first = Math.max(from, this.start - AGE);

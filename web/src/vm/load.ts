@@ -24,29 +24,18 @@ const SHORTEST_MS = 5_000;
 const LONGEST_MS = 60_000;
 /** A piece of more than this part of the span costs as much as the whole. */
 const LARGEST_PIECE = 0.25;
-/** The first cycle brings the server's clock; a browser's own is used only if none comes. */
-const CLOCK_WAIT_MS = 1_000;
 
 export function useVmPage(uuid: string, range: Range, points: number): Loaded & { retry: () => void } {
   const { fleet, up } = useStore(view);
   const key = range.live ? range.name : `${range.from} ${range.to}`;
   const [state, setState] = useState<Loaded & { key: string }>(() => ({ page: null, ...bounds(range, serverNow()), loading: true, parts: null, error: null, key }));
   const [attempt, setAttempt] = useState(0);
-  const [clocked, setClocked] = useState(fleet !== null);
   const piece = useRef<{ control: AbortController | null; at: number }>({ control: null, at: 0 });
   const release = (control: AbortController) => {
     if (piece.current.control === control) piece.current.control = null;
   };
 
   useEffect(() => {
-    if (clocked) return undefined;
-    if (fleet !== null) setClocked(true);
-    const timer = setTimeout(() => setClocked(true), CLOCK_WAIT_MS);
-    return () => clearTimeout(timer);
-  }, [fleet, clocked]);
-
-  useEffect(() => {
-    if (!clocked) return undefined;
     const control = new AbortController();
     piece.current.control?.abort();
     piece.current.control = null;
@@ -55,17 +44,17 @@ export function useVmPage(uuid: string, range: Range, points: number): Loaded & 
     const progress = (parts: Progress) => {
       if (!control.signal.aborted) setState((old) => ({ ...old, parts }));
     };
-    getInParts<VmPage>(address(uuid, span.from, span.to, points, null), control.signal, progress).then(
+    getInParts<VmPage>(address(uuid, { ...asked(range), points }), control.signal, progress).then(
       (page) => {
         piece.current.at = performance.now();
-        setState({ page, ...span, loading: false, parts: null, error: null, key });
+        setState({ page, from: page.from, to: page.to, loading: false, parts: null, error: null, key });
       },
       (error: unknown) => {
         if (!control.signal.aborted) setState((old) => ({ ...old, loading: false, parts: null, error: known(error) }));
       },
     );
     return () => control.abort();
-  }, [uuid, key, points, attempt, clocked]);
+  }, [uuid, key, points, attempt]);
 
   useEffect(() => {
     const { page } = state;
@@ -84,7 +73,7 @@ export function useVmPage(uuid: string, range: Range, points: number): Loaded & 
     const control = new AbortController();
     piece.current = { control, at: performance.now() };
     // A piece comes when it comes: nobody waits for it.
-    getInParts<VmPage>(address(uuid, begin, to, points, page.step), control.signal, () => undefined).then(
+    getInParts<VmPage>(address(uuid, { from: begin, to, points, ...(page.step === null ? {} : { step: page.step }) }), control.signal, () => undefined).then(
       (more) => {
         release(control);
         setState((old) => (old.page === null || control.signal.aborted ? old : { ...old, page: joined(old.page, more, from, to), from, to, error: null }));
@@ -110,10 +99,14 @@ export function useVmPage(uuid: string, range: Range, points: number): Loaded & 
   return { ...state, ...chosen, retry: () => setAttempt(attempt + 1) };
 }
 
-function address(uuid: string, from: number, to: number, points: number, step: number | null): string {
-  const query = new URLSearchParams({ from: String(from), to: String(to), points: String(points) });
-  if (step !== null) query.set("step", String(step));
-  return `api/vm/${encodeURIComponent(uuid)}?${query.toString()}`;
+/** The newest of a span ends where the server's clock is, which is not known here before the first cycle. */
+function asked(range: Range): Record<string, number> {
+  return range.live ? { span: range.span } : { from: range.from, to: range.to };
+}
+
+function address(uuid: string, query: Record<string, number>): string {
+  const text = Object.entries(query).map(([name, value]) => `${name}=${value}`);
+  return `api/vm/${encodeURIComponent(uuid)}?${text.join("&")}`;
 }
 
 function known(error: unknown): Error {

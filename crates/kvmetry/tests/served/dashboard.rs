@@ -316,6 +316,9 @@ async fn what_is_asked_wrongly_is_said() {
         ("/api/vm/00000000-0000-4000-8000-000000000001?step=9223372036854775807", 400),
         ("/api/vm/00000000-0000-4000-8000-000000000001?from=-9223372036854&to=-9223372036853", 400),
         ("/api/vm/00000000-0000-4000-8000-000000000001?from=9000000000000000000&to=9223372036854775807", 400),
+        ("/api/vm/00000000-0000-4000-8000-000000000001?span=0", 400),
+        ("/api/vm/00000000-0000-4000-8000-000000000001?span=-1", 400),
+        ("/api/vm/00000000-0000-4000-8000-000000000001?span=99999999999999", 400),
         ("/api/vm/00000000-0000-4000-8000-00000000dead", 404),
         ("/api/vm/", 404),
         ("/api/fleet/nothing", 404),
@@ -441,6 +444,12 @@ async fn other_tables_are_asked_only_where_they_know_more() {
     let page = pages.json(&format!("/api/vm/{UUID}?from={}&to={now}", now - 30 * 86_400_000)).await;
     let cpu = page["panels"][0]["series"][0]["mean"].as_array().unwrap();
     assert!(cpu.iter().any(|it| !it.is_null()), "{}: {}", page["table"], page["notes"]);
+    // The newest of a span ends at the server's clock.
+    let before = now_ns() / 1_000_000;
+    let page = pages.json(&format!("/api/vm/{UUID}?span=900000")).await;
+    let (from, to) = (page["from"].as_i64().unwrap(), page["to"].as_i64().unwrap());
+    assert_eq!(to - from, 900_000);
+    assert!((before..=now_ns() / 1_000_000).contains(&to), "{to}");
 }
 
 /// Who has no token gets the page and the login, and nothing else.

@@ -88,7 +88,8 @@ impl Wanted {
             }),
         };
         let to = number("to", now)?;
-        let from = number("from", to.saturating_sub(SPAN_MS))?;
+        let span = number("span", SPAN_MS)?;
+        let from = number("from", to.saturating_sub(span))?;
         let points = number("points", DEFAULT_POINTS)?.clamp(*POINTS.start(), *POINTS.end());
         let step = Some(number("step", 0)?).filter(|it| *it > 0);
         let in_time = |it: i64| (0..=i64::MAX / MS).contains(&it);
@@ -835,7 +836,7 @@ mod tests {
                 uuid.replace_range(at..=at, random.char('\0'..).encode_utf8(&mut [0; 4]));
             }
             let mut query = String::new();
-            for name in ["from", "to", "points", "step"] {
+            for name in ["from", "to", "span", "points", "step"] {
                 if random.bool() {
                     let value = number(&mut random);
                     let value =
