@@ -259,19 +259,22 @@ impl Board {
             return Ok(());
         }
         slow.asked = slow.looked;
-        if let Some(faults) = self.optional::<fleet::FaultsRow>(Some(fleet::faults(&slow.schema))).await {
+        let schema = Arc::clone(&slow.schema);
+        let (faults, hosts, ahead, paces) = tokio::join!(
+            self.optional::<fleet::FaultsRow>(Some(fleet::faults(&schema))),
+            self.optional(fleet::hosts_of_a_day(&schema)),
+            self.optional(fleet::ahead(&schema)),
+            self.optional::<fleet::Pace>(fleet::paces(&schema, PACES_S)),
+        );
+        if let Some(faults) = faults {
             slow.faults = faults.into_iter().filter_map(|it| Some((it.uuid?, it.faults))).collect();
         }
-        if let Some(hosts) = self.optional(fleet::hosts_of_a_day(&slow.schema)).await {
-            slow.hosts = hosts;
-        }
-        if let Some(ahead) = self.optional(fleet::ahead(&slow.schema)).await {
-            slow.ahead = ahead;
-        }
-        if let Some(mut paces) = self.optional::<fleet::Pace>(fleet::paces(&slow.schema, PACES_S)).await {
+        slow.hosts = hosts.unwrap_or(std::mem::take(&mut slow.hosts));
+        slow.ahead = ahead.unwrap_or(std::mem::take(&mut slow.ahead));
+        if let Some(mut paces) = paces {
             // Those that are read more seldom than that.
             if paces.len() < slow.hosts.len() || paces.iter().any(fleet::Pace::is_unknown) {
-                let long = fleet::paces(&slow.schema, 3 * SLOWEST_MS.unsigned_abs() / 1_000);
+                let long = fleet::paces(&schema, 3 * SLOWEST_MS.unsigned_abs() / 1_000);
                 let more: Vec<fleet::Pace> = self.optional(long).await.unwrap_or_default();
                 paces.splice(0..0, more);
             }
