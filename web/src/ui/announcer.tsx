@@ -14,6 +14,7 @@ export function Announcer() {
   if (trouble !== null) now.set("trouble", `${silence(fleet?.at ?? null)}: ${trouble}`);
   const fresh = [...now].filter(([about]) => !told.current.has(about));
   if (fresh.length > 0) text.current = fresh.map(([, words]) => words).join(" ");
+  else if (told.current.has("lost") && !now.has("lost")) text.current = "Connected again.";
   told.current = new Set(now.keys());
   return <div class="unseen" role="status" aria-live="polite">{text.current}</div>;
 }

@@ -97,7 +97,7 @@ function Heading({ name, uuid, page, vm }: { name: string; uuid: string; page: P
   return (
     <header class="heading">
       <div>
-        <h1>{name}</h1>
+        <h1 title={name}>{name}</h1>
         <p class="ids">
           on <a href={link("", { host })}>{host}</a> · <span class="uuid">{uuid}</span>
           {vm !== null && <> · id {vm.vmid}</>}

@@ -391,8 +391,12 @@ async fn what_is_out_of_the_ordinary_is_told() {
         let _ =
             writeln!(lines, "vm_totals,{} net_rxbytes={}u,memrss=7u {at}", tags(UUID, "a", 3), step * 5_000);
     }
-    let _ =
-        writeln!(lines, "vm_totals,{} net_rxbytes=18446744073709551615u,memrss=8u {at}", tags(OTHER, "b", 4));
+    let none = "\u{a0}";
+    let _ = writeln!(
+        lines,
+        "vm_totals,{} net_rxbytes=18446744073709551615u,memrss=8u {at}",
+        tags(OTHER, none, 4)
+    );
     let gone = "00000000-0000-4000-8000-00000000000f";
     let event = |name: &str| format!("vm_events,VMID=7,name=gone,uuid={gone},host=kvm1,event={name}");
     let _ = writeln!(lines, "{} reason=\"booted\" {}", event("started"), at - 120 * SECOND_NS);
@@ -404,11 +408,15 @@ async fn what_is_out_of_the_ordinary_is_told() {
         at - 60 * SECOND_NS
     );
     let _ = writeln!(lines, "kvmetry_collector,host=early cycle_ns=1i,lines=1i {}", at + 600 * SECOND_NS);
+    for n in 0..501 {
+        let _ = writeln!(lines, "{} reason=\"\" {}", event("balloon"), at - n);
+    }
     pages.write(lines).await;
     let fleet = pages.json("/api/fleet").await;
     let vms: Vec<_> =
         fleet["vms"].as_array().unwrap().iter().map(|it| (&it["name"], &it["rx"], &it["used"])).collect();
-    let expect = [(&json!("a"), &json!(1_000.0), &json!(7)), (&json!("b"), &Value::Null, &json!(8))];
+    // Nobody could click on a name that is not to be seen.
+    let expect = [(&json!(OTHER), &Value::Null, &json!(8)), (&json!("a"), &json!(1_000.0), &json!(7))];
     assert_eq!(vms, expect);
     let told: Vec<&str> =
         fleet["warnings"].as_array().unwrap().iter().map(|it| it["text"].as_str().unwrap()).collect();
@@ -422,6 +430,9 @@ async fn what_is_out_of_the_ordinary_is_told() {
         told.iter().any(|it| it.starts_with("the clock of early is more than a minute ahead")),
         "{told:?}"
     );
+    let page = pages.json(&format!("/api/vm/{gone}")).await;
+    assert_eq!(page["marks"].as_array().unwrap().len(), 500);
+    assert_eq!(page["notes"], json!(["there are more events; the newest 500 are shown"]));
 }
 
 /// Where readings are kept, roll-ups do not fill a gap; a long range of a new VM shows what there is.
@@ -433,6 +444,12 @@ async fn other_tables_are_asked_only_where_they_know_more() {
         reading(&mut lines, &tags(UUID, "a", 3), n * 10, now - (60 - n) * 10 * SECOND_NS);
     }
     pages.write(lines).await;
+    // The newest of a span ends at the server's clock.
+    let before = now_ns() / 1_000_000;
+    let page = pages.json(&format!("/api/vm/{UUID}?span=900000")).await;
+    let (from, to) = (page["from"].as_i64().unwrap(), page["to"].as_i64().unwrap());
+    assert_eq!(to - from, 900_000);
+    assert!((before..=now_ns() / 1_000_000).contains(&to), "{to}");
     let now = now / 1_000_000;
     // Within the five minutes of which there is nothing.
     let page = pages.json(&format!("/api/vm/{UUID}?from={}&to={}", now - 380_000, now - 120_000)).await;
@@ -444,12 +461,6 @@ async fn other_tables_are_asked_only_where_they_know_more() {
     let page = pages.json(&format!("/api/vm/{UUID}?from={}&to={now}", now - 30 * 86_400_000)).await;
     let cpu = page["panels"][0]["series"][0]["mean"].as_array().unwrap();
     assert!(cpu.iter().any(|it| !it.is_null()), "{}: {}", page["table"], page["notes"]);
-    // The newest of a span ends at the server's clock.
-    let before = now_ns() / 1_000_000;
-    let page = pages.json(&format!("/api/vm/{UUID}?span=900000")).await;
-    let (from, to) = (page["from"].as_i64().unwrap(), page["to"].as_i64().unwrap());
-    assert_eq!(to - from, 900_000);
-    assert!((before..=now_ns() / 1_000_000).contains(&to), "{to}");
 }
 
 /// Who has no token gets the page and the login, and nothing else.
@@ -614,6 +625,23 @@ async fn each_cycle_is_pushed_and_a_hole_is_said() {
     while let Some((_, kind, _)) = events.more().await {
         assert_ne!(kind, "trouble");
     }
+}
+
+/// A browser does not see why a stream is refused.
+#[tokio::test]
+async fn who_finds_no_place_is_told_so() {
+    let pages = Pages::open();
+    let mut all = Vec::new();
+    for _ in 0..64 {
+        let mut events = Events::of(&pages.server, None).await;
+        assert_eq!(events.next().await.1, "fleet");
+        all.push(events);
+    }
+    let (_, kind, told) = Events::of(&pages.server, None).await.next().await;
+    assert_eq!((&*kind, &told["error"]), ("trouble", &json!("64 browsers watch already: close one of them")));
+    all.pop();
+    // That its place is free is seen a moment after it has gone.
+    while Events::of(&pages.server, None).await.next().await.1 != "fleet" {}
 }
 
 /// A name as a tag's value in line protocol.

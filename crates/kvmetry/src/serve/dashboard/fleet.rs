@@ -428,8 +428,9 @@ impl Row {
             // Who does not tell is taken for whole.
             ok: self.collect_ok != Some(0),
             age: self.collect_age_s,
+            // Of a name that nobody sees there would be nothing to click on.
+            name: self.name.filter(|it| !it.trim().is_empty()).or_else(|| self.uuid.clone())?,
             uuid: self.uuid?,
-            name: self.name.unwrap_or_default(),
             host: self.host.unwrap_or_default(),
             vmid: self.vmid.unwrap_or_default(),
             growth: None,
@@ -531,7 +532,8 @@ fn warnings(vms: &[Vm], hosts: &[Host], own: &[Status]) -> Vec<Warning> {
             level: Level::Error,
             text: format!("{} is silent: it could not be read of late", host.name),
             advice: Some(
-                "see whether it is up and its libvirtd answers; kvmetry check tells more".to_owned(),
+                "see whether it is up, its libvirtd answers and its clock is right; kvmetry check tells more"
+                    .to_owned(),
             ),
         });
     }

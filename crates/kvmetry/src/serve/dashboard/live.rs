@@ -34,6 +34,9 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
 /// A stream ends after this, and its browser comes again by itself: so it ends with its token.
 const AT_MOST: Duration = Duration::from_secs(600);
 
+/// Who found no place comes again after this.
+const WITHOUT_PLACE: Duration = Duration::from_secs(60);
+
 /// A browser's stream.
 struct Watcher {
     pushes: watch::Receiver<Option<Push>>,
@@ -47,16 +50,17 @@ struct Watcher {
     trouble: Option<Arc<str>>,
     until: Instant,
     connection: Connection,
-    _place: OwnedSemaphorePermit,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
-/// The answer to a browser with these headers, as long as it holds its place.
+/// The answer to a browser with these headers, as long as it holds its place; one that found none is to be told so by
+/// `pushes`.
 pub(crate) fn answer(
     pushes: watch::Receiver<Option<Push>>,
     run: &str,
     headers: &HeaderMap,
     connection: Connection,
-    place: OwnedSemaphorePermit,
+    place: Option<OwnedSemaphorePermit>,
 ) -> Response {
     let last = headers.get("last-event-id").and_then(|it| it.to_str().ok());
     let had = last.and_then(|it| it.strip_prefix(run)?.strip_prefix('-')?.parse().ok());
@@ -68,7 +72,7 @@ pub(crate) fn answer(
         had,
         has_hole,
         trouble: None,
-        until: Instant::now() + AT_MOST,
+        until: Instant::now() + if place.is_some() { AT_MOST } else { WITHOUT_PLACE },
         connection,
         _place: place,
     };

@@ -32,7 +32,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
 use self::assets::Assets;
-use self::board::Board;
+use self::board::{Board, Push};
 pub(crate) use self::collector::Own;
 pub(crate) use self::source::Source;
 use self::source::SourceError;
@@ -43,7 +43,8 @@ use crate::clock::Clock;
 use crate::collect::Statuses;
 use crate::http::{BUSY_RETRY, Connection, Mount, Needs, Problem, READ, Turns, json};
 
-/// Browsers that watch at once: each has one stream, whatever its tabs. Beyond: 503.
+/// Browsers that watch at once: each has one stream, whatever its tabs. More are told so; connections have a limit of
+/// their own.
 const MAX_WATCHERS: usize = 64;
 
 /// The notices of what the pages are made with.
@@ -69,6 +70,8 @@ struct Dashboard {
     board: Arc<Board>,
     assets: Assets,
     watchers: Arc<Semaphore>,
+    /// What those hear who find no place.
+    full: watch::Sender<Option<Push>>,
     /// Names this run of the program.
     run: String,
     statuses: Statuses,
@@ -82,6 +85,11 @@ pub(crate) fn mounts(setup: Setup) -> Vec<Mount> {
         board: Arc::new(Board::new(source, clock, interval, statuses.clone(), turns, threads)),
         assets: Assets::new(&base_path),
         watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
+        full: watch::Sender::new(Some(Push {
+            number: 0,
+            fleet: None,
+            trouble: Some(format!("{MAX_WATCHERS} browsers watch already: close one of them").into()),
+        })),
         run: format!("{:016x}", fastrand::u64(..)),
         statuses,
         own: own.into(),
@@ -177,11 +185,12 @@ async fn live(
     Extension(connection): Extension<Connection>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let place = Arc::clone(&dashboard.watchers).try_acquire_owned().map_err(|_| {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many browsers watch already; close one")
-            .retry_after(Duration::from_secs(10))
-    })?;
-    let pushes = dashboard.board.watch().await;
+    // A browser does not see why a stream is refused: who finds no place is told on a stream.
+    let place = Arc::clone(&dashboard.watchers).try_acquire_owned().ok();
+    let pushes = match place {
+        Some(_) => dashboard.board.watch().await,
+        None => dashboard.full.subscribe(),
+    };
     Ok(live::answer(pushes, &dashboard.run, request.headers(), connection, place))
 }
 

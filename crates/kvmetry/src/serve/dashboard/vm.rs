@@ -430,7 +430,7 @@ pub(crate) async fn page(
     let reading = readings.totals;
     let lives = joined(lives);
     let now = fleet.vms.iter().find(|it| it.uuid == wanted.uuid).cloned();
-    if totals.is_empty() && now.is_none() && lives.is_empty() {
+    if totals.is_empty() && now.is_none() && lives.is_empty() && events.is_empty() {
         return Ok(None);
     }
     let mut panels = Vec::new();
@@ -474,7 +474,12 @@ pub(crate) async fn page(
         }
     });
     let host = now.as_ref().map(|it| it.host.clone()).or_else(|| lives.last()?.host.clone());
-    let marks = marks(&lives, events, &states, wanted.from);
+    let mut marks = marks(&lives, events, &states, wanted.from);
+    let surplus = marks.len().saturating_sub(MAX_MARKS);
+    if surplus > 0 {
+        marks.drain(..surplus);
+        notes.push(format!("there are more events; the newest {MAX_MARKS} are shown"));
+    }
     Ok(Some(VmPage {
         uuid: wanted.uuid,
         names,
@@ -745,10 +750,12 @@ fn events(wanted: &Wanted, schema: &Schema) -> String {
     let text = |name: &str| schema.tag(table, &[name]);
     format!(
         "SELECT CAST(time AS BIGINT) AS at, event, {} AS detail, {} AS reason FROM {table} WHERE {uuid} = $uuid AND {} \
-         ORDER BY time DESC LIMIT {MAX_MARKS}",
+         ORDER BY time DESC LIMIT {}",
         text("detail"),
         text("reason"),
-        within(wanted)
+        within(wanted),
+        // One more shows that there are more.
+        MAX_MARKS + 1
     )
 }
 
@@ -800,8 +807,6 @@ fn marks(lives: &[Life], events: Vec<EventRow>, states: &[StateRow], from: i64) 
     }
     marks.extend(states);
     marks.sort_by_key(|it| it.at);
-    let surplus = marks.len().saturating_sub(MAX_MARKS);
-    marks.drain(..surplus);
     marks
 }
 
