@@ -112,7 +112,7 @@ fn check(store: &Store, journal: &Journal) -> Result<(), String> {
         return Err(format!("{} rows are there, of {}", found_rows.len(), expected_rows.len()));
     }
     let table = store.inner.find("db", TABLE).expect("it is there");
-    let live = table.live_rollups(&raw, i64::MIN, usize::MAX).expect("roll-ups");
+    let live = table.live_rollups(&raw, &[], i64::MIN, usize::MAX).expect("roll-ups");
     let whole = Snapshot {
         files: Arc::default(),
         carry: None,

@@ -17,6 +17,7 @@ use arrow::array::{
     TimestampNanosecondArray, UInt64Array,
 };
 use arrow::buffer::NullBuffer;
+use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::record_batch::RecordBatch;
 use telemetry::lines::{FieldColumn, SeriesKey, TableBatch, Values};
@@ -224,7 +225,27 @@ pub(crate) struct Chunk {
     pub(crate) late: Option<Times>,
 }
 
+/// Series by what their tags must be: name and value.
+pub(crate) type WantedTags = [(String, String)];
+
+/// Whether a series has all these tags.
+pub(crate) fn has_tags(key: &SeriesKey, wanted: &WantedTags) -> bool {
+    wanted.iter().all(|it| key.tags.contains(it))
+}
+
 impl Chunk {
+    /// Its rows of these series; `None` where it has none.
+    pub(crate) fn only(&self, is_wanted: &[bool]) -> Result<Option<Self>> {
+        let of_wanted = |id: &SeriesId| is_wanted.get(*id as usize).copied().unwrap_or(false);
+        let mask: BooleanArray = self.series.iter().map(|it| Some(of_wanted(it))).collect();
+        if mask.true_count() == 0 {
+            return Ok(None);
+        }
+        let rows = filter_record_batch(&self.rows, &mask)?;
+        let series = self.series.iter().copied().filter(of_wanted).collect();
+        Ok(Some(Self { rows, series, keys: Arc::clone(&self.keys), times: self.times, late: self.late }))
+    }
+
     /// What it takes in memory, bytes, roughly, without what it shares with other chunks ([`Registry::given`]).
     fn bytes(&self) -> usize {
         let columns = self.rows.columns().iter().map(|column| match column.data_type() {

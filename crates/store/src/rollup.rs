@@ -1,10 +1,11 @@
 //! Roll-ups: `<table>_1m` and `<table>_1h`, a row for each series and minute or hour that has points.
 //!
 //! A bucket's row has the time of its start. Of a gauge it has `<field>_min`, `_max`, `_mean` and `_last`, of a counter
-//! `<field>_increase` and `_last`, of a text or boolean `_last`. An increase is the sum of the steps from one value to
-//! the next; a step across the edge of a bucket belongs to the later one; a step back, or one of more than
-//! [`STEP_LIMIT_NS`], is unknown and adds nothing; where no step is known there is no increase. Nor is there an increase
-//! or a mean where its sum is beyond what its type can hold.
+//! `<field>_increase`, `_rate_min` and `_rate_max` (of one step, a second) and `_last`, of a text or boolean `_last`. An
+//! increase is the sum of the steps from one value to the next; a step across the edge of a bucket belongs to the later
+//! one; a step back, or one of more than [`STEP_LIMIT_NS`], is unknown and adds nothing; where no step is known there is no
+//! increase. Nor is there an increase or a mean where its sum is beyond what its type can hold. `time_increase` is the time
+//! from row to row that belongs to the bucket, ns: less than a bucket in a series' first one, more in one behind a gap.
 //!
 //! ```text
 //!  files' rows ──rebuild──▶ Carry ──advance(new rows)──▶ rows of buckets, Carry
@@ -24,15 +25,16 @@ use std::sync::Arc;
 use arrow::array::Array as _;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
+use telemetry::catalogue;
 use telemetry::lines::SeriesKey;
 use telemetry::lines::limits::ROLLUP_SUFFIXES;
 
 use self::anew::{Anew, Recompute, leave_gaps};
 use self::finished::Finished;
-use self::summary::{Shape, Summary, shape};
+use self::summary::{Shape, Step, Summary, shape};
 pub(crate) use self::summary::{Value, array, columns, value_at};
 use crate::error::Result;
-use crate::memory::{Chunk, Times};
+use crate::memory::{Chunk, Times, WantedTags, has_tags};
 use crate::merge::{Chunks, Key, Source, merge, tag_names, times};
 use crate::schema::{Columns, Kind};
 use crate::table::{Snapshot, file_sources, sources};
@@ -73,6 +75,8 @@ fn start_of(time: i64, ns: i64) -> i64 {
 #[derive(Clone, Debug)]
 struct Open {
     start: i64,
+    /// The time from one of its rows to the next, the step to its first one too, ns; without longer steps than known ones.
+    covered: Option<i64>,
     /// By field.
     fields: Vec<Option<Summary>>,
 }
@@ -110,6 +114,13 @@ impl Carry {
     /// What it takes in memory, roughly.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The same of the series with these tags alone.
+    pub(crate) fn only(&self, tags: &WantedTags) -> Self {
+        let series = self.series.iter().filter(|it| has_tags(it.0, tags));
+        let series = series.map(|(key, it)| (Arc::clone(key), it.clone())).collect();
+        Self { series, fields: self.fields.clone(), ..*self }
     }
 
     /// Lets series go until they take no more than this. Returns how many.
@@ -164,6 +175,8 @@ struct Fields<'a> {
     schema: SchemaRef,
     tags: Vec<String>,
     names: Vec<(&'a str, Kind, Shape)>,
+    /// Whether the table may have counters.
+    has_counters: bool,
 }
 
 impl<'a> Fields<'a> {
@@ -174,7 +187,7 @@ impl<'a> Fields<'a> {
         let old = known.iter().filter_map(|it| columns.fields.get_key_value(it));
         let new = columns.fields.iter().filter(|it| !known.contains(it.0));
         let names = old.chain(new).map(|(name, &kind)| (name.as_str(), kind, shape(table, name, kind)));
-        Self { schema, tags, names: names.collect() }
+        Self { schema, tags, names: names.collect(), has_counters: catalogue::has_counters(table) }
     }
 
     fn names(&self) -> Vec<String> {
@@ -364,22 +377,29 @@ fn feed(
     let count = fields.names.len();
     series.before.resize(count, None);
     for (row, &time) in all.iter().enumerate() {
-        series.last_time = Some(time);
+        let since = series.last_time.replace(time).map(|it| time.saturating_sub(it));
+        let since = since.filter(|it| *it <= STEP_LIMIT_NS);
         for (size, bucket) in BUCKETS.iter().enumerate() {
             let start = start_of(time, bucket.ns);
             if let Some(over) = series.open[size].take_if(|it| it.start != start) {
                 give(size, over)?;
             }
-            let open = series.open[size].get_or_insert_with(|| Open { start, fields: Vec::new() });
+            let open = series.open[size].get_or_insert_with(|| Open { start, covered: None, fields: Vec::new() });
             open.fields.resize(count, None);
+            if let Some(since) = since {
+                open.covered = Some(open.covered.unwrap_or(0).saturating_add(since));
+            }
         }
         for (place, shape, column) in &columns {
             let Some(value) = value_at(column, row) else { continue };
             let mut step = None;
             if *shape == Shape::Counter {
                 let before = series.before[*place].replace((time, value.clone()));
-                let before = before.filter(|it| time.saturating_sub(it.0) <= STEP_LIMIT_NS);
-                step = before.and_then(|it| value.step_from(&it.1));
+                step = before.and_then(|(at, before)| {
+                    let ns = time.saturating_sub(at);
+                    let increase = value.step_from(&before).filter(|_| (1..=STEP_LIMIT_NS).contains(&ns))?;
+                    Some(Step { increase, ns })
+                });
             }
             for open in series.open.iter_mut().flatten() {
                 Summary::push(&mut open.fields[*place], &value, step.as_ref());

@@ -3,13 +3,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use arrow::datatypes::SchemaRef;
-use telemetry::lines::TableBatch;
+use telemetry::lines::{SeriesKey, TableBatch};
 
 use crate::error::{Result, StoreError};
 use crate::files::StoredFile;
 use crate::last::Last;
 use crate::manifest::Mark;
-use crate::memory::{Chunk, Memory, Times, overlap};
+use crate::memory::{Chunk, Memory, Times, WantedTags, has_tags, overlap};
 use crate::merge::{Chunks, Rule, Sorted, Source};
 use crate::rollup::{self, Carry, Give};
 use crate::schema::{Columns, Kind, TIME};
@@ -152,16 +152,25 @@ impl Table {
         Ok(carry)
     }
 
-    /// The roll-ups of the rows of a snapshot that are not in files, as of now.
+    /// The roll-ups of the rows of a snapshot that are not in files, as of now. `tags`: those that its series have, where
+    /// it has not all ([`Snapshot::only`]).
     ///
     /// Rows before `oldest` are left out, as are series for which `room` is not enough ([`rollup::advance`]).
     pub(crate) fn live_rollups(
         &self,
         snapshot: &Snapshot,
+        tags: &WantedTags,
         oldest: i64,
         room: usize,
     ) -> Result<[Vec<Arc<Chunk>>; 2]> {
         let carry = self.carry(snapshot, room)?;
+        let advance = |carry: &Carry, snapshot: &Snapshot| {
+            let rows = rollup::advance(&self.name, carry, snapshot, oldest, Give::All, i64::MAX, room)?.rows;
+            Ok(rows.map(|it| it.into_iter().map(Arc::new).collect::<Vec<_>>()))
+        };
+        if !tags.is_empty() {
+            return advance(&carry.only(tags), snapshot);
+        }
         let last_chunk = snapshot.chunks.last().cloned();
         // One at a time: whoever asks the same meanwhile waits and takes the answer.
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
@@ -172,10 +181,26 @@ impl Table {
         {
             return Ok(live.rows.clone());
         }
-        let rows = rollup::advance(&self.name, &carry, snapshot, oldest, Give::All, i64::MAX, room)?.rows;
-        let rows = rows.map(|it| it.into_iter().map(Arc::new).collect::<Vec<_>>());
+        let rows = advance(&carry, snapshot)?;
         *live = Some(Live { carry: Arc::downgrade(&carry), last_chunk, oldest, rows: rows.clone() });
         Ok(rows)
+    }
+}
+
+impl Snapshot {
+    /// The same with chunks of no more than the series with these tags.
+    pub(crate) fn only(&self, tags: &WantedTags) -> Result<Self> {
+        let mut chunks = Vec::new();
+        let mut of: Option<(&Arc<Vec<Arc<SeriesKey>>>, Vec<bool>)> = None;
+        for chunk in &self.chunks {
+            // Mostly the same as those of the chunk before.
+            if of.as_ref().is_none_or(|it| !Arc::ptr_eq(it.0, &chunk.keys)) {
+                of = Some((&chunk.keys, chunk.keys.iter().map(|it| has_tags(it, tags)).collect()));
+            }
+            let Some((_, is_wanted)) = &of else { continue };
+            chunks.extend(chunk.only(is_wanted)?.map(Arc::new));
+        }
+        Ok(Self { chunks, ..self.clone() })
     }
 }
 

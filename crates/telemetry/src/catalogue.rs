@@ -553,9 +553,30 @@ pub fn kind_of(measurement: &str, field: &str) -> Option<Kind> {
     }
 }
 
+/// Whether counters are declared of a measurement.
+pub fn has_counters(measurement: &str) -> bool {
+    fn any<T, V>(fields: &[Field<T, V>]) -> bool {
+        fields.iter().any(|it| it.kind == Kind::Counter)
+    }
+    match measurement {
+        _ if measurement == VM_METRICS.name => any(&VM_METRICS_FIELDS),
+        // Totals have sums of those.
+        _ if [VM_DEVICES.name, VM_TOTALS.name].contains(&measurement) => any(&NIC_FIELDS),
+        _ if measurement == VM_FEATURES.name => any(&VM_FEATURES_FIELDS),
+        _ if measurement == COLLECTOR.name => any(&COLLECTOR_FIELDS),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn measurements_with_counters_are_told_apart() {
+        let found = ["vm_metrics", "vm_devices", "vm_totals", "vm_features", "mine"].map(has_counters);
+        assert_eq!(found, [true, true, true, false, false]);
+    }
 
     #[test]
     fn fields_are_found_with_their_kind() {

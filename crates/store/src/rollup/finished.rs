@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, DictionaryArray, TimestampNanosecondArray};
+use arrow::array::{ArrayRef, DictionaryArray, Int64Array, TimestampNanosecondArray};
 use arrow::datatypes::Int32Type;
 use arrow::record_batch::RecordBatch;
 use telemetry::lines::SeriesKey;
 
-use super::summary::{Shape, Summary, Value, array};
+use super::summary::{COVERED, Shape, Summary, Value, array};
 use super::{Fields, Open};
 use crate::error::{Result, StoreError};
 use crate::memory::{Chunk, Times, widen};
@@ -90,9 +90,17 @@ impl Finished {
                     add("max", of(&|it| Some(it.max.clone()), *kind));
                     add("mean", of(&Summary::mean, Kind::Float));
                 }
-                Shape::Counter => add("increase", of(&|it| it.increase.known(), *kind)),
+                Shape::Counter => {
+                    add("increase", of(&|it| it.increase.known(), *kind));
+                    add("rate_min", of(&|it| it.rates.map(|it| Value::Float(it.0)), Kind::Float));
+                    add("rate_max", of(&|it| it.rates.map(|it| Value::Float(it.1)), Kind::Float));
+                }
                 Shape::Last => {}
             }
+        }
+        if fields.has_counters && !fields.tags.iter().any(|it| it == COVERED) {
+            let covered: Int64Array = buckets.iter().map(|it| it.1.covered).collect();
+            columns.push((COVERED.to_owned(), Arc::new(covered)));
         }
         let rows = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, array)| {
             let nullable = name != crate::schema::TIME;

@@ -27,17 +27,20 @@ pub(super) fn shape(table: &str, field: &str, kind: Kind) -> Shape {
     }
 }
 
+/// The column of the time that a bucket's increases cover, nanoseconds; of tables with counters. No field is called `time`.
+pub(super) const COVERED: &str = "time_increase";
+
 /// The columns of the roll-ups of a table.
 pub(crate) fn columns(table: &str, of: &Columns) -> Columns {
     let mut columns = Columns { tags: of.tags.clone(), fields: BTreeMap::new() };
+    let mut add = |name: String, kind: Kind| {
+        // A tag of that name goes first.
+        if !of.tags.contains(&name) {
+            columns.fields.insert(name, kind);
+        }
+    };
     for (field, &kind) in &of.fields {
-        let mut add = |tail: &str, kind: Kind| {
-            let name = format!("{field}_{tail}");
-            // A tag of that name goes first.
-            if !of.tags.contains(&name) {
-                columns.fields.insert(name, kind);
-            }
-        };
+        let mut add = |tail: &str, kind: Kind| add(format!("{field}_{tail}"), kind);
         add("last", kind);
         match shape(table, field, kind) {
             Shape::Gauge => {
@@ -47,9 +50,14 @@ pub(crate) fn columns(table: &str, of: &Columns) -> Columns {
             }
             Shape::Counter => {
                 add("increase", kind);
+                add("rate_min", Kind::Float);
+                add("rate_max", Kind::Float);
             }
             Shape::Last => {}
         }
+    }
+    if catalogue::has_counters(table) {
+        add(COVERED.to_owned(), Kind::Integer);
     }
     columns
 }
@@ -115,6 +123,25 @@ pub(super) struct Summary {
     pub(super) max: Value,
     pub(super) last: Value,
     pub(super) increase: Increase,
+    /// The least rate of a step that is known, and the greatest, a second.
+    pub(super) rates: Option<(f64, f64)>,
+}
+
+/// From one value of a counter to the next.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    pub(super) increase: Value,
+    /// How long it took, nanoseconds.
+    pub(super) ns: i64,
+}
+
+impl Step {
+    /// A second; `None` where no number is right.
+    fn rate(&self) -> Option<f64> {
+        // Seven digits are as many as a chart shows, and take half the room in files.
+        let rate = f64::from((self.increase.as_f64() * 1e9 / self.ns as f64) as f32);
+        Some(rate).filter(|it| it.is_finite())
+    }
 }
 
 /// How much more a counter became.
@@ -145,7 +172,7 @@ impl Increase {
 }
 
 impl Summary {
-    pub(super) fn push(this: &mut Option<Self>, value: &Value, step: Option<&Value>) {
+    pub(super) fn push(this: &mut Option<Self>, value: &Value, step: Option<&Step>) {
         let Some(it) = this else {
             let value = value.clone();
             *this = Some(Self {
@@ -154,7 +181,8 @@ impl Summary {
                 min: value.clone(),
                 max: value.clone(),
                 last: value,
-                increase: step.cloned().map_or(Increase::Unknown, Increase::Known),
+                increase: step.map_or(Increase::Unknown, |it| Increase::Known(it.increase.clone())),
+                rates: step.and_then(Step::rate).map(|it| (it, it)),
             });
             return;
         };
@@ -168,7 +196,9 @@ impl Summary {
         }
         it.last = value.clone();
         if let Some(step) = step {
-            it.increase.add(step);
+            it.increase.add(&step.increase);
+            let rates = it.rates.into_iter().chain(step.rate().map(|it| (it, it)));
+            it.rates = rates.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
         }
     }
 
@@ -232,7 +262,7 @@ mod tests {
         let fields = [("rxbytes", Kind::Integer), ("heat", Kind::Float), ("note", Kind::String)];
         let fields = fields.into_iter().map(|(name, kind)| (name.to_owned(), kind)).collect();
         let columns = columns("vm_devices", &Columns { tags: BTreeSet::new(), fields });
-        let tails = columns.fields.keys().filter_map(|it| Some(&it[it.find('_')?..]));
+        let tails = columns.fields.keys().filter_map(|it| Some(&it[it.rfind('_')?..]));
         assert_eq!(tails.collect::<BTreeSet<_>>(), ROLLUP_TAILS.into());
     }
 }

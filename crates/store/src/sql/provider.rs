@@ -148,19 +148,20 @@ impl TableProvider for Rows {
             self.snapshot.groups(times)?
         } else {
             let (snapshot, live) = (self.snapshot.clone(), self.live.clone());
+            let tags = pruning::wanted_tags(filters, &self.snapshot.columns.tags);
             let now_ns = begun_ns(session);
             let memory = MemoryConsumer::new("roll-ups").register(&session.runtime_env().memory_pool);
             may_wait(move |wanted| {
                 let mut snapshot = snapshot;
                 if let Some(live) = live {
-                    // The rows themselves are the store's: what they take besides while they are worked out.
-                    memory.try_grow(
-                        live.snapshot.chunks.iter().map(|it| it.rows.get_array_memory_size()).sum(),
-                    )?;
                     let LiveRollup { store, table, snapshot: raw, .. } = &live;
+                    let some = if tags.is_empty() { None } else { Some(raw.only(&tags)?) };
+                    let raw = some.as_ref().unwrap_or(raw);
+                    // The rows themselves are the store's: what they take besides while they are worked out.
+                    memory.try_grow(raw.chunks.iter().map(|it| it.rows.get_array_memory_size()).sum())?;
                     // What the next flush will not write is not shown either.
                     let oldest = store.believed(now_ns).map_or(i64::MIN, |now| store.oldest_ns(table, now));
-                    let mut rows = table.live_rollups(raw, oldest, store.rollup_room(table))?;
+                    let mut rows = table.live_rollups(raw, &tags, oldest, store.rollup_room(table))?;
                     snapshot.chunks.append(&mut rows[live.size]);
                 }
                 // Each is checked once; one after another, so that what a time-out leaves is not done again.

@@ -1,6 +1,9 @@
-//! Which times a query can want, from its WHERE clause: what else there is need not be opened.
+//! Which times and series a query can want, from its WHERE clause: what else there is need not be opened.
+
+use std::collections::BTreeSet;
 
 use datafusion::common::{Column, ScalarValue};
+use datafusion::logical_expr::utils::split_conjunction;
 use datafusion::logical_expr::{BinaryExpr, Expr, Operator};
 
 use crate::memory::Times;
@@ -9,6 +12,23 @@ use crate::schema::TIME;
 /// The times that rows of a table must have for these filters, all of which hold. Wider is allowed.
 pub(super) fn wanted(filters: &[Expr]) -> Times {
     narrow(filters, (i64::MIN, i64::MAX), &|column| column.name == TIME)
+}
+
+/// The tags that rows of a table must have for these filters, all of which hold: name and value. Fewer are allowed.
+pub(super) fn wanted_tags(filters: &[Expr], tags: &BTreeSet<String>) -> Vec<(String, String)> {
+    let parts = filters.iter().flat_map(split_conjunction);
+    let of = |filter: &Expr| {
+        let Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) = filter else { return None };
+        let (column, value) = match (&**left, &**right) {
+            (Expr::Column(column), Expr::Literal(value, _)) | (Expr::Literal(value, _), Expr::Column(column)) => {
+                (column, value)
+            }
+            _ => return None,
+        };
+        let value = value.try_as_str()??;
+        tags.contains(&column.name).then(|| (column.name.clone(), value.to_owned()))
+    };
+    parts.filter_map(of).collect()
 }
 
 /// `times`, as far as these filters want them of the column that `is_time` says yes to.

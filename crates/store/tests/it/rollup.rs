@@ -53,10 +53,18 @@ fn expected(points: &[Point], ns: i64) -> Vec<String> {
     }
     let mut buckets: BTreeMap<Place, BTreeMap<String, Vec<i64>>> = BTreeMap::new();
     let mut increases: BTreeMap<Place, i64> = BTreeMap::new();
+    let mut rates: BTreeMap<Place, Vec<f64>> = BTreeMap::new();
+    let mut covered: BTreeMap<Place, i64> = BTreeMap::new();
     let mut before: BTreeMap<Vec<(String, String)>, (i64, i64)> = BTreeMap::new();
+    let mut last: BTreeMap<Vec<(String, String)>, i64> = BTreeMap::new();
     for ((tags, time), fields) in &raw {
         let key = (tags.clone(), time - time.rem_euclid(ns));
         let bucket = buckets.entry(key.clone()).or_default();
+        if let Some(at) = last.insert(tags.clone(), *time)
+            && time - at <= HOUR
+        {
+            *covered.entry(key.clone()).or_default() += time - at;
+        }
         for (name, value) in fields {
             bucket.entry(name.clone()).or_default().push(*value);
             if name == "rxbytes"
@@ -65,6 +73,8 @@ fn expected(points: &[Point], ns: i64) -> Vec<String> {
                 && *value >= old
             {
                 *increases.entry(key.clone()).or_default() += value - old;
+                let rate = (value - old) as f64 * 1e9 / (time - at) as f64;
+                rates.entry(key.clone()).or_default().push(f64::from(rate as f32));
             }
         }
     }
@@ -73,11 +83,16 @@ fn expected(points: &[Point], ns: i64) -> Vec<String> {
         .map(|(key, fields)| {
             let mut all: BTreeMap<String, String> = key.0.iter().cloned().collect();
             all.insert("time".to_owned(), key.1.to_string());
+            covered.get(&key).map(|it| all.insert("time_increase".to_owned(), it.to_string()));
             for (name, values) in fields {
                 let mut add = |tail: &str, value: String| all.insert(format!("{name}_{tail}"), value);
                 add("last", values[values.len() - 1].to_string());
                 if name == "rxbytes" {
                     increases.get(&key).map(|it| add("increase", it.to_string()));
+                    let rates = rates.get(&key).into_iter().flatten().copied();
+                    let rates = rates.map(|it| (it, it)).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+                    rates.map(|it| add("rate_min", format!("{:.9}", it.0)));
+                    rates.map(|it| add("rate_max", format!("{:.9}", it.1)));
                 } else {
                     add("min", values.iter().min().expect("one").to_string());
                     add("max", values.iter().max().expect("one").to_string());
@@ -101,6 +116,10 @@ fn compare(sql: &Engine, all: &[Point], context: &str) {
         let twice = found.windows(2).filter(|it| it[0] == it[1]).map(|it| &it[0]);
         let false_ones: Vec<_> = found.iter().filter(|it| !expect.contains(it)).chain(twice).collect();
         assert!(found == expect, "{context}, {table}: missing {missing:#?}, false {false_ones:#?}");
+        // Those of one series are worked out for themselves.
+        let of_one = |it: &&String| it.contains("name=vm1 ");
+        let found = rows(sql, table, "WHERE name = 'vm1'");
+        assert!(found.iter().eq(expect.iter().filter(of_one)), "{context}, {table}: {found:#?} of vm1");
     }
 }
 

@@ -289,10 +289,28 @@ fn sql(group: &Group, charts: &[Chart], reading: Reading, wanted: &Wanted, schem
                 ", CASE WHEN d{place} > room THEN 100.0 WHEN d{place} >= 0 THEN 100.0 * d{place} / room END AS v{place}"
             ),
         };
+        let rolled = reading.table != Table::Raw;
+        if rolled && line.value != Gauge {
+            // Of one step within the bucket: `greatest` takes no notice of what older roll-ups do not know.
+            let _ = write!(read, ", {} AS p{place}", field("_rate_max"));
+            let peak = match line.value {
+                Share => format!(
+                    "CASE WHEN p{place} > cpus * 1e7 THEN 100.0 ELSE p{place} / nullif(cpus, 0) / 1e7 END"
+                ),
+                _ => format!("p{place}"),
+            };
+            let _ = write!(worked_out, ", {peak} AS p{place}");
+            let most = format!("max(greatest(p{place}, v{place}))");
+            list.extend([format!("avg(v{place})"), format!("min(v{place})"), most]);
+            continue;
+        }
         match reading.step {
             Some(_) => list.extend(["avg", "min", "max"].map(|it| format!("{it}(v{place})"))),
             None => list.push(format!("v{place}")),
         }
+    }
+    if reading.table != Table::Raw {
+        let _ = write!(read, ", CAST({} AS DOUBLE) AS covered", schema.field(&table, "time_increase"));
     }
     let list = list.join(", ");
     let at = match reading.step {
@@ -315,13 +333,16 @@ fn sql(group: &Group, charts: &[Chart], reading: Reading, wanted: &Wanted, schem
         true => ("rated", "rated AS (SELECT *, seconds * nullif(cpus, 0) * 1e9 AS room FROM timed), "),
         false => ("timed", ""),
     };
-    // The increase over a bucket that follows a gap has that of the gap in it.
-    let (is_known, covered) = match reading.table.width() {
-        None => (
-            format!("step > 0 AND step <= {}", reading.step_limit.saturating_mul(MS)),
-            "CAST(step AS DOUBLE)".to_owned(),
-        ),
-        Some(width) => (format!("step IS NULL OR step = {}", width * MS), format!("{}.0", width * MS)),
+    let covered = match reading.table.width() {
+        None => {
+            let limit = reading.step_limit.saturating_mul(MS);
+            format!("WHEN step > 0 AND step <= {limit} THEN CAST(step AS DOUBLE)")
+        }
+        // Older roll-ups do not tell: the increase over a bucket that follows a gap has that of the gap in it.
+        Some(width) => {
+            let width = width * MS;
+            format!("WHEN covered > 0 THEN covered WHEN step IS NULL OR step = {width} THEN {width}.0")
+        }
     };
     // `ntile` is 1 for every row. It needs all of a start at once, and so `lag` is worked out by columns, not row by row.
     format!(
@@ -329,15 +350,13 @@ fn sql(group: &Group, charts: &[Chart], reading: Reading, wanted: &Wanted, schem
          CAST(time AS BIGINT) - CAST(lag(time) OVER one AS BIGINT) AS step, ntile(1) OVER one AS one_start \
          FROM {table} WHERE {uuid} = $uuid{of_kind} AND {} AND {}{whole} \
          WINDOW one AS (PARTITION BY {tags}{host}, \"VMID\" ORDER BY time)), \
-         timed AS (SELECT *, CASE WHEN {} THEN {} / 1e9 END AS seconds \
+         timed AS (SELECT *, CASE {covered} END / 1e9 AS seconds \
          FROM readings WHERE {} AND one_start = 1), \
          {rated}steps AS (SELECT {tags}time{worked_out} FROM {steps}) \
          SELECT CAST({at} AS BIGINT) AS at, {tags}make_array({list}) AS v FROM steps{grouped} ORDER BY 1",
         // The first step needs the reading before.
         since(wanted.from.saturating_sub(reading.step_limit)),
         before(wanted.to),
-        is_known,
-        covered,
         since(wanted.from),
     )
 }
