@@ -384,7 +384,8 @@ fn feed(
             if let Some(over) = series.open[size].take_if(|it| it.start != start) {
                 give(size, over)?;
             }
-            let open = series.open[size].get_or_insert_with(|| Open { start, covered: None, fields: Vec::new() });
+            let open =
+                series.open[size].get_or_insert_with(|| Open { start, covered: None, fields: Vec::new() });
             open.fields.resize(count, None);
             if let Some(since) = since {
                 open.covered = Some(open.covered.unwrap_or(0).saturating_add(since));

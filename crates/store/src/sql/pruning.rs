@@ -20,9 +20,8 @@ pub(super) fn wanted_tags(filters: &[Expr], tags: &BTreeSet<String>) -> Vec<(Str
     let of = |filter: &Expr| {
         let Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) = filter else { return None };
         let (column, value) = match (&**left, &**right) {
-            (Expr::Column(column), Expr::Literal(value, _)) | (Expr::Literal(value, _), Expr::Column(column)) => {
-                (column, value)
-            }
+            (Expr::Column(column), Expr::Literal(value, _))
+            | (Expr::Literal(value, _), Expr::Column(column)) => (column, value),
             _ => return None,
         };
         let value = value.try_as_str()??;

@@ -40,7 +40,8 @@ const DAY_MS: i64 = 24 * HOUR_MS;
 const SPAN_MS: i64 = HOUR_MS;
 /// The longest span: what roll-ups by the hour are kept for, and a day.
 const MAX_SPAN_MS: i64 = 401 * DAY_MS;
-/// Up to this span every reading is looked at: 26 hours of 5 s are 18,720.
+/// Up to this span every reading is looked at where a point is less than a minute, and for changes of state: 26 hours of
+/// 5 s are 18,720.
 const RAW_SPAN_MS: i64 = 26 * HOUR_MS;
 /// Up to this one every minute.
 const MINUTES_SPAN_MS: i64 = 8 * DAY_MS;
@@ -137,8 +138,10 @@ struct Reading {
 
 impl Reading {
     fn of(wanted: &Wanted, interval: i64, schema: &Schema) -> Self {
+        // A piece of a page, which has a step, is of its newest readings.
+        let are_minutes = wanted.step.is_none() && wanted.span() / wanted.points >= MINUTE_MS;
         let table = match wanted.span() {
-            span if span <= RAW_SPAN_MS => Table::Raw,
+            span if span <= RAW_SPAN_MS && !are_minutes => Table::Raw,
             span if span <= MINUTES_SPAN_MS => Table::Minutes,
             _ => Table::Hours,
         };
@@ -261,7 +264,7 @@ fn sql(group: &Group, charts: &[Chart], reading: Reading, wanted: &Wanted, schem
     let (mut read, mut worked_out, mut list) = (String::new(), String::new(), Vec::new());
     if has_share {
         let cpus = if reading.table == Table::Raw { "cpus" } else { "cpus_last" };
-        let _ = write!(read, ", {} AS cpus", schema.field(&table, cpus));
+        let _ = write!(read, ", nullif({}, 0) AS cpus", schema.field(&table, cpus));
     }
     for (place, line) in charts.iter().flat_map(|it| it.lines).enumerate() {
         let field = |tail: &str| schema.field(&table, &format!("{}{tail}", line.field));
@@ -274,43 +277,39 @@ fn sql(group: &Group, charts: &[Chart], reading: Reading, wanted: &Wanted, schem
             }
             continue;
         }
-        let _ = match (line.value, reading.table) {
-            (Gauge, _) => write!(read, ", CAST({} AS DOUBLE) AS v{place}", field("")),
-            (_, Table::Raw) => write!(read, ", {0} - lag({0}) OVER one AS d{place}", field("")),
-            _ => write!(read, ", CAST({} AS DOUBLE) AS d{place}", field("_increase")),
-        };
-        // Over the time that it covers, which after a gap is more than a bucket.
-        let _ = match line.value {
-            Gauge => write!(worked_out, ", v{place}"),
-            Rate => write!(worked_out, ", CASE WHEN d{place} >= 0 THEN d{place} / seconds END AS v{place}"),
-            // Not `least`, which takes no notice of what is unknown.
-            Share => write!(
+        if line.value != Gauge && reading.table != Table::Raw {
+            // Over the time that it covers, which after a gap is more than a bucket. Older ones do not know their least and
+            // greatest.
+            for (name, tail) in [("d", "_increase"), ("l", "_rate_min"), ("h", "_rate_max")] {
+                let _ = write!(read, ", {} AS {name}{place}", field(tail));
+            }
+            let (all, one) = if line.value == Share { ("room", "cpus / 1e7") } else { ("seconds", "1.0") };
+            let _ = write!(
                 worked_out,
-                ", CASE WHEN d{place} > room THEN 100.0 WHEN d{place} >= 0 THEN 100.0 * d{place} / room END AS v{place}"
-            ),
-        };
-        let rolled = reading.table != Table::Raw;
-        if rolled && line.value != Gauge {
-            // Of one step within the bucket: `greatest` takes no notice of what older roll-ups do not know.
-            let _ = write!(read, ", {} AS p{place}", field("_rate_max"));
-            let peak = match line.value {
-                Share => format!(
-                    "CASE WHEN p{place} > cpus * 1e7 THEN 100.0 ELSE p{place} / nullif(cpus, 0) / 1e7 END"
-                ),
-                _ => format!("p{place}"),
-            };
-            let _ = write!(worked_out, ", {peak} AS p{place}");
-            let most = format!("max(greatest(p{place}, v{place}))");
-            list.extend([format!("avg(v{place})"), format!("min(v{place})"), most]);
+                ", d{place} / {all} AS v{place}, l{place} / {one} AS l{place}, h{place} / {one} AS h{place}"
+            );
+            list.push(format!(
+                "avg(v{place}), min(coalesce(l{place}, v{place})), max(coalesce(h{place}, v{place}))"
+            ));
             continue;
         }
+        let _ = match line.value {
+            Gauge => write!(read, ", CAST({} AS DOUBLE) AS v{place}", field("")),
+            _ => write!(read, ", {0} - lag({0}) OVER one AS d{place}", field("")),
+        };
+        // The division stands outside: within, each row would be looked at for whether to divide.
+        let _ = match line.value {
+            Gauge => write!(worked_out, ", v{place}"),
+            Rate => write!(worked_out, ", CASE WHEN d{place} >= 0 THEN d{place} END / seconds AS v{place}"),
+            Share => write!(worked_out, ", CASE WHEN d{place} >= 0 THEN d{place} END / room AS v{place}"),
+        };
         match reading.step {
             Some(_) => list.extend(["avg", "min", "max"].map(|it| format!("{it}(v{place})"))),
             None => list.push(format!("v{place}")),
         }
     }
     if reading.table != Table::Raw {
-        let _ = write!(read, ", CAST({} AS DOUBLE) AS covered", schema.field(&table, "time_increase"));
+        let _ = write!(read, ", {} AS covered", schema.field(&table, "time_increase"));
     }
     let list = list.join(", ");
     let at = match reading.step {
@@ -322,15 +321,9 @@ fn sql(group: &Group, charts: &[Chart], reading: Reading, wanted: &Wanted, schem
         (Some(_), Some(_)) => " GROUP BY 1, 2",
         (Some(_), None) => " GROUP BY 1",
     };
-    // Of the bucket that goes on there is a part only.
-    let whole = match reading.table {
-        Table::Raw => "",
-        Table::Minutes => " AND time < date_bin(INTERVAL '1 minute', now())",
-        Table::Hours => " AND time < date_bin(INTERVAL '1 hour', now())",
-    };
-    // The time that its vCPUs had, ns.
+    // A hundredth of the time that its vCPUs had, ns.
     let (steps, rated) = match has_share {
-        true => ("rated", "rated AS (SELECT *, seconds * nullif(cpus, 0) * 1e9 AS room FROM timed), "),
+        true => ("rated", "rated AS (SELECT *, seconds * cpus * 1e7 AS room FROM timed), "),
         false => ("timed", ""),
     };
     let covered = match reading.table.width() {
@@ -341,14 +334,16 @@ fn sql(group: &Group, charts: &[Chart], reading: Reading, wanted: &Wanted, schem
         // Older roll-ups do not tell: the increase over a bucket that follows a gap has that of the gap in it.
         Some(width) => {
             let width = width * MS;
-            format!("WHEN covered > 0 THEN covered WHEN step IS NULL OR step = {width} THEN {width}.0")
+            format!(
+                "WHEN covered > 0 THEN CAST(covered AS DOUBLE) WHEN step IS NULL OR step = {width} THEN {width}.0"
+            )
         }
     };
     // `ntile` is 1 for every row. It needs all of a start at once, and so `lag` is worked out by columns, not row by row.
     format!(
         "WITH readings AS (SELECT {tags}time{read}, \
          CAST(time AS BIGINT) - CAST(lag(time) OVER one AS BIGINT) AS step, ntile(1) OVER one AS one_start \
-         FROM {table} WHERE {uuid} = $uuid{of_kind} AND {} AND {}{whole} \
+         FROM {table} WHERE {uuid} = $uuid{of_kind} AND {} AND {} \
          WINDOW one AS (PARTITION BY {tags}{host}, \"VMID\" ORDER BY time)), \
          timed AS (SELECT *, CASE {covered} END / 1e9 AS seconds \
          FROM readings WHERE {} AND one_start = 1), \
@@ -463,9 +458,6 @@ pub(crate) async fn page(
     add(&OF_VM, "", &totals, reading);
     add(&OF_TREND, "", &features, readings.features);
     let mut notes = Vec::new();
-    if reading.table == Table::Hours && wanted.to > fleet.now - HOUR_MS {
-        notes.push("the hour that goes on is not shown in so long a range".to_owned());
-    }
     for (group, kind, rows, reading) in
         [(OF_NICS, "nic", nics, readings.nics), (OF_DISKS, "disk", disks, readings.disks)]
     {
@@ -542,18 +534,23 @@ impl Ask<'_> {
     /// Adds the rows of this part.
     async fn part(&self, all: &mut Rows, first: Reading) -> Result<Readings, SourceError> {
         let of_events = events(self.wanted, self.schema);
+        // Changes of state and name are looked for in all readings, if they are not too many.
+        let exact = match self.wanted.span() <= RAW_SPAN_MS {
+            true => Reading::from(Table::Raw, self.wanted, self.interval),
+            false => first,
+        };
         let ((totals, of_vm), (features, trends), (nics, of_nics), (disks, of_disks), events, episodes) = try_join!(
             self.charts(&OF_VM, first),
             self.charts(&OF_TREND, first),
             self.charts(&OF_NICS, first),
             self.charts(&OF_DISKS, first),
             self.rows::<EventRow>("vm_events", &of_events),
-            self.episodes(first),
+            self.episodes(exact),
         )?;
-        let (lives, states) = match totals.table == first.table {
-            true => episodes,
-            // What was asked for is there no more.
-            false => self.episodes(totals).await?,
+        let (lives, states) = match episodes.0.is_empty() && !of_vm.is_empty() {
+            // Those are there no more.
+            true => self.episodes(totals).await?,
+            false => episodes,
         };
         all.lives.extend(lives);
         all.states.extend(states);
@@ -651,8 +648,8 @@ fn charts(
                 let mut column = vec![None; times.len()];
                 for (row, place) in rows.iter().zip(&places) {
                     if let Some(place) = place {
-                        column[*place] =
-                            row.v.get(first + offset).copied().flatten().filter(|it| it.is_finite());
+                        let value = row.v.get(first + offset).copied().flatten();
+                        column[*place] = value.filter(|it| it.is_finite()).map(|it| shown(it, line.value));
                     }
                 }
                 column
@@ -688,13 +685,20 @@ fn charts(
     }
 }
 
+/// As a chart has it: with no more digits than anybody sees, as more of them take longer to send than to work out.
+fn shown(value: f64, of: charts::Value) -> f64 {
+    let value = if of == Share { value.min(100.0) } else { value };
+    let scale = if value.abs() < 1_000.0 { 1e6 } else { 1e3 };
+    (value * scale).round() / scale
+}
+
 /// User, system and what is left of all.
 fn parts_of_cpu(series: Vec<Series>) -> Vec<Series> {
     let Ok([all, user, system]) = <[Series; 3]>::try_from(series) else { return Vec::new() };
     let parts = user.mean.iter().zip(&system.mean);
     let rest = all.mean.iter().zip(parts).map(|(all, (user, system))| {
         // The three were read a moment apart. Where the hypervisor tells no parts, all of it is left.
-        Some(((*all)? - user.unwrap_or(0.0) - system.unwrap_or(0.0)).max(0.0))
+        Some(shown(((*all)? - user.unwrap_or(0.0) - system.unwrap_or(0.0)).max(0.0), Share))
     });
     let other = Series {
         id: "other".to_owned(),
