@@ -77,7 +77,7 @@ fn found(snapshot: &Snapshot, rule: Rule) -> Rows {
     let single = groups.single.into_iter().map(|it| vec![it]);
     let mut rows = Rows::new();
     for pieces in single.chain(groups.merged) {
-        let sources = sources(&pieces, &schema, ALL).expect("sources");
+        let sources = sources(&pieces, &schema, ALL, &[]).expect("sources");
         merge(&schema, sources, rule, |key, batch| {
             for (place, &time) in times(&batch)?.iter().enumerate() {
                 let mut row = BTreeMap::new();

@@ -12,12 +12,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use arrow::array::{BooleanArray, StringArray};
+use arrow::compute::kernels::cmp::eq;
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use disk::{Disk, DiskFile};
 use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
+    ArrowPredicate, ArrowPredicateFn, ArrowReaderMetadata, ArrowReaderOptions,
+    ParquetRecordBatchReaderBuilder, RowFilter, RowSelection, RowSelector,
 };
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
@@ -30,7 +33,7 @@ use parquet::schema::types::ColumnPath;
 
 use crate::error::{Result, StoreError};
 use crate::manifest::FileEntry;
-use crate::memory::{Times, overlap};
+use crate::memory::{Times, WantedTags, overlap};
 use crate::merge::{Rule, Sorted, merge, times};
 use crate::schema::{TIME, tag_type};
 
@@ -169,7 +172,7 @@ impl StoredFile {
         let metadata = ArrowReaderMetadata::try_new(metadata, ArrowReaderOptions::new())
             .map_err(|error| self.damaged(error))?;
         let schema = metadata.schema();
-        let rows = self.rows(schema, (i64::MIN, i64::MAX))?;
+        let rows = self.rows(schema, (i64::MIN, i64::MAX), &[])?;
         merge(schema, vec![Box::new(Sorted::new(schema, &self.path, rows))], Rule::Rows, |_, _| Ok(()))
     }
 
@@ -217,11 +220,13 @@ impl StoredFile {
         Ok(Arc::clone(self.metadata.get_or_init(|| Arc::new(read))))
     }
 
-    /// The rows of these times and some around them, of the columns of `schema` that the file has, in the file's order.
+    /// The rows of these times and some around them, of the columns of `schema` that the file has, in the file's order; of
+    /// the series with these tags, if there are any.
     pub(crate) fn rows(
         &self,
         schema: &SchemaRef,
         window: Times,
+        tags: &WantedTags,
     ) -> Result<impl Iterator<Item = Result<RecordBatch>> + use<>> {
         let file = self.open()?;
         let metadata = self.metadata(&file)?;
@@ -236,6 +241,10 @@ impl StoredFile {
         let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
         if let Some(selection) = selection {
             builder = builder.with_row_selection(selection);
+        }
+        if !tags.is_empty() {
+            let predicates = tags.iter().map(|(name, value)| has_tag(&builder, name, value)).collect();
+            builder = builder.with_row_filter(RowFilter::new(predicates));
         }
         let reader = builder
             .with_projection(mask)
@@ -255,6 +264,23 @@ impl StoredFile {
             Err(error) => StoreError::Damaged { path: self.path.clone(), problem: error.to_string() },
         }
     }
+}
+
+/// Says of rows of a file whether they have this tag.
+fn has_tag(
+    file: &ParquetRecordBatchReaderBuilder<impl ChunkReader + 'static>,
+    name: &str,
+    value: &str,
+) -> Box<dyn ArrowPredicate> {
+    // What was a field when the file was written is no tag there.
+    let place =
+        file.schema().fields().iter().position(|it| it.name() == name && *it.data_type() == tag_type());
+    let mask = ProjectionMask::roots(file.parquet_schema(), place);
+    let value = StringArray::new_scalar(value);
+    Box::new(ArrowPredicateFn::new(mask, move |rows| match rows.columns().first() {
+        Some(tags) => eq(tags, &value),
+        None => Ok(BooleanArray::from(vec![false; rows.num_rows()])),
+    }))
 }
 
 /// The rows of pages that may have times within the window; `None` for all.

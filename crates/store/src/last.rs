@@ -203,7 +203,7 @@ impl Newest {
         let schema = snapshot.columns.resting_schema();
         let tags = tag_names(&schema);
         let pieces = snapshot.pieces(window)?;
-        merge(&schema, sources(&pieces, &schema, window)?, Rule::Fields, |key, rows| {
+        merge(&schema, sources(&pieces, &schema, window, &[])?, Rule::Fields, |key, rows| {
             let Some(row) = rows.num_rows().checked_sub(1).filter(|_| !self.is_too_much) else {
                 return Ok(());
             };

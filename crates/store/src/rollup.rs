@@ -344,9 +344,9 @@ fn read(
 ) -> Result<()> {
     let pieces = snapshot.pieces(window)?;
     let sources = match chunks {
-        None => sources(&pieces, &fields.schema, window)?,
+        None => sources(&pieces, &fields.schema, window, &[])?,
         Some(chunks) => {
-            let mut sources = file_sources(&pieces, &fields.schema, window)?;
+            let mut sources = file_sources(&pieces, &fields.schema, window, &[])?;
             sources.extend(chunks.map(|it| Box::new(it) as Box<dyn Source>));
             sources
         }

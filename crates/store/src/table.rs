@@ -190,18 +190,23 @@ impl Table {
 impl Snapshot {
     /// The same with chunks of no more than the series with these tags.
     pub(crate) fn only(&self, tags: &WantedTags) -> Result<Self> {
-        let mut chunks = Vec::new();
-        let mut of: Option<(&Arc<Vec<Arc<SeriesKey>>>, Vec<bool>)> = None;
-        for chunk in &self.chunks {
-            // Mostly the same as those of the chunk before.
-            if of.as_ref().is_none_or(|it| !Arc::ptr_eq(it.0, &chunk.keys)) {
-                of = Some((&chunk.keys, chunk.keys.iter().map(|it| has_tags(it, tags)).collect()));
-            }
-            let Some((_, is_wanted)) = &of else { continue };
-            chunks.extend(chunk.only(is_wanted)?.map(Arc::new));
-        }
-        Ok(Self { chunks, ..self.clone() })
+        Ok(Self { chunks: only(&self.chunks, tags)?, ..self.clone() })
     }
+}
+
+/// The rows of these chunks that are of series with these tags.
+fn only(chunks: &[Arc<Chunk>], tags: &WantedTags) -> Result<Vec<Arc<Chunk>>> {
+    let mut found = Vec::new();
+    let mut of: Option<(&Arc<Vec<Arc<SeriesKey>>>, Vec<bool>)> = None;
+    for chunk in chunks {
+        // Mostly the same as those of the chunk before.
+        if of.as_ref().is_none_or(|it| !Arc::ptr_eq(it.0, &chunk.keys)) {
+            of = Some((&chunk.keys, chunk.keys.iter().map(|it| has_tags(it, tags)).collect()));
+        }
+        let Some((_, is_wanted)) = &of else { continue };
+        found.extend(chunk.only(is_wanted)?.map(Arc::new));
+    }
+    Ok(found)
 }
 
 impl State {
@@ -386,10 +391,17 @@ impl Snapshot {
     }
 }
 
-/// Pieces in the journal's order as sources for these times; chunks of memory, which are the last, are one.
-pub(crate) fn sources(pieces: &[Piece], schema: &SchemaRef, wanted: Times) -> Result<Vec<Box<dyn Source>>> {
+/// Pieces in the journal's order as sources for these times, and for series with these tags, if there are any; chunks of
+/// memory, which are the last, are one.
+pub(crate) fn sources(
+    pieces: &[Piece],
+    schema: &SchemaRef,
+    wanted: Times,
+    tags: &WantedTags,
+) -> Result<Vec<Box<dyn Source>>> {
     let chunks: Vec<_> = pieces.iter().filter_map(Piece::chunk).cloned().collect();
-    let mut sources = file_sources(pieces, schema, wanted)?;
+    let chunks = if tags.is_empty() { chunks } else { only(&chunks, tags)? };
+    let mut sources = file_sources(pieces, schema, wanted, tags)?;
     sources.push(Box::new(Chunks::new(schema, &chunks, |time| overlap((time, time), wanted))?));
     Ok(sources)
 }
@@ -399,11 +411,12 @@ pub(crate) fn file_sources(
     pieces: &[Piece],
     schema: &SchemaRef,
     wanted: Times,
+    tags: &WantedTags,
 ) -> Result<Vec<Box<dyn Source>>> {
     let mut sources: Vec<Box<dyn Source>> = Vec::new();
     for piece in pieces {
         if let Piece::File(file) = piece {
-            sources.push(Box::new(Sorted::new(schema, &file.path, file.rows(schema, wanted)?)));
+            sources.push(Box::new(Sorted::new(schema, &file.path, file.rows(schema, wanted, tags)?)));
         }
     }
     Ok(sources)

@@ -31,6 +31,8 @@ pub(super) struct Merged {
     pub(super) wanted: SchemaRef,
     /// Rows of other times may be left out.
     pub(super) times: Times,
+    /// So may those of series without these tags.
+    pub(super) tags: Vec<(String, String)>,
     pub(super) rule: Rule,
 }
 
@@ -42,12 +44,12 @@ impl PartitionStream for Merged {
     fn execute(&self, context: Arc<TaskContext>) -> SendableRecordBatchStream {
         let mut stream = RecordBatchReceiverStreamBuilder::new(Arc::clone(&self.wanted), MERGED_AHEAD);
         let to = stream.tx();
-        let (pieces, rule, times) = (self.pieces.clone(), self.rule, self.times);
+        let (pieces, rule, times, tags) = (self.pieces.clone(), self.rule, self.times, self.tags.clone());
         let (needed, wanted) = (Arc::clone(&self.needed), Arc::clone(&self.wanted));
         let memory = MemoryConsumer::new("merge").register(context.memory_pool());
         stream.spawn_blocking(move || {
             let budget = Budget { memory, to: to.clone(), refused: RefCell::default() };
-            let counted = sources(&pieces, &needed, times)?;
+            let counted = sources(&pieces, &needed, times, &tags)?;
             let counted = counted
                 .into_iter()
                 .map(|source| Box::new(Counted { source, budget: &budget, held: 0 }) as Box<dyn Source + '_>);

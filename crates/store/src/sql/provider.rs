@@ -143,12 +143,13 @@ impl TableProvider for Rows {
         _: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let times = pruning::wanted(filters);
+        let tags = pruning::wanted_tags(filters, &self.snapshot.columns.tags);
         let is_quick = self.live.is_none() && files_of(&self.snapshot, times).all(|it| it.was_checked());
         let mut groups = if is_quick {
             self.snapshot.groups(times)?
         } else {
             let (snapshot, live) = (self.snapshot.clone(), self.live.clone());
-            let tags = pruning::wanted_tags(filters, &self.snapshot.columns.tags);
+            let tags = tags.clone();
             let now_ns = begun_ns(session);
             let memory = MemoryConsumer::new("roll-ups").register(&session.runtime_env().memory_pool);
             may_wait(move |wanted| {
@@ -195,7 +196,7 @@ impl TableProvider for Rows {
             plans.push(self.scan_chunks(&chunks, projection)?);
         }
         if !groups.merged.is_empty() {
-            plans.push(self.scan_merged(groups.merged, projection, times)?);
+            plans.push(self.scan_merged(groups.merged, projection, times, tags)?);
         }
         match plans.len() {
             0 => Ok(Arc::new(EmptyExec::new(self.projected(projection)?))),
@@ -258,6 +259,7 @@ impl Rows {
         groups: Vec<Vec<Piece>>,
         projection: Option<&Vec<usize>>,
         times: Times,
+        tags: Vec<(String, String)>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let wanted = self.projected(projection)?;
         let resting = self.snapshot.columns.resting_schema();
@@ -270,8 +272,9 @@ impl Rows {
         });
         let needed: SchemaRef = Arc::new(Schema::new(needed.cloned().collect::<Vec<_>>()));
         let partitions = groups.into_iter().map(|pieces| {
-            let (needed, wanted) = (Arc::clone(&needed), Arc::clone(&wanted));
-            Arc::new(Merged { pieces, needed, wanted, times, rule: self.rule }) as Arc<dyn PartitionStream>
+            let (needed, wanted, tags) = (Arc::clone(&needed), Arc::clone(&wanted), tags.clone());
+            Arc::new(Merged { pieces, needed, wanted, times, tags, rule: self.rule })
+                as Arc<dyn PartitionStream>
         });
         let partitions = partitions.collect();
         Ok(Arc::new(StreamingTableExec::try_new(wanted, partitions, None, None, false, None)?))

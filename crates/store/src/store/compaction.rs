@@ -144,7 +144,7 @@ impl Inner {
         let late = all_of(set.iter().filter_map(|it| it.entry.late));
         let mut sources: Vec<Box<dyn Source>> = Vec::new();
         for file in &set {
-            let rows = file.rows(&schema, (i64::MIN, i64::MAX))?;
+            let rows = file.rows(&schema, (i64::MIN, i64::MAX), &[])?;
             sources.push(Box::new(Sorted::new(&schema, &file.path, rows)));
         }
         let new: Vec<New> =

@@ -121,6 +121,11 @@ fn compare(sql: &Engine, all: &[Point], context: &str) {
         let found = rows(sql, table, "WHERE name = 'vm1'");
         assert!(found.iter().eq(expect.iter().filter(of_one)), "{context}, {table}: {found:#?} of vm1");
     }
+    let (all, of_one) = (rows(sql, "vm_devices", ""), rows(sql, "vm_devices", "WHERE name = 'vm1'"));
+    assert!(
+        of_one.iter().eq(all.iter().filter(|it| it.contains("name=vm1 "))),
+        "{context}: {of_one:#?} of vm1"
+    );
 }
 
 fn check(seed: u64) {
