@@ -1,5 +1,5 @@
 // A VM's page as the address asks for it: loaded whole when the range changes, continued by its newest piece while it is live.
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import type { VmPage } from "../api.ts";
 import { serverNow, view } from "../fleet/state.ts";
 import { Refused, Unreachable } from "../http.ts";
@@ -35,7 +35,8 @@ export function useVmPage(uuid: string, range: Range, points: number): Loaded & 
     if (piece.current.control === control) piece.current.control = null;
   };
 
-  useEffect(() => {
+  // Before the drawing: what is asked for then comes a frame or two earlier.
+  useLayoutEffect(() => {
     const control = new AbortController();
     piece.current.control?.abort();
     piece.current.control = null;

@@ -10,7 +10,7 @@
 //! so.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -67,6 +67,8 @@ pub(crate) struct Board {
     /// The hypervisors that this process reads.
     statuses: Statuses,
     state: Mutex<State>,
+    /// For who does not wait for the fleet.
+    known: StdMutex<Known>,
     pushes: watch::Sender<Option<Push>>,
     /// Among all that ask the store.
     turns: Arc<Turns>,
@@ -88,6 +90,16 @@ struct State {
     pushing: bool,
     /// How many pushes there were.
     number: u64,
+}
+
+/// What the charts of a VM are asked for with.
+#[derive(Clone, Default)]
+struct Known {
+    schema: Arc<Schema>,
+    /// See [`State::interval`].
+    interval: Option<i64>,
+    /// When it was asked what columns there are, if some were found.
+    looked: Option<Instant>,
 }
 
 /// What is asked for now and then.
@@ -114,8 +126,8 @@ impl Board {
         turns: Arc<Turns>,
         threads: Handle,
     ) -> Self {
-        let (state, pushes) = (Mutex::default(), watch::Sender::new(None));
-        Self { source, clock, interval, statuses, state, pushes, turns, threads }
+        let (state, known, pushes) = (Mutex::default(), StdMutex::default(), watch::Sender::new(None));
+        Self { source, clock, interval, statuses, state, known, pushes, turns, threads }
     }
 
     pub(crate) fn source(&self) -> &Source {
@@ -160,6 +172,25 @@ impl Board {
             remembered(&mut state.failed, asked)?;
         }
         Ok(Arc::clone(&state.slow.schema))
+    }
+
+    /// What columns there are, and how often most VMs are read, ms. It does not wait for a fleet that is being asked for.
+    ///
+    /// # Errors
+    /// The source's.
+    pub(crate) async fn known(&self) -> Result<(Arc<Schema>, i64), SourceError> {
+        let known = self.lock_known().clone();
+        if let Some(interval) = known.interval
+            && known.looked.is_some_and(|it| it.elapsed() < 2 * SLOWLY)
+        {
+            return Ok((known.schema, interval));
+        }
+        let interval = self.fleet().await?.interval;
+        Ok((self.schema().await?, interval))
+    }
+
+    fn lock_known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The CPU of each VM in the last minutes.
@@ -228,6 +259,7 @@ impl Board {
         )?;
         let rows = fleet::last_two(readings);
         state.interval = fleet::interval(&rows);
+        self.lock_known().interval = state.interval;
         let paces = state.slow.paces.clone().usual(state.interval.unwrap_or(self.interval_ms()));
         let hosts = state.slow.hosts.iter().cloned();
         let cycles = hosts.chain(cycles.unwrap_or_default()).collect();
@@ -255,6 +287,11 @@ impl Board {
             found => Arc::new(found?),
         };
         slow.looked = Some(Instant::now());
+        {
+            let mut known = self.lock_known();
+            known.schema = Arc::clone(&slow.schema);
+            known.looked = slow.looked.filter(|_| slow.schema.has_table(fleet::TABLE));
+        }
         if !is_due {
             return Ok(());
         }

@@ -144,17 +144,17 @@ async fn vm_page(
     request: Request,
 ) -> Result<Response, Problem> {
     let wanted = vm::Wanted::of(uuid, request.uri(), dashboard.board.now_ms())?;
-    let fleet = dashboard.board.fleet().await.map_err(failed)?;
-    let schema = dashboard.board.schema().await.map_err(failed)?;
-    let plan = vm::Plan::of(dashboard.board.source(), &schema, &fleet, wanted).map_err(failed)?;
+    let (schema, interval) = dashboard.board.known().await.map_err(failed)?;
+    let plan = vm::Plan::of(dashboard.board.source(), &schema, interval, wanted).map_err(failed)?;
     let turn = dashboard.board.turn().await.map_err(failed)?;
     let of = plan.parts();
     let make = async move |done: watch::Sender<usize>| {
-        let _turn = turn;
         let told = |parts| {
             done.send_replace(parts);
         };
-        let page = vm::page(dashboard.board.source(), &schema, &fleet, plan, told).await.map_err(failed)?;
+        let board = &dashboard.board;
+        let page =
+            vm::page(board.source(), &schema, plan, turn, board.fleet(), told).await.map_err(failed)?;
         page.ok_or_else(|| {
             Problem::new(
                 StatusCode::NOT_FOUND,

@@ -15,6 +15,7 @@ mod charts;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use axum::http::Uri;
 use serde::Deserialize;
@@ -28,7 +29,7 @@ use super::fleet::is_uuid;
 use super::schema::Schema;
 use super::source::{MAX_PARTS, PART_MS, Params, Source, SourceError, some};
 use super::types::{Fleet, Mark, Panel, Series, Table, Unit, VmPage};
-use crate::http::{Params as UrlParams, Problem};
+use crate::http::{Params as UrlParams, Problem, Turn};
 use crate::table::state_name;
 
 const MS: i64 = 1_000_000;
@@ -188,6 +189,8 @@ pub(crate) struct Plan {
     wanted: Wanted,
     first: Reading,
     parts: Vec<(i64, i64)>,
+    /// Between two readings of most VMs, ms.
+    interval: i64,
 }
 
 impl Plan {
@@ -196,17 +199,17 @@ impl Plan {
     pub(crate) fn of(
         source: &Source,
         schema: &Schema,
-        fleet: &Fleet,
+        interval: i64,
         wanted: Wanted,
     ) -> Result<Self, SourceError> {
-        Self::new(wanted, fleet.interval, schema, source.wants_parts())
+        Self::new(wanted, interval, schema, source.wants_parts())
     }
 
     fn new(wanted: Wanted, interval: i64, schema: &Schema, wants_parts: bool) -> Result<Self, SourceError> {
         let mut first = Reading::of(&wanted, interval, schema);
         if !wants_parts || first.table != Table::Raw || wanted.span() <= PART_MS {
             let parts = vec![(wanted.from, wanted.to)];
-            return Ok(Self { wanted, first, parts });
+            return Ok(Self { wanted, first, parts, interval });
         }
         // Every reading is a bucket of its own, where there are so few.
         let least = first.step.unwrap_or(interval).max(SECOND_MS);
@@ -223,7 +226,7 @@ impl Plan {
         if parts.len() > MAX_PARTS {
             return Err(SourceError::TooLong);
         }
-        Ok(Self { wanted, first, parts })
+        Ok(Self { wanted, first, parts, interval })
     }
 
     /// How many questions after another it takes.
@@ -419,27 +422,35 @@ struct StateRow {
     before: i64,
 }
 
-/// The charts; `None` where no such VM was read in that time. `told`: how many parts are done.
+/// The charts; `None` where no such VM was read in that time. `fleet`: the VMs that are read now. `told`: how many parts
+/// are done.
 ///
 /// # Errors
 /// The source's.
 pub(crate) async fn page(
     source: &Source,
     schema: &Schema,
-    fleet: &Fleet,
     plan: Plan,
+    turn: Turn,
+    fleet: impl Future<Output = Result<Arc<Fleet>, SourceError>>,
     told: impl Fn(usize),
 ) -> Result<Option<VmPage>, SourceError> {
-    let Plan { wanted, first, parts } = plan;
-    let mut readings = Readings { totals: first, features: first, nics: first, disks: first };
-    let mut all = Rows::default();
+    let Plan { wanted, first, parts, interval } = plan;
     let is_whole = parts.len() == 1;
-    for (done, part) in parts.into_iter().enumerate() {
-        told(done);
-        let part = wanted.part(part);
-        let ask = Ask { source, schema, wanted: &part, interval: fleet.interval, is_whole };
-        readings = ask.part(&mut all, first).await?;
-    }
+    let rows = async {
+        // Not longer: the fleet may be waiting for it.
+        let _turn = turn;
+        let mut readings = Readings { totals: first, features: first, nics: first, disks: first };
+        let mut all = Rows::default();
+        for (done, part) in parts.into_iter().enumerate() {
+            told(done);
+            let part = wanted.part(part);
+            let ask = Ask { source, schema, wanted: &part, interval, is_whole };
+            readings = ask.part(&mut all, first).await?;
+        }
+        Ok((all, readings))
+    };
+    let ((all, readings), fleet) = try_join!(rows, fleet)?;
     let Rows { totals, features, nics, disks, events, lives, states } = all;
     let reading = readings.totals;
     let lives = joined(lives);
