@@ -9,7 +9,8 @@
 //! one that is too long. A bucket without a reading is a gap. So that a spike never disappears, each bucket has the least
 //! and the greatest beside the mean.
 //!
-//! What there is to draw stands in [`charts`](mod@charts). A server that makes no roll-ups is asked for a long span part by part; buckets never lie across two.
+//! What there is to draw stands in [`charts`](mod@charts). A server that makes no roll-ups is asked for a long span part by
+//! part; buckets never lie across two.
 
 mod charts;
 
@@ -24,7 +25,7 @@ use serde_json::json;
 use tokio::try_join;
 
 use self::charts::Value::{Gauge, Rate, Share};
-use self::charts::{CPU, Chart, Group, OF_DISKS, OF_NICS, OF_TREND, OF_VM};
+use self::charts::{CPU, Chart, Group, Line, OF_DISKS, OF_NICS, OF_TREND, OF_VM};
 use super::fleet::is_uuid;
 use super::schema::Schema;
 use super::source::{MAX_PARTS, PART_MS, Params, Source, SourceError, some};
@@ -166,11 +167,7 @@ impl Reading {
     fn from(table: Table, wanted: &Wanted, interval: i64) -> Self {
         let interval = interval.max(SECOND_MS);
         let least = table.width().unwrap_or(interval);
-        // Of roll-ups: a step of more than an hour is in none, so that the bucket before a shorter one is always seen.
-        let step_limit = match table.width() {
-            None => STEP_LIMIT_MS.max(3 * interval),
-            Some(width) => HOUR_MS + 2 * width,
-        };
+        let step_limit = STEP_LIMIT_MS.max(3 * interval);
         if let Some(step) = wanted.step {
             return Self { table, step: Some(step), step_limit };
         }
@@ -255,106 +252,130 @@ fn name_of(table: &str, of: Table) -> String {
     }
 }
 
-/// The query of some charts. Its rows have the moment, the device where there are some, and all values in one list.
+/// The query of some charts. Its rows have the moment, the device where there are some, and all values in one list: of
+/// each line its mean, least and greatest, or its one value.
 fn sql(group: &Group, charts: &[Chart], reading: Reading, wanted: &Wanted, schema: &Schema) -> String {
-    let table = name_of(group.table, reading.table);
-    let (uuid, host) = (schema.uuid(&table), schema.tag(&table, &["host"]));
-    let (tags, of_kind) = match group.devices {
+    let lines = charts.iter().flat_map(|it| it.lines);
+    match (reading.table.width(), reading.step) {
+        (Some(width), Some(step)) => of_rollups(group, lines, (reading, width, step), wanted, schema),
+        _ => of_readings(group, lines, reading, wanted, schema),
+    }
+}
+
+/// What the rows of a group are told apart by, and which are its.
+fn tags_of(group: &Group) -> (&'static str, String) {
+    match group.devices {
         Some(kind) => ("device, ", format!(" AND devtype = '{kind}'")),
         None => ("", String::new()),
-    };
-    let has_share = charts.iter().flat_map(|it| it.lines).any(|it| it.value == Share);
-    let (mut read, mut worked_out, mut list) = (String::new(), String::new(), Vec::new());
-    if has_share {
-        let cpus = if reading.table == Table::Raw { "cpus" } else { "cpus_last" };
-        let _ = write!(read, ", nullif({}, 0) AS cpus", schema.field(&table, cpus));
     }
-    for (place, line) in charts.iter().flat_map(|it| it.lines).enumerate() {
-        let field = |tail: &str| schema.field(&table, &format!("{}{tail}", line.field));
-        if line.value == Gauge && reading.table != Table::Raw {
-            // As they are: the mean of means, the least of the least.
-            for (sum, tail, letter) in [("avg", "_mean", "a"), ("min", "_min", "b"), ("max", "_max", "c")] {
-                let _ = write!(read, ", CAST({} AS DOUBLE) AS v{place}{letter}", field(tail));
-                let _ = write!(worked_out, ", v{place}{letter}");
-                list.push(format!("{sum}(v{place}{letter})"));
-            }
-            continue;
+}
+
+/// What groups rows by their moment, and by their device.
+fn grouped_by(group: &Group) -> &'static str {
+    if group.devices.is_some() { " GROUP BY 1, 2" } else { " GROUP BY 1" }
+}
+
+/// From the roll-ups of a table, whose rows are the buckets of this width, ms.
+fn of_rollups<'a>(
+    group: &Group,
+    lines: impl Iterator<Item = &'a Line>,
+    (reading, width, step): (Reading, i64, i64),
+    wanted: &Wanted,
+    schema: &Schema,
+) -> String {
+    let table = name_of(group.table, reading.table);
+    let field = |name: &str, tail: &str| schema.field(&table, &format!("{name}{tail}"));
+    // What the increases cover: after a gap more than a bucket. Older roll-ups do not tell, nor do they know the least and
+    // the greatest rate.
+    let counter = group.charts.iter().flat_map(|it| it.lines).find(|it| it.value != Gauge);
+    let told = counter.map_or("NULL".to_owned(), |it| field(it.field, "_increase"));
+    let covered = field("time", "_increase");
+    let width = width * MS;
+    let seconds = format!("coalesce({covered}, CASE WHEN {told} IS NOT NULL THEN {width} END) / 1e9");
+    // Of a second, a hundredth of the time that its vCPUs have, ns.
+    let percent = format!("(nullif({}, 0) * 1e7)", field("cpus", "_last"));
+    let list = lines.map(|line| {
+        let of = |tail: &str| field(line.field, tail);
+        let (increase, least, most) = (of("_increase"), of("_rate_min"), of("_rate_max"));
+        match line.value {
+            Gauge => format!("avg({}), min({}), max({})", of("_mean"), of("_min"), of("_max")),
+            Rate => format!("avg({increase}) / avg({seconds}), min({least}), max({most})"),
+            Share => format!(
+                "avg({increase}) / avg({seconds} * {percent}), min({least} / {percent}), max({most} / {percent})"
+            ),
         }
-        if line.value != Gauge && reading.table != Table::Raw {
-            // Over the time that it covers, which after a gap is more than a bucket. Older ones do not know their least and
-            // greatest.
-            for (name, tail) in [("d", "_increase"), ("l", "_rate_min"), ("h", "_rate_max")] {
-                let _ = write!(read, ", {} AS {name}{place}", field(tail));
+    });
+    let (tags, of_kind) = tags_of(group);
+    format!(
+        "SELECT CAST(date_bin(INTERVAL '{step} milliseconds', time) AS BIGINT) AS at, {tags}make_array({}) AS v \
+         FROM {table} WHERE {} = $uuid{of_kind} AND {}{} ORDER BY 1",
+        list.collect::<Vec<_>>().join(", "),
+        schema.uuid(&table),
+        within(wanted),
+        grouped_by(group),
+    )
+}
+
+/// From every reading.
+fn of_readings<'a>(
+    group: &Group,
+    lines: impl Iterator<Item = &'a Line>,
+    reading: Reading,
+    wanted: &Wanted,
+    schema: &Schema,
+) -> String {
+    let table = group.table;
+    let (uuid, host) = (schema.uuid(table), schema.tag(table, &["host"]));
+    let (tags, of_kind) = tags_of(group);
+    let (mut read, mut worked_out, mut list) = (String::new(), String::new(), Vec::new());
+    let mut has_share = false;
+    for (place, line) in lines.enumerate() {
+        let field = schema.field(table, line.field);
+        // A division stands outside of its CASE: within, each row would be looked at for whether to divide.
+        let _ = match line.value {
+            Gauge => {
+                write!(read, ", CAST({field} AS DOUBLE) AS v{place}").and(write!(worked_out, ", v{place}"))
             }
-            let (all, one) = if line.value == Share { ("room", "cpus / 1e7") } else { ("seconds", "1.0") };
-            let _ = write!(
-                worked_out,
-                ", d{place} / {all} AS v{place}, l{place} / {one} AS l{place}, h{place} / {one} AS h{place}"
-            );
-            list.push(format!(
-                "avg(v{place}), min(coalesce(l{place}, v{place})), max(coalesce(h{place}, v{place}))"
-            ));
-            continue;
-        }
-        let _ = match line.value {
-            Gauge => write!(read, ", CAST({} AS DOUBLE) AS v{place}", field("")),
-            _ => write!(read, ", {0} - lag({0}) OVER one AS d{place}", field("")),
-        };
-        // The division stands outside: within, each row would be looked at for whether to divide.
-        let _ = match line.value {
-            Gauge => write!(worked_out, ", v{place}"),
-            Rate => write!(worked_out, ", CASE WHEN d{place} >= 0 THEN d{place} END / seconds AS v{place}"),
-            Share => write!(worked_out, ", CASE WHEN d{place} >= 0 THEN d{place} END / room AS v{place}"),
+            Rate | Share => {
+                has_share |= line.value == Share;
+                let over = if line.value == Share { "room" } else { "seconds" };
+                let _ = write!(read, ", {field} - lag({field}) OVER one AS d{place}");
+                write!(worked_out, ", CASE WHEN d{place} >= 0 THEN d{place} END / {over} AS v{place}")
+            }
         };
         match reading.step {
             Some(_) => list.extend(["avg", "min", "max"].map(|it| format!("{it}(v{place})"))),
             None => list.push(format!("v{place}")),
         }
     }
-    if reading.table != Table::Raw {
-        let _ = write!(read, ", {} AS covered", schema.field(&table, "time_increase"));
-    }
     let list = list.join(", ");
-    let at = match reading.step {
-        Some(step) => format!("date_bin(INTERVAL '{step} milliseconds', time)"),
-        None => "time".to_owned(),
-    };
-    let grouped = match (reading.step, group.devices) {
-        (None, _) => "",
-        (Some(_), Some(_)) => " GROUP BY 1, 2",
-        (Some(_), None) => " GROUP BY 1",
+    let (at, grouped) = match reading.step {
+        Some(step) => (format!("date_bin(INTERVAL '{step} milliseconds', time)"), grouped_by(group)),
+        None => ("time".to_owned(), ""),
     };
     // A hundredth of the time that its vCPUs had, ns.
-    let (steps, rated) = match has_share {
-        true => ("rated", "rated AS (SELECT *, seconds * cpus * 1e7 AS room FROM timed), "),
-        false => ("timed", ""),
-    };
-    let covered = match reading.table.width() {
-        None => {
-            let limit = reading.step_limit.saturating_mul(MS);
-            format!("WHEN step > 0 AND step <= {limit} THEN CAST(step AS DOUBLE)")
-        }
-        // Older roll-ups do not tell: the increase over a bucket that follows a gap has that of the gap in it.
-        Some(width) => {
-            let width = width * MS;
-            format!(
-                "WHEN covered > 0 THEN CAST(covered AS DOUBLE) WHEN step IS NULL OR step = {width} THEN {width}.0"
-            )
-        }
+    let (cpus, steps, rated) = match has_share {
+        true => (
+            format!(", nullif({}, 0) AS cpus", schema.field(table, "cpus")),
+            "rated",
+            "rated AS (SELECT *, seconds * cpus * 1e7 AS room FROM timed), ",
+        ),
+        false => (String::new(), "timed", ""),
     };
     // `ntile` is 1 for every row. It needs all of a start at once, and so `lag` is worked out by columns, not row by row.
     format!(
-        "WITH readings AS (SELECT {tags}time{read}, \
+        "WITH readings AS (SELECT {tags}time{cpus}{read}, \
          CAST(time AS BIGINT) - CAST(lag(time) OVER one AS BIGINT) AS step, ntile(1) OVER one AS one_start \
          FROM {table} WHERE {uuid} = $uuid{of_kind} AND {} AND {} \
          WINDOW one AS (PARTITION BY {tags}{host}, \"VMID\" ORDER BY time)), \
-         timed AS (SELECT *, CASE {covered} END / 1e9 AS seconds \
+         timed AS (SELECT *, CASE WHEN step > 0 AND step <= {} THEN CAST(step AS DOUBLE) END / 1e9 AS seconds \
          FROM readings WHERE {} AND one_start = 1), \
          {rated}steps AS (SELECT {tags}time{worked_out} FROM {steps}) \
          SELECT CAST({at} AS BIGINT) AS at, {tags}make_array({list}) AS v FROM steps{grouped} ORDER BY 1",
         // The first step needs the reading before.
         since(wanted.from.saturating_sub(reading.step_limit)),
         before(wanted.to),
+        reading.step_limit.saturating_mul(MS),
         since(wanted.from),
     )
 }
@@ -667,6 +688,10 @@ fn charts(
             };
             let spread = width == 3;
             let mean = column(0);
+            // Where it is not known it is the mean.
+            let column = |offset: usize| -> Vec<Option<f64>> {
+                column(offset).into_iter().zip(&mean).map(|(it, mean)| it.or(*mean)).collect()
+            };
             at += width;
             // What its hypervisor never tells is written as 0.
             let is_told =
@@ -677,9 +702,9 @@ fn charts(
             series.push(Series {
                 id: line.field.to_owned(),
                 label: line.label.to_owned(),
-                mean,
                 min: spread.then(|| column(1)),
                 max: spread.then(|| column(2)),
+                mean,
             });
         }
         if chart.id == CPU {
