@@ -213,6 +213,9 @@ struct OpenField {
     present: Option<Vec<bool>>,
 }
 
+/// The series of rows, by their place.
+pub(crate) type Keys = Arc<Vec<Arc<SeriesKey>>>;
+
 /// Rows that change no more.
 #[derive(Debug)]
 pub(crate) struct Chunk {
@@ -220,7 +223,7 @@ pub(crate) struct Chunk {
     pub(crate) rows: RecordBatch,
     /// For each row the place of its series in `keys`.
     pub(crate) series: Vec<SeriesId>,
-    pub(crate) keys: Arc<Vec<Arc<SeriesKey>>>,
+    pub(crate) keys: Keys,
     pub(crate) times: Times,
     pub(crate) late: Option<Times>,
 }

@@ -3,13 +3,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use arrow::datatypes::SchemaRef;
-use telemetry::lines::{SeriesKey, TableBatch};
+use telemetry::lines::TableBatch;
 
 use crate::error::{Result, StoreError};
 use crate::files::StoredFile;
 use crate::last::Last;
 use crate::manifest::Mark;
-use crate::memory::{Chunk, Memory, Times, WantedTags, has_tags, overlap};
+use crate::memory::{Chunk, Keys, Memory, Times, WantedTags, has_tags, overlap};
 use crate::merge::{Chunks, Rule, Sorted, Source};
 use crate::rollup::{self, Carry, Give};
 use crate::schema::{Columns, Kind, TIME};
@@ -197,7 +197,7 @@ impl Snapshot {
 /// The rows of these chunks that are of series with these tags.
 fn only(chunks: &[Arc<Chunk>], tags: &WantedTags) -> Result<Vec<Arc<Chunk>>> {
     let mut found = Vec::new();
-    let mut of: Option<(&Arc<Vec<Arc<SeriesKey>>>, Vec<bool>)> = None;
+    let mut of: Option<(&Keys, Vec<bool>)> = None;
     for chunk in chunks {
         // Mostly the same as those of the chunk before.
         if of.as_ref().is_none_or(|it| !Arc::ptr_eq(it.0, &chunk.keys)) {
