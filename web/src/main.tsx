@@ -9,11 +9,12 @@ import "./style.css";
 /** The first event comes at once; if not within this, the fleet is asked for without the stream. */
 const FIRST_EVENT_MS = 2_000;
 
-const reopen = listen(hear);
+let reopen = () => {};
+const root = document.getElementById("app");
+// What the page itself asks for goes out first.
+if (root !== null) render(<App reopen={() => reopen()} />, root);
+void checkSession();
+reopen = listen(hear);
 setTimeout(() => {
   if (view.value.fleet === null) void askOnce();
 }, FIRST_EVENT_MS);
-void checkSession();
-
-const root = document.getElementById("app");
-if (root !== null) render(<App reopen={reopen} />, root);

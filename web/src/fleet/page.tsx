@@ -9,7 +9,7 @@ import { byteRate, clock, count, kib, percent, stateName } from "../units.ts";
 import { NoFleet, NoVms } from "./empty.tsx";
 import { Hosts } from "./hosts.tsx";
 import { descendingByDefault, isKey, isLate, matches, NAMES, Order, type Filter, type Sort } from "./order.ts";
-import { updateBegan, view } from "./state.ts";
+import { showSparks, updateBegan, view } from "./state.ts";
 import { Table } from "./table.tsx";
 import { Talkers } from "./talkers.tsx";
 import { totals, type Total } from "./totals.ts";
@@ -22,6 +22,11 @@ const DEFAULT_SORT: Sort = { key: "cpu", descending: true };
 export function FleetPage({ query }: { query: URLSearchParams }) {
   const { fleet, up } = useStore(view);
   const measured = useRef(0);
+
+  useEffect(() => {
+    showSparks(true);
+    return () => showSparks(false);
+  }, []);
 
   useLayoutEffect(() => {
     if (updateBegan === measured.current) return;

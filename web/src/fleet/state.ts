@@ -29,6 +29,10 @@ export let updateBegan = 0;
 let waiting: string | null = null;
 /** As the news has it: a cycle that waits to be drawn has ended it already. */
 let trouble: string | null = null;
+/** Somebody looks at sparklines: for others their past is not asked for. */
+let shown = false;
+/** Their past was asked for, and nothing was missed since. */
+let whole = false;
 let seeding = false;
 /** History was wanted again while its answer was awaited: that one may be from before the hole. */
 let seedAgain = false;
@@ -47,7 +51,7 @@ export function hear(news: News): void {
     trouble = news.text;
     view.set({ ...view.value, trouble });
   } else if (news.kind === "hole") {
-    void seed();
+    lose();
   } else {
     view.set({ ...view.value, up: news.up, downSince: news.since });
     // The stream does not tell why it was refused; and that it is there again may be another tab's login.
@@ -72,14 +76,27 @@ export async function askOnce(): Promise<void> {
   }
 }
 
+/** Sparklines come into view, or leave it. */
+export function showSparks(on: boolean): void {
+  shown = on;
+  if (on && !whole && view.value.fleet !== null) void seed();
+}
+
+/** Something was missed. */
+function lose(): void {
+  whole = false;
+  if (shown) void seed();
+}
+
 /** Asks for the sparklines' past; what the stream told meanwhile is put behind it. */
-export async function seed(): Promise<void> {
+async function seed(): Promise<void> {
   seedAgain = true;
   if (seeding) return;
   seeding = true;
   try {
     while (seedAgain) {
       seedAgain = false;
+      whole = true;
       await seedOnce();
     }
   } finally {
@@ -95,6 +112,7 @@ async function seedOnce(): Promise<void> {
     view.set({ ...view.value });
   } catch (error) {
     // Sparklines then fill from the stream; a lost connection and a refusal are told elsewhere.
+    whole = false;
     if (!(error instanceof Unreachable || error instanceof Refused)) throw error;
   }
 }
@@ -105,7 +123,7 @@ function take(): void {
   const fleet = JSON.parse(waiting) as Fleet;
   waiting = null;
   const before = view.value.fleet;
-  if (before === null || missed(before, fleet)) void seed();
+  if (before === null || missed(before, fleet)) lose();
   sparks.add(fleet.vms);
   view.set({ ...view.value, fleet, arrived: performance.now(), trouble });
 }
