@@ -4,17 +4,31 @@ import { App } from "./app.tsx";
 import { askOnce, hear, view } from "./fleet/state.ts";
 import { checkSession } from "./http.ts";
 import { listen } from "./live/client.ts";
+import { route } from "./route.ts";
+import { afterLoad } from "./vm/load.ts";
 import "./style.css";
 
 /** The first event comes at once; if not within this, the fleet is asked for without the stream. */
 const FIRST_EVENT_MS = 2_000;
+/** Charts go first: the stream's worker is a process of its own in some browsers, and takes its time to start. */
+const DRAWN_AFTER_MS = 200;
+const LOADED_WITHIN_MS = 1_000;
 
 let reopen = () => {};
 const root = document.getElementById("app");
-// What the page itself asks for goes out first.
 if (root !== null) render(<App reopen={() => reopen()} />, root);
 void checkSession();
-reopen = listen(hear);
-setTimeout(() => {
-  if (view.value.fleet === null) void askOnce();
-}, FIRST_EVENT_MS);
+let streams = false;
+if (route().value.page === "vm") {
+  afterLoad(() => setTimeout(stream, DRAWN_AFTER_MS));
+  setTimeout(stream, LOADED_WITHIN_MS);
+} else stream();
+
+function stream(): void {
+  if (streams) return;
+  streams = true;
+  reopen = listen(hear);
+  setTimeout(() => {
+    if (view.value.fleet === null) void askOnce();
+  }, FIRST_EVENT_MS);
+}

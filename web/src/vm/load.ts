@@ -25,6 +25,18 @@ const LONGEST_MS = 60_000;
 /** A piece of more than this part of the span costs as much as the whole. */
 const LARGEST_PIECE = 0.25;
 
+const waiting = new Set<() => void>();
+
+/** Calls back once, when the first charts of a VM are there or could not be had. */
+export function afterLoad(callback: () => void): void {
+  waiting.add(callback);
+}
+
+function settled(): void {
+  for (const callback of waiting) callback();
+  waiting.clear();
+}
+
 export function useVmPage(uuid: string, range: Range, points: number): Loaded & { retry: () => void } {
   const { fleet, up } = useStore(view);
   const key = range.live ? range.name : `${range.from} ${range.to}`;
@@ -49,9 +61,12 @@ export function useVmPage(uuid: string, range: Range, points: number): Loaded & 
       (page) => {
         piece.current.at = performance.now();
         setState({ page, from: page.from, to: page.to, loading: false, parts: null, error: null, key });
+        settled();
       },
       (error: unknown) => {
-        if (!control.signal.aborted) setState((old) => ({ ...old, loading: false, parts: null, error: known(error) }));
+        if (control.signal.aborted) return;
+        setState((old) => ({ ...old, loading: false, parts: null, error: known(error) }));
+        settled();
       },
     );
     return () => control.abort();
