@@ -221,6 +221,12 @@ async fn a_gap_is_a_gap_and_a_reset_is_no_spike() {
             0..120 => reading(&mut lines, &tags(UUID, "old", 3), step, at),
             // The second one leaves something of each of its minutes.
             120..132 | 150..161 => {}
+            // A disk is not told for five minutes, and then all that was written meanwhile.
+            24..84 => {
+                let mut some = String::new();
+                reading(&mut some, &tags(UUID, "old", 3), step, at);
+                lines.push_str(&some.replace(&format!("disk_wr_bytes={}i,", step * 4_000), ""));
+            }
             _ => reading(&mut lines, &tags(UUID, "new", 9), (n - 132) * 5, at),
         }
     }
@@ -307,6 +313,10 @@ async fn a_gap_is_a_gap_and_a_reset_is_no_spike() {
     let line = pages.series(&query, "cpu", "timeusr").await;
     let most = line["max"].as_array().expect("numbers").iter().filter_map(Value::as_f64).fold(0.0, f64::max);
     assert_eq!(most, 100.0, "as many vCPUs as it has");
+    let line = pages.series(&query, "disk", "disk_wr_bytes").await;
+    let means = line["mean"].as_array().expect("numbers").iter().filter_map(Value::as_f64);
+    let means: Vec<f64> = means.collect();
+    assert!(means.iter().all(|it| *it <= 4_000.0 * 1.8), "what was absent is no spike: {means:?}");
 }
 
 fn percent(text: &str) -> String {

@@ -699,13 +699,12 @@ fn charts(
             if !is_told {
                 continue;
             }
-            series.push(Series {
-                id: line.field.to_owned(),
-                label: line.label.to_owned(),
-                min: spread.then(|| column(1)),
-                max: spread.then(|| column(2)),
-                mean,
-            });
+            let (min, max) = (spread.then(|| column(1)), spread.then(|| column(2)));
+            let mean = match (&min, &max) {
+                (Some(min), Some(max)) => within_bounds(&mean, min, max),
+                _ => mean,
+            };
+            series.push(Series { id: line.field.to_owned(), label: line.label.to_owned(), mean, min, max });
         }
         if chart.id == CPU {
             series = parts_of_cpu(series);
@@ -726,6 +725,16 @@ fn shown(value: f64, of: charts::Value) -> f64 {
     let value = if of == Share { value.min(100.0) } else { value };
     let scale = if value.abs() < 1_000.0 { 1e6 } else { 1e3 };
     (value * scale).round() / scale
+}
+
+/// Means between the least and the greatest. A counter that was absent while its VM was read has an increase over more
+/// time than the roll-up's readings cover: over these alone it would be a spike that never was.
+fn within_bounds(mean: &[Option<f64>], min: &[Option<f64>], max: &[Option<f64>]) -> Vec<Option<f64>> {
+    let bounded = |((mean, min), max): ((&Option<f64>, &Option<f64>), &Option<f64>)| {
+        let mean = (*mean)?;
+        Some(mean.min(max.unwrap_or(mean)).max(min.unwrap_or(mean)))
+    };
+    mean.iter().zip(min).zip(max).map(bounded).collect()
 }
 
 /// User, system and what is left of all.
