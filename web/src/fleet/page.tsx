@@ -104,13 +104,15 @@ function Summary({ fleet, total, to }: { fleet: Fleet; total: Total; to: To }) {
   const stuck = fleet.vms.filter((vm) => !vm.ok).length;
   const late = fleet.vms.filter((vm) => vm.ok && isLate(vm, fleet.now)).length;
   const silent = fleet.hosts.filter((host) => host.silent);
+  // Where nothing is read there is no sum: 0 would be one.
+  const sum = (value: number) => (total.vms === 0 && fleet.vms.length > 0 ? null : value);
   return (
     <dl class="summary" aria-label="Totals">
       <div><dt>VMs</dt><dd>{count(fleet.vms.length)} <small>on {count(fleet.hosts.length)} {fleet.hosts.length === 1 ? "host" : "hosts"}</small></dd></div>
       <div><dt>CPU</dt><dd>{percent(total.cpus === 0 ? null : (100 * total.cores) / total.cpus)} <small>{total.cores.toFixed(1)} of {count(total.cpus)} vCPUs</small></dd></div>
-      <div><dt>Memory used</dt><dd>{kib(total.used)} <small>of {kib(total.assigned)}</small></dd></div>
-      <div><dt>Network</dt><dd>{byteRate(total.rx)} <small>in</small> {byteRate(total.tx)} <small>out</small></dd></div>
-      <div><dt>Disks</dt><dd>{byteRate(total.rd)} <small>read</small> {byteRate(total.wr)} <small>written</small></dd></div>
+      <div><dt>Memory used</dt><dd>{kib(sum(total.used))} <small>of {kib(sum(total.assigned))}</small></dd></div>
+      <div><dt>Network</dt><dd>{byteRate(sum(total.rx))} <small>in</small> {byteRate(sum(total.tx))} <small>out</small></dd></div>
+      <div><dt>Disks</dt><dd>{byteRate(sum(total.rd))} <small>read</small> {byteRate(sum(total.wr))} <small>written</small></dd></div>
       {stuck > 0 && <div class="alarm bad"><dt>Stuck</dt><dd><a href={to({ state: "stuck", q: "", host: "" })}>▲ {count(stuck)}</a></dd></div>}
       {silent.length > 0 && (
         <div class="alarm bad">

@@ -3,8 +3,9 @@
 import type { FleetHistory, Vm } from "../api.ts";
 
 export const POINTS = 60;
-/** Until history says otherwise: 15 minutes in 60 points. */
-const DEFAULT_STEP_MS = 15_000;
+const SPAN_MS = 15 * 60_000;
+/** Until history says otherwise. */
+const DEFAULT_STEP_MS = SPAN_MS / POINTS;
 
 class Ring {
   readonly means = new Float32Array(POINTS).fill(NaN);
@@ -69,12 +70,14 @@ export class Sparks {
 
   /** The values of the 15 minutes up to `at`, oldest first; NaN is a gap. */
   values(uuid: string, at: number): Float32Array {
-    const values = new Float32Array(POINTS).fill(NaN);
+    // Where VMs are read seldom, a bucket is longer, and there are fewer.
+    const points = Math.max(2, Math.min(POINTS, Math.round(SPAN_MS / this.#step)));
+    const values = new Float32Array(points).fill(NaN);
     const ring = this.#rings.get(uuid);
     if (ring === undefined) return values;
     const newest = Math.floor(at / this.#step);
-    for (let i = 0; i < POINTS; i += 1) {
-      const bucket = newest - POINTS + 1 + i;
+    for (let i = 0; i < points; i += 1) {
+      const bucket = newest - points + 1 + i;
       if (bucket <= ring.head && bucket > ring.head - POINTS) values[i] = ring.means[bucket % POINTS] ?? NaN;
     }
     return values;
@@ -97,12 +100,12 @@ export function draw(canvas: HTMLCanvasElement, size: { width: number; height: n
   context.lineWidth = ratio;
   context.strokeStyle = colour.line;
   context.fillStyle = colour.fill;
-  const x = (i: number) => (i / (POINTS - 1)) * width;
+  const x = (i: number) => (i / (values.length - 1)) * width;
   const y = (value: number) => height - ratio - (Math.min(100, value) / 100) * (height - 2 * ratio);
-  for (let start = 0; start < POINTS; start += 1) {
+  for (let start = 0; start < values.length; start += 1) {
     if (Number.isNaN(values[start])) continue;
     let end = start;
-    while (end + 1 < POINTS && !Number.isNaN(values[end + 1])) end += 1;
+    while (end + 1 < values.length && !Number.isNaN(values[end + 1])) end += 1;
     if (end === start) {
       context.fillStyle = colour.line;
       context.fillRect(x(start) - ratio, y(values[start] ?? 0) - ratio, 2 * ratio, 2 * ratio);

@@ -3,7 +3,7 @@ import { useMemo } from "preact/hooks";
 import type { Fleet } from "../api.ts";
 import { vmLink } from "../route.ts";
 import { byteRate, count, growth } from "../units.ts";
-import { rank, type Key } from "./order.ts";
+import { isLate, rank, type Key } from "./order.ts";
 import type { To } from "./page.tsx";
 import { talkers } from "./totals.ts";
 
@@ -35,7 +35,7 @@ export function Talkers({ fleet, to }: { fleet: Fleet; to: To }) {
 }
 
 function List({ fleet, to, ranking }: { fleet: Fleet; to: To; ranking: Ranking }) {
-  const top = useMemo(() => talkers(fleet.vms, ranking.by, LENGTH), [fleet]);
+  const top = useMemo(() => talkers(fleet.vms.filter((vm) => !isLate(vm, fleet.now)), ranking.by, LENGTH), [fleet]);
   const most = top[0] === undefined ? 1 : Number(rank(top[0], ranking.by));
   return (
     <div class="talker">

@@ -32,11 +32,12 @@ use crate::http::{Turn, Turns};
 const FRESH_FOR: Duration = Duration::from_secs(1);
 /// What changes slowly, such as errors of the last minutes and which columns there are, is asked for this often.
 const SLOWLY: Duration = Duration::from_secs(60);
-/// Seconds that the newest readings are looked for at least, while nobody knows the interval: that of a minute is found.
-const FIRST_LOOK_S: u64 = 150;
+/// Seconds that the newest readings are looked for at least, while nobody knows the interval: VMs of a host that has been
+/// silent for less are shown after a restart too.
+const FIRST_LOOK_S: u64 = 900;
 /// After something was written, for the rest of its cycle.
 const SETTLE: Duration = Duration::from_millis(250);
-/// The width of a bucket of a sparkline, seconds: 60 of them.
+/// The least width of a bucket of a sparkline, seconds: 60 of them.
 const SPARK_STEP_S: i64 = 15;
 /// Paces of hypervisors are looked for in the last so many seconds; those that are read more seldom, further back.
 const PACES_S: u64 = 600;
@@ -207,11 +208,12 @@ impl Board {
         }
         let _turn = self.begin(&state).await?;
         self.look(&mut state.slow).await?;
-        let sql = fleet::history(&state.slow.schema, SPARK_STEP_S);
+        let interval = state.interval.unwrap_or(self.interval_ms());
+        let step_s = fleet::spark_step(SPARK_STEP_S, interval);
+        let sql = fleet::history(&state.slow.schema, step_s);
         let asked = some(self.source.rows(fleet::TABLE, &sql, Params::new()).await);
         let rows = remembered(&mut state.failed, asked)?;
-        let interval = state.interval.unwrap_or(self.interval_ms());
-        let history = Arc::new(fleet::histories(&rows, SPARK_STEP_S, interval, self.now_ms()));
+        let history = Arc::new(fleet::histories(&rows, step_s, interval, self.now_ms()));
         state.history = Some((Instant::now(), Arc::clone(&history)));
         Ok(history)
     }

@@ -238,6 +238,12 @@ pub(crate) fn ended(schema: &Schema) -> Option<String> {
     })
 }
 
+/// The time of day, as warnings have it; ms since 1970.
+fn clock(at: i64) -> String {
+    let seconds = (at / 1_000).rem_euclid(86_400);
+    format!("{:02}:{:02} UTC", seconds / 3_600, seconds / 60 % 60)
+}
+
 /// Who is gone, for whoever looks for it in vain.
 pub(crate) fn gone(ended: &[Ended], vms: &[Vm]) -> Vec<Warning> {
     let mut told: BTreeSet<&str> = vms.iter().map(|it| it.uuid.as_str()).collect();
@@ -245,12 +251,11 @@ pub(crate) fn gone(ended: &[Ended], vms: &[Vm]) -> Vec<Warning> {
     for it in ended {
         let Some(uuid) = it.uuid.as_deref().filter(|it| told.insert(it)) else { continue };
         let (event, name) = (it.event.as_deref().unwrap_or("stopped"), it.name.as_deref().unwrap_or(uuid));
-        let seconds = (it.at / 1_000_000_000).rem_euclid(86_400);
         let reason = it.reason.as_deref().filter(|it| !it.is_empty());
         let reason = reason.map(|it| format!(" ({it})")).unwrap_or_default();
         warnings.push(Warning {
             level: if event == "crashed" { Level::Error } else { Level::Warning },
-            text: format!("{name} {event} at {:02}:{:02} UTC{reason}", seconds / 3_600, seconds / 60 % 60),
+            text: format!("{name} {event} at {}{reason}", clock(it.at / MS)),
             advice: Some(format!("its past is at vm/{uuid}")),
         });
     }
@@ -508,11 +513,12 @@ pub(crate) fn fleet(
         vm.interval = paces.of(&vm.host);
         let host =
             hosts.entry(vm.host.clone()).or_insert_with(|| Host { name: vm.host.clone(), ..Host::default() });
+        host.at = host.at.max(Some(vm.at));
         host.vms += 1;
         host.stuck += usize::from(!vm.ok);
     }
     for (name, host) in &mut hosts {
-        host.at = newest.get(name).copied();
+        host.at = host.at.max(newest.get(name).copied());
         host.silent = is_silent(name);
         host.interval = paces.of(name);
     }
@@ -530,7 +536,10 @@ fn warnings(vms: &[Vm], hosts: &[Host], own: &[Status]) -> Vec<Warning> {
     for host in hosts.iter().filter(|it| it.silent && !is_told(&it.name)) {
         warnings.push(Warning {
             level: Level::Error,
-            text: format!("{} is silent: it could not be read of late", host.name),
+            text: match host.at {
+                Some(at) => format!("{} is silent: nothing was read of it since {}", host.name, clock(at)),
+                None => format!("{} is silent: it could not be read of late", host.name),
+            },
             advice: Some(
                 "see whether it is up, its libvirtd answers and its clock is right; kvmetry check tells more"
                     .to_owned(),
@@ -541,7 +550,12 @@ fn warnings(vms: &[Vm], hosts: &[Host], own: &[Status]) -> Vec<Warning> {
     if !stuck.is_empty() {
         warnings.push(Warning {
             level: Level::Error,
-            text: format!("{} do not answer their hypervisor: {}", count(stuck.len(), "VM"), some(&stuck)),
+            text: match &*stuck {
+                [one] => format!("{one} does not answer its hypervisor"),
+                _ => {
+                    format!("{} do not answer their hypervisor: {}", count(stuck.len(), "VM"), some(&stuck))
+                }
+            },
             advice: Some("look for hung storage (dead NFS, full disk) on their host".to_owned()),
         });
     }
@@ -636,6 +650,12 @@ pub(crate) struct Bucket {
     cpus: Option<i64>,
 }
 
+/// The width of a bucket of a sparkline, seconds: `least` or so many times it that each bucket has a reading.
+pub(crate) fn spark_step(least: i64, interval: i64) -> i64 {
+    let times = interval.div_euclid(least * 1_000) + i64::from(interval % (least * 1_000) > 0);
+    least * times.clamp(1, HISTORY_MINUTES * 60 / least / 2)
+}
+
 /// Asks for the last reading of each VM in each bucket of so many seconds, and in the one before the first.
 pub(crate) fn history(schema: &Schema, step_s: i64) -> String {
     let uuid = schema.uuid(TABLE);
@@ -691,6 +711,12 @@ mod tests {
             ok: true,
             ..Vm::default()
         }
+    }
+
+    #[test]
+    fn a_bucket_of_a_sparkline_has_a_reading() {
+        let found = [1_000, 5_000, 15_000, 20_000, 60_000, 3_600_000].map(|it| spark_step(15, it));
+        assert_eq!(found, [15, 15, 15, 30, 60, 450]);
     }
 
     fn host(name: &str, silent: bool) -> Host {
