@@ -1,11 +1,12 @@
 //! Roll-ups: `<table>_1m` and `<table>_1h`, a row for each series and minute or hour that has points.
 //!
 //! A bucket's row has the time of its start. Of a gauge it has `<field>_min`, `_max`, `_mean` and `_last`, of a counter
-//! `<field>_increase`, `_rate_min` and `_rate_max` (of one step, a second) and `_last`, of a text or boolean `_last`. An
-//! increase is the sum of the steps from one value to the next; a step across the edge of a bucket belongs to the later
-//! one; a step back, or one of more than [`STEP_LIMIT_NS`], is unknown and adds nothing; where no step is known there is no
-//! increase. Nor is there an increase or a mean where its sum is beyond what its type can hold. `time_increase` is the time
-//! from row to row that belongs to the bucket, ns: less than a bucket in a series' first one, more in one behind a gap.
+//! `<field>_increase`, `_rate_min` and `_rate_max` (of one step, a second, to a thousandth) and `_last`, of a text or
+//! boolean `_last`. An increase is the sum of the steps from one value to the next; a step across the edge of a bucket
+//! belongs to the later one; a step back, or one of more than [`STEP_LIMIT_NS`], is unknown and adds nothing; where no
+//! step is known there is no increase. Nor is there an increase or a mean where its sum is beyond what its type can
+//! hold. `time_increase` is the time from row to row that belongs to the bucket, ns: less than a bucket in a series'
+//! first one, more in one behind a gap.
 //!
 //! ```text
 //!  files' rows ──rebuild──▶ Carry ──advance(new rows)──▶ rows of buckets, Carry

@@ -8,7 +8,7 @@ use arrow::datatypes::Int32Type;
 use arrow::record_batch::RecordBatch;
 use telemetry::lines::SeriesKey;
 
-use super::summary::{COVERED, Shape, Summary, Value, array};
+use super::summary::{COVERED, Shape, Summary, Value, array, rounded_down, rounded_up};
 use super::{Fields, Open};
 use crate::error::{Result, StoreError};
 use crate::memory::{Chunk, Times, widen};
@@ -92,8 +92,11 @@ impl Finished {
                 }
                 Shape::Counter => {
                     add("increase", of(&|it| it.increase.known(), *kind));
-                    add("rate_min", of(&|it| it.rates.map(|it| Value::Float(it.0)), Kind::Float));
-                    add("rate_max", of(&|it| it.rates.map(|it| Value::Float(it.1)), Kind::Float));
+                    add(
+                        "rate_min",
+                        of(&|it| it.rates.map(|it| Value::Float(rounded_down(it.0))), Kind::Float),
+                    );
+                    add("rate_max", of(&|it| rounded_up(it.rates?.1).map(Value::Float), Kind::Float));
                 }
                 Shape::Last => {}
             }

@@ -138,10 +138,23 @@ pub(super) struct Step {
 impl Step {
     /// A second; `None` where no number is right.
     fn rate(&self) -> Option<f64> {
-        // Seven digits are as many as a chart shows, and take half the room in files.
-        let rate = f64::from((self.increase.as_f64() * 1e9 / self.ns as f64) as f32);
-        Some(rate).filter(|it| it.is_finite())
+        Some(self.increase.as_f64() * 1e9 / self.ns as f64).filter(|it| it.is_finite())
     }
+}
+
+/// What is left of a rate's digits in a file: three. All of them would take as much room as the rest of the roll-ups, where
+/// times jitter more than that.
+const RATE_BITS: u32 = 10;
+const DROPPED: u64 = (1 << (f64::MANTISSA_DIGITS - 1 - RATE_BITS)) - 1;
+
+/// A rate with fewer digits, not greater.
+pub(super) fn rounded_down(rate: f64) -> f64 {
+    f64::from_bits(rate.to_bits() & !DROPPED)
+}
+
+/// A rate with fewer digits, not less: rates are not negative. `None` where there is no such number.
+pub(super) fn rounded_up(rate: f64) -> Option<f64> {
+    Some(f64::from_bits((rate.to_bits() + DROPPED) & !DROPPED)).filter(|it| it.is_finite())
 }
 
 /// How much more a counter became.
@@ -256,6 +269,16 @@ mod tests {
     use telemetry::lines::limits::ROLLUP_TAILS;
 
     use super::*;
+
+    #[test]
+    fn a_rounded_rate_is_a_bound() {
+        for rate in [0.0, 1e-9, 0.1, 1.0, 25.0, 999.999, 1_000.0, 1e9 / 3.0, 1e300] {
+            let (low, high) = (rounded_down(rate), rounded_up(rate).expect("a number"));
+            assert!(low <= rate && rate <= high && high - low <= rate * 0.001, "{low} {rate} {high}");
+        }
+        assert_eq!((rounded_down(10_000.0), rounded_up(10_000.0)), (10_000.0, Some(10_000.0)));
+        assert_eq!(rounded_up(f64::MAX), None);
+    }
 
     #[test]
     fn columns_have_the_tails_that_no_tag_may_have() {

@@ -74,7 +74,7 @@ fn expected(points: &[Point], ns: i64) -> Vec<String> {
             {
                 *increases.entry(key.clone()).or_default() += value - old;
                 let rate = (value - old) as f64 * 1e9 / (time - at) as f64;
-                rates.entry(key.clone()).or_default().push(f64::from(rate as f32));
+                rates.entry(key.clone()).or_default().push(rate);
             }
         }
     }
@@ -91,8 +91,12 @@ fn expected(points: &[Point], ns: i64) -> Vec<String> {
                     increases.get(&key).map(|it| add("increase", it.to_string()));
                     let rates = rates.get(&key).into_iter().flatten().copied();
                     let rates = rates.map(|it| (it, it)).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
-                    rates.map(|it| add("rate_min", format!("{:.9}", it.0)));
-                    rates.map(|it| add("rate_max", format!("{:.9}", it.1)));
+                    // To ten bits behind the first, downwards and upwards.
+                    let dropped = (1_u64 << 42) - 1;
+                    let low = |it: f64| f64::from_bits(it.to_bits() & !dropped);
+                    let high = |it: f64| f64::from_bits((it.to_bits() + dropped) & !dropped);
+                    rates.map(|it| add("rate_min", format!("{:.9}", low(it.0))));
+                    rates.map(|it| add("rate_max", format!("{:.9}", high(it.1))));
                 } else {
                     add("min", values.iter().min().expect("one").to_string());
                     add("max", values.iter().max().expect("one").to_string());
