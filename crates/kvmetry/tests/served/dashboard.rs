@@ -209,6 +209,26 @@ async fn each_host_has_a_pace_of_its_own() {
     assert_eq!(vms, [(&json!("quick"), &json!(25.0)), (&json!("slow"), &json!(25.0))]);
 }
 
+/// Whoever comes first finds the VMs of a host that has been silent for minutes.
+#[tokio::test]
+async fn a_silent_host_keeps_its_vms() {
+    let pages = Pages::open();
+    let (now, mut lines) = (now_ns() - SECOND_NS, String::new());
+    for step in 0..3 {
+        let at = now - (2 - step) * 5 * SECOND_NS;
+        reading(&mut lines, &tags(UUID, "live", 3), step * 5, at);
+        let quiet = tags(OTHER, "quiet", 4).replace("kvm1", "kvm2");
+        reading(&mut lines, &quiet, step * 5, at - 400 * SECOND_NS);
+    }
+    pages.write(lines).await;
+    let fleet = pages.fleet().await;
+    let vms: Vec<_> = fleet["vms"].as_array().unwrap().iter().map(|it| (&it["name"], &it["host"])).collect();
+    assert_eq!(vms, [(&json!("live"), &json!("kvm1")), (&json!("quiet"), &json!("kvm2"))]);
+    let hosts: Vec<_> =
+        fleet["hosts"].as_array().unwrap().iter().map(|it| (&it["silent"], &it["vms"])).collect();
+    assert_eq!(hosts, [(&json!(false), &json!(1)), (&json!(true), &json!(1))]);
+}
+
 #[tokio::test]
 async fn a_gap_is_a_gap_and_a_reset_is_no_spike() {
     let pages = Pages::open();
