@@ -5,7 +5,7 @@ import { askOnce, hear, view } from "./fleet/state.ts";
 import { checkSession } from "./http.ts";
 import { listen } from "./live/client.ts";
 import { route } from "./route.ts";
-import { afterLoad } from "./vm/load.ts";
+import { firstLoad } from "./vm/load.ts";
 import "./style.css";
 
 /** The first event comes at once; if not within this, the fleet is asked for without the stream. */
@@ -20,7 +20,7 @@ if (root !== null) render(<App reopen={() => reopen()} />, root);
 void checkSession();
 let streams = false;
 if (route().value.page === "vm") {
-  afterLoad(() => setTimeout(stream, DRAWN_AFTER_MS));
+  void firstLoad.then(() => setTimeout(stream, DRAWN_AFTER_MS));
   setTimeout(stream, LOADED_WITHIN_MS);
 } else stream();
 

@@ -66,7 +66,7 @@ pub(crate) struct Registry {
     /// The series after the one that was asked for last.
     next: usize,
     /// `series` as the last chunk took it.
-    shared: Arc<Vec<Arc<SeriesKey>>>,
+    shared: Keys,
     /// The latest time of each.
     last: Vec<i64>,
     tags: HashMap<String, TagValues>,
@@ -129,7 +129,7 @@ impl Registry {
     }
 
     /// All series, by id.
-    fn share(&mut self) -> Arc<Vec<Arc<SeriesKey>>> {
+    fn share(&mut self) -> Keys {
         if self.shared.len() < self.series.len() {
             self.shared = Arc::new(self.series.clone());
             self.given += 8 * self.series.len();

@@ -1,6 +1,6 @@
 // Top talkers: short lists of who does most, each VM a link, each title sorts the table by it.
 import { useMemo } from "preact/hooks";
-import type { Fleet } from "../api.ts";
+import type { Fleet, Vm } from "../api.ts";
 import { vmLink } from "../route.ts";
 import { byteRate, count, growth } from "../units.ts";
 import { isLate, rank, type Key } from "./order.ts";
@@ -26,16 +26,17 @@ const RANKINGS: Ranking[] = [
 ];
 
 export function Talkers({ fleet, to }: { fleet: Fleet; to: To }) {
+  const vms = useMemo(() => fleet.vms.filter((vm) => !isLate(vm, fleet.now)), [fleet]);
   return (
     <section class="talkers" aria-labelledby="talkers-title">
       <h2 id="talkers-title">Top VMs</h2>
-      <div class="lists">{RANKINGS.map((ranking) => <List key={ranking.by} fleet={fleet} to={to} ranking={ranking} />)}</div>
+      <div class="lists">{RANKINGS.map((ranking) => <List key={ranking.by} vms={vms} to={to} ranking={ranking} />)}</div>
     </section>
   );
 }
 
-function List({ fleet, to, ranking }: { fleet: Fleet; to: To; ranking: Ranking }) {
-  const top = useMemo(() => talkers(fleet.vms.filter((vm) => !isLate(vm, fleet.now)), ranking.by, LENGTH), [fleet]);
+function List({ vms, to, ranking }: { vms: Vm[]; to: To; ranking: Ranking }) {
+  const top = useMemo(() => talkers(vms, ranking.by, LENGTH), [vms]);
   const most = top[0] === undefined ? 1 : Number(rank(top[0], ranking.by));
   return (
     <div class="talker">

@@ -25,17 +25,11 @@ const LONGEST_MS = 60_000;
 /** A piece of more than this part of the span costs as much as the whole. */
 const LARGEST_PIECE = 0.25;
 
-const waiting = new Set<() => void>();
-
-/** Calls back once, when the first charts of a VM are there or could not be had. */
-export function afterLoad(callback: () => void): void {
-  waiting.add(callback);
-}
-
-function settled(): void {
-  for (const callback of waiting) callback();
-  waiting.clear();
-}
+let settled = () => {};
+/** When the first charts of a VM are there or could not be had. */
+export const firstLoad = new Promise<void>((resolve) => {
+  settled = resolve;
+});
 
 export function useVmPage(uuid: string, range: Range, points: number): Loaded & { retry: () => void } {
   const { fleet, up } = useStore(view);

@@ -308,8 +308,12 @@ impl Board {
         if let Some(faults) = faults {
             slow.faults = faults.into_iter().filter_map(|it| Some((it.uuid?, it.faults))).collect();
         }
-        slow.hosts = hosts.unwrap_or(std::mem::take(&mut slow.hosts));
-        slow.ahead = ahead.unwrap_or(std::mem::take(&mut slow.ahead));
+        if let Some(hosts) = hosts {
+            slow.hosts = hosts;
+        }
+        if let Some(ahead) = ahead {
+            slow.ahead = ahead;
+        }
         if let Some(mut paces) = paces {
             // Those that are read more seldom than that.
             if paces.len() < slow.hosts.len() || paces.iter().any(fleet::Pace::is_unknown) {
