@@ -9,10 +9,11 @@
 //! one that is too long. A bucket without a reading is a gap. So that a spike never disappears, each bucket has the least
 //! and the greatest beside the mean.
 //!
-//! What there is to draw stands in [`charts`](mod@charts). A server that makes no roll-ups is asked for a long span part by
-//! part; buckets never lie across two.
+//! What there is to draw stands in [`charts`](mod@charts), what happened in [`marks`](mod@marks). A server that makes no
+//! roll-ups is asked for a long span part by part; buckets never lie across two.
 
 mod charts;
+mod marks;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -26,12 +27,12 @@ use tokio::try_join;
 
 use self::charts::Value::{Gauge, Rate, Share};
 use self::charts::{CPU, Chart, Group, Line, OF_DISKS, OF_NICS, OF_TREND, OF_VM};
+use self::marks::{EventRow, Life, MAX_MARKS, StateRow, events, joined, lives, marks, states};
 use super::fleet::is_uuid;
 use super::schema::Schema;
 use super::source::{MAX_PARTS, PART_MS, Params, Source, SourceError, some};
-use super::types::{Fleet, Mark, Panel, Series, Table, Unit, VmPage};
+use super::types::{Fleet, Panel, Series, Table, Unit, VmPage};
 use crate::http::{Params as UrlParams, Problem, Turn};
-use crate::table::state_name;
 
 const MS: i64 = 1_000_000;
 const SECOND_MS: i64 = 1_000;
@@ -52,10 +53,6 @@ const STEP_LIMIT_MS: i64 = 300 * SECOND_MS;
 /// How many points a chart may have.
 const POINTS: std::ops::RangeInclusive<i64> = 50..=4_000;
 const DEFAULT_POINTS: i64 = 800;
-/// Marks on a chart: more than these nobody can tell apart. The newest are shown.
-const MAX_MARKS: usize = 500;
-/// Events that tell a change of state.
-const OF_STATE: [&str; 6] = ["started", "stopped", "paused", "resumed", "crashed", "suspended"];
 /// NICs with charts, and disks.
 const MAX_DEVICES: usize = 64;
 /// Widths of buckets that fit a part, seconds.
@@ -397,23 +394,6 @@ struct Row {
     v: Vec<Option<f64>>,
 }
 
-/// A start of the VM, as a name on a host.
-#[derive(Debug, Deserialize)]
-struct Life {
-    name: Option<String>,
-    host: Option<String>,
-    vmid: Option<String>,
-    begin: i64,
-}
-
-#[derive(Debug, Deserialize)]
-struct EventRow {
-    at: i64,
-    event: Option<String>,
-    detail: Option<String>,
-    reason: Option<String>,
-}
-
 /// The rows that a page is made of.
 #[derive(Default)]
 struct Rows {
@@ -432,15 +412,6 @@ struct Readings {
     features: Reading,
     nics: Reading,
     disks: Reading,
-}
-
-/// A reading whose state is another than that of the reading before.
-#[derive(Debug, Deserialize)]
-struct StateRow {
-    at: i64,
-    since: i64,
-    state: i64,
-    before: i64,
 }
 
 /// The charts; `None` where no such VM was read in that time. `fleet`: the VMs that are read now. `told`: how many parts
@@ -536,20 +507,6 @@ pub(crate) async fn page(
         marks,
         notes,
     }))
-}
-
-/// The same start, found in several parts, began in the first of them.
-fn joined(lives: Vec<Life>) -> Vec<Life> {
-    let mut joined: Vec<Life> = Vec::new();
-    for life in lives {
-        let known = joined.iter().any(|it| {
-            (&it.vmid, &it.name, &it.host) == (&life.vmid, &life.name, &life.host) && it.begin <= life.begin
-        });
-        if !known {
-            joined.push(life);
-        }
-    }
-    joined
 }
 
 /// What asks for the rows of a page, or of a part of it.
@@ -784,98 +741,8 @@ fn moments(rows: &[Row], reading: Reading, wanted: &Wanted) -> (Vec<i64>, Vec<Op
     (times, places)
 }
 
-/// Asks for the starts of the VM, its names and hosts, within the span.
-fn lives(reading: Reading, wanted: &Wanted, schema: &Schema) -> String {
-    let table = name_of("vm_totals", reading.table);
-    let (uuid, name, host) = (schema.uuid(&table), schema.name(&table), schema.tag(&table, &["host"]));
-    format!(
-        "SELECT {name} AS name, {host} AS host, \"VMID\" AS vmid, CAST(min(time) AS BIGINT) AS begin FROM {table} \
-         WHERE {uuid} = $uuid AND {} GROUP BY 1, 2, 3 ORDER BY 4",
-        within(wanted)
-    )
-}
-
-/// Asks for the newest changes of the VM's state between two readings of one start of it.
-fn states(reading: Reading, wanted: &Wanted, schema: &Schema) -> String {
-    let table = name_of("vm_totals", reading.table);
-    let field = if reading.table == Table::Raw { "state" } else { "state_last" };
-    let (uuid, host) = (schema.uuid(&table), schema.tag(&table, &["host"]));
-    format!(
-        "WITH readings AS (SELECT {host} AS host, \"VMID\" AS vmid, time, {} AS state FROM {table} \
-         WHERE {uuid} = $uuid AND {}), \
-         steps AS (SELECT time, state, lag(time) OVER one AS since, lag(state) OVER one AS before FROM readings \
-         WINDOW one AS (PARTITION BY host, vmid ORDER BY time)) \
-         SELECT CAST(time AS BIGINT) AS at, CAST(since AS BIGINT) AS since, CAST(state AS BIGINT) AS state, \
-         CAST(before AS BIGINT) AS before FROM steps WHERE state <> before ORDER BY time DESC LIMIT {MAX_MARKS}",
-        schema.field(&table, field),
-        within(wanted)
-    )
-}
-
-fn events(wanted: &Wanted, schema: &Schema) -> String {
-    let table = "vm_events";
-    let uuid = schema.uuid(table);
-    let text = |name: &str| schema.tag(table, &[name]);
-    format!(
-        "SELECT CAST(time AS BIGINT) AS at, event, {} AS detail, {} AS reason FROM {table} WHERE {uuid} = $uuid AND {} \
-         ORDER BY time DESC LIMIT {}",
-        text("detail"),
-        text("reason"),
-        within(wanted),
-        // One more shows that there are more.
-        MAX_MARKS + 1
-    )
-}
-
 fn within(wanted: &Wanted) -> String {
     format!("{} AND {}", since(wanted.from), before(wanted.to))
-}
-
-fn marks(lives: &[Life], events: Vec<EventRow>, states: &[StateRow], from: i64) -> Vec<Mark> {
-    // An event tells the moment, and why. Where none came, the readings tell.
-    let is_told = |it: &&StateRow| {
-        let is_of_state = |event: &EventRow| OF_STATE.contains(&event.event.as_deref().unwrap_or_default());
-        !events.iter().any(|event| is_of_state(event) && (it.since..=it.at).contains(&event.at))
-    };
-    let name = |state: i64| state_name(state).map_or_else(|| format!("state {state}"), str::to_owned);
-    let states: Vec<Mark> = states
-        .iter()
-        .filter(is_told)
-        .map(|it| Mark {
-            at: it.at / MS,
-            kind: "state".to_owned(),
-            text: format!("{}, before {}", name(it.state), name(it.before)),
-        })
-        .collect();
-    let mut marks: Vec<Mark> = events
-        .into_iter()
-        .map(|it| {
-            let kind = it.event.unwrap_or_default();
-            let more = [it.detail, it.reason].into_iter().flatten().filter(|it| !it.is_empty());
-            let more: Vec<String> = more.collect();
-            let words = kind.replace('_', " ");
-            let text = if more.is_empty() { words } else { format!("{words}: {}", more.join(", ")) };
-            Mark { at: it.at / MS, kind, text }
-        })
-        .collect();
-    for pair in lives.windows(2) {
-        let [before, now] = pair else { continue };
-        let text = |it: &Option<String>| it.clone().unwrap_or_default();
-        let mut add = |kind: &str, text: String| {
-            marks.push(Mark { at: (now.begin / MS).max(from), kind: kind.to_owned(), text });
-        };
-        if before.host != now.host {
-            add("moved", format!("moved from {} to {}", text(&before.host), text(&now.host)));
-        } else if before.vmid != now.vmid {
-            add("restarted", format!("restarted: domain {} became {}", text(&before.vmid), text(&now.vmid)));
-        }
-        if before.name != now.name {
-            add("renamed", format!("renamed from {} to {}", text(&before.name), text(&now.name)));
-        }
-    }
-    marks.extend(states);
-    marks.sort_by_key(|it| it.at);
-    marks
 }
 
 #[cfg(test)]
